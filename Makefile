@@ -1,0 +1,34 @@
+# Everything a new checkout needs, with plain pip: `make demo`, `make test`, `make lint`. A second call reuses .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two spinning threads on a busy machine burn four times the CPU; no hub is asked for what is already on disk.
+export OMP_WAIT_POLICY ?= PASSIVE
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/.installed
+
+# setuptools-scm first: seqeval is built from source, and would fetch it without what it needs itself.
+# Then torch alone: a CPU build where the index has one, never a second copy behind another package's back.
+.venv/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt "setuptools>=77" wheel setuptools-scm
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/anit demo
+
+# One worker a core, one thread a worker.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not cluster"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info
