@@ -1,0 +1,465 @@
+"""The YAML of a run: every field, its meaning and its default, as pydantic models.
+
+`load_config(path, overrides)` reads a file, applies dotted `key=value` overrides and returns a `Config`. What is
+unknown or ill-typed raises `InputError` with the file, the line, the field's path and the nearest valid name.
+Sections are plain data: nothing here imports torch, so `anit data` and `anit --help` start at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from anit_ds.errors import InputError
+
+NoiseKind = Literal["none", "truncation", "shuffle", "insertion", "replacement", "padding", "opposite"]
+
+
+class Section(BaseModel):
+    """A part of the YAML: unknown keys are refused, and the docstring under a field is its documentation."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+
+class ModelConfig(Section):
+    name_or_path: str
+    """A Hugging Face hub id or a local folder with a causal LM and its tokenizer."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of weights and activations. `auto`: bfloat16 where the device computes it natively, else float32."""
+    attn: str = "sdpa"
+    """Attention implementation given to transformers: sdpa, eager, flash_attention_2."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint."""
+
+
+class MixItem(Section):
+    dataset: str
+    """Name of a data set (see data.dataset)."""
+    path: str | None = None
+    """Folder, file or hub id of this data set."""
+    weight: float = Field(1.0, gt=0)
+    """Share of this set's training samples drawn into an epoch: 0.5 takes half of them, 2 takes each twice."""
+    instructions: Literal["concise", "detailed"] | None = None
+    """Version of the instructions; by default data.instructions."""
+
+
+class DataConfig(Section):
+    dataset: str | None = None
+    """Name of a data set: 14lap, 14res, 15res, 16res, agnews, conll2003, nyt24, ontonotes5, scierc, sst2, webnlg,
+    wnut17, movie-reviews, or `jsonl` for files of your own (then give `instructions_file` too)."""
+    path: str | None = None
+    """Folder with the usual file names, one file (a split is then carved from it), or a hub id."""
+    mix: list[MixItem] = Field(default_factory=list)
+    """Several data sets in one run, each with its own instructions, noise and beta; in place of dataset and path."""
+    instructions: Literal["concise", "detailed"] = "detailed"
+    """Which version of the instructions: only the goal, or step-by-step guidance."""
+    instructions_file: str | None = None
+    """A YAML of your own with instructions, question, format and labels, in place of the shipped one."""
+    paraphrases: int | None = Field(None, ge=1)
+    """How many paraphrases of the instruction training draws from (all by default); 1 is the paper's setting."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training split that is used: a seeded subset, stratified for classification."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A broken line ends the run (`raise`), or is left out and counted (`skip`)."""
+    max_length: int = Field(512, ge=16)
+    """Longest prompt plus answer in tokens; a longer sample's text is cut, never its instruction or answer."""
+    max_train: int | None = Field(None, ge=1)
+    """Use at most this many training examples (a seeded choice)."""
+    max_dev: int | None = Field(None, ge=1)
+    """Use at most this many dev examples."""
+    max_test: int | None = Field(None, ge=1)
+    """Use at most this many test examples."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if bool(self.dataset) == bool(self.mix):
+            raise ValueError("give either dataset (with path) or mix, not both or neither")
+        return self
+
+
+class NoiseConfig(Section):
+    kind: NoiseKind = "replacement"
+    """Which noise bends the instructions; `none` leaves every instruction raw."""
+    omega: float = Field(0.2, ge=0, le=1)
+    """Noise level: the share of an instruction's words that the noise touches."""
+    phi: float = Field(0.8, ge=0, le=1)
+    """Share of the training samples whose instruction becomes noisy."""
+    resample: Literal["once", "epoch"] = "once"
+    """Draw the noise once, or anew each epoch (beta is then computed anew, too)."""
+    opposites: Literal["table", "chat"] = "table"
+    """Where opposite instructions come from: the table beside the instructions, or a chat model (cached)."""
+    chat_model: str = "gpt-4o"
+    """The chat model that writes opposites."""
+    base_url: str | None = None
+    """Any OpenAI-compatible endpoint for the chat model; the key comes from OPENAI_API_KEY only."""
+
+
+class DistortionConfig(Section):
+    kind: Literal["rbe", "lme"] = "rbe"
+    """How the semantic distortion beta is measured: word edit distance (rbe) or sentence embeddings (lme)."""
+    normalise: Literal["auto", "minmax", "length"] = "auto"
+    """Rule-based only: (d - min) / (max - min), or d / max(len). `auto`: minmax in the preset `paper`, else length
+    where instructions have several lengths."""
+    model: str = "text-embedding-3-large"
+    """LM-based only: an embedding model behind the OpenAI API, or with `local: true` a folder or hub id."""
+    local: bool = False
+    """Embed with a local transformers model (mean-pooled) in place of the API."""
+    base_url: str | None = None
+    """Any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY only and is never logged or saved."""
+    batch_size: int = Field(256, ge=1)
+    """Texts a request."""
+    max_batch_tokens: int = Field(100_000, ge=1)
+    """Tokens a request (estimated), whichever of the two limits comes first."""
+    cache: str | None = None
+    """The embeddings' cache file; by default in the user's cache folder."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds before a request is given up and tried again."""
+    max_retries: int = Field(8, ge=0)
+    """Tries after the first for 429, 5xx, time-outs and dropped connections, with exponential back-off."""
+
+
+class PromptConfig(Section):
+    style: Literal["plain", "chat"] = "plain"
+    """One field a line as in the paper, or the same fields inside the tokenizer's chat template."""
+    order: Literal["paper", "instruction_last"] = "paper"
+    """Instruction first (the paper), or just before Answer (ours)."""
+
+
+# What each method reads beside `name`; a key that a method does not read is refused rather than ignored.
+METHOD_KEYS: dict[str, frozenset[str]] = {
+    "sft": frozenset(),
+    "noisy_sft": frozenset(),
+    "neftune": frozenset({"neftune_alpha"}),
+    "random": frozenset({"eps", "eps_unit", "lambda_", "ball", "tokens", "beta_scope", "beta", "passes"}),
+    "fgsm": frozenset({"eps", "eps_unit", "lambda_", "tokens"}),
+    "fgm": frozenset({"eps", "eps_unit", "lambda_", "tokens"}),
+    "pgd": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps"}),
+    "freelb": frozenset({"eps", "eps_unit", "alpha", "tokens", "steps", "init_norm"}),
+    "anit": frozenset(
+        {"preset", "eps", "eps_unit", "alpha", "lambda_", "ball", "tokens", "beta_scope", "beta", "passes", "gradient"}
+    ),
+}
+
+# A preset fills what the YAML leaves unsaid. `paper` is the published text, `authors` what their code ran.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"ball": "frobenius", "tokens": "prompt", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3},
+    "authors": {"ball": "none", "tokens": "all", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3, "beta": 0.0},
+    "ours": {"ball": "linf", "tokens": "prompt", "eps": 0.3, "eps_unit": "relative", "alpha": 0.1},
+}
+
+
+class MethodConfig(Section):
+    name: str = "anit"
+    """sft, noisy_sft, neftune, random, fgsm, fgm, pgd, freelb or anit (method.md section 5). `sft` is raw
+    instructions by definition: it switches noise.kind to none; `noisy_sft` is the same on noisy ones."""
+    preset: Literal["paper", "authors", "ours"] = "ours"
+    """anit's settings where this section is silent: the paper's text, what its authors ran, or ours."""
+    eps: float = Field(1.0, ge=0)
+    """Radius of the ball and bound of the uniform start, in units of `eps_unit`."""
+    eps_unit: Literal["absolute", "relative"] = "absolute"
+    """`absolute`: eps and alpha in the units of the embeddings (the paper); `relative`: times the mean norm of a row of
+    the embedding table, so that one setting means the same on models of different scale (ours)."""
+    alpha: float = Field(1e-3, ge=0)
+    """Length of a gradient step, in units of `eps_unit`."""
+    lambda_: float = Field(1.0, ge=0, alias="lambda")
+    """Weight of the adversarial loss."""
+    ball: Literal["frobenius", "linf", "none"] = "frobenius"
+    """What a perturbation is projected on: a sample's Frobenius norm <= eps, each element <= eps, or nothing."""
+    tokens: Literal["prompt", "all", "instruction"] = "prompt"
+    """Which tokens may be perturbed: {I, C} (the paper), answers too (the authors' code), the instruction only."""
+    beta_scope: Literal["dataset", "sample"] = "dataset"
+    """One beta for the data set (the paper), or each sample's own distortion, 0 for a raw one (ours)."""
+    beta: float | None = Field(None, ge=0, le=1)
+    """Use this number in place of the measured distortion."""
+    gradient: Literal["attack", "clean"] = "attack"
+    """Where the attack's gradient is taken: at delta0 (a pass of its own), or at delta = 0 from the clean pass (two
+    passes, not three)."""
+    passes: Literal["joined", "separate"] = "joined"
+    """Clean and adversarial rows in one forward (faster), or one after the other (half the activations)."""
+    steps: int = Field(3, ge=1)
+    """pgd, freelb: K, the number of ascent steps."""
+    init_norm: float = Field(0.0, ge=0)
+    """freelb: size of the random start (its init_mag)."""
+    neftune_alpha: float = Field(5.0, ge=0)
+    """neftune: a in U(-1, 1) * a / sqrt(T * D)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_method_and_keys(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        name = raw.get("name", "anit")
+        if name not in METHOD_KEYS:
+            raise ValueError(f"no method is called {name!r}; there are {', '.join(METHOD_KEYS)}")
+        # A resolved configuration lists every field; only one that was CHANGED and is not read is a mistake.
+        for key, value in raw.items():
+            field = "lambda_" if key == "lambda" else key
+            known = cls.model_fields.get(field)
+            if field != "name" and known and field not in METHOD_KEYS[name] and value != known.default:
+                reads = ", ".join(sorted(k.rstrip("_") for k in METHOD_KEYS[name])) or "no settings"
+                raise ValueError(f"{name} does not use {key!r}; it reads {reads}")
+        if name == "anit":
+            preset = PRESETS.get(raw.get("preset", "ours"), {})
+            return {**preset, **raw}
+        return raw
+
+
+class LoraConfig(BaseModel):
+    """`lora`: our names for the common fields; every other field of peft.LoraConfig is passed on and checked there."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    r: int = Field(16, ge=1)
+    """Rank."""
+    alpha: float = Field(16, gt=0)
+    """Scale: the update is alpha / r * B A."""
+    dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout on the adapter's input; off in the attack pass."""
+    targets: str | list[str] = "all-linear"
+    """Module names, or `all-linear`: every linear layer but the head."""
+    init_from: str | None = None
+    """A run folder or adapter folder whose adapter this run starts from."""
+
+
+class TrainConfig(Section):
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the training samples."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps; the schedule ends there."""
+    global_batch: int = Field(32, ge=1)
+    """Samples an optimizer step over all ranks; accumulation follows from ranks x micro_batch."""
+    micro_batch: int = Field(4, ge=1)
+    """Samples a forward pass on one rank (ANIT's joined pass holds twice as many rows)."""
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    warmup: float = Field(0.04, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from 0."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """PyTorch's AdamW, or plain SGD (for comparisons)."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging coefficients."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    grad_clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 means no clipping."""
+    seed: int = Field(42, ge=0, lt=2**63)
+    """Every random choice of the run follows from it."""
+    group_by_length: bool = True
+    """Batch samples of similar length together."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass (non-reentrant) to save memory."""
+    checkpoint_every: int = Field(200, ge=0)
+    """Optimizer steps between checkpoints; 0 keeps only the last."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints kept."""
+    log_every: int = Field(10, ge=1)
+    """Optimizer steps between fetches of the statistics from the device (every step is logged all the same)."""
+    rank_timeout: float = Field(600.0, gt=0)
+    """Seconds without a step after which a rank counts as hung and the run is ended with its name."""
+
+
+class EvalConfig(Section):
+    before: bool = False
+    """Score the untouched model on the test split first."""
+    every: float | None = Field(1.0, gt=0)
+    """Epochs between evaluations on dev (the best adapter is kept); null: only at the end."""
+    test: bool = True
+    """Score the best adapter on the test split at the end."""
+    batch_size: int = Field(16, ge=1)
+    """Prompts decoded at once on one rank."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest answer; by default the longest gold answer of the split plus a margin."""
+
+
+class Config(Section):
+    """One run. See each section for its fields."""
+
+    model: ModelConfig
+    data: DataConfig
+    noise: NoiseConfig = Field(default_factory=NoiseConfig)
+    distortion: DistortionConfig = Field(default_factory=DistortionConfig)
+    prompt: PromptConfig = Field(default_factory=PromptConfig)
+    method: MethodConfig = Field(default_factory=MethodConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    deepspeed: str | dict[str, Any] = Field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
+    """A DeepSpeed JSON file, or its content in place; ZeRO 1 by default."""
+    out: str
+    """The run's folder."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Filled in by ANIT when it writes the resolved configuration; ignored when read."""
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Config:
+        if self.method.name == "anit" and self.method.preset == "paper" and self.distortion.normalise == "auto":
+            self.distortion.normalise = "minmax"
+        if self.method.name == "sft":
+            self.noise.kind = "none"
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML that `load_config` reads back to an equal object."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+# Fields that may change between two starts of one run: they move where or how fast it computes, not what.
+_FREE_TO_CHANGE = {
+    "out", "versions", "deepspeed", "eval.batch_size", "train.micro_batch", "train.keep", "train.checkpoint_every",
+    "train.log_every", "train.rank_timeout", "train.activation_checkpointing", "method.passes", "model.attn",
+}  # fmt: skip
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """The fields in which two configurations ask for different results, as `path: value there, value here`."""
+
+    def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in section.items():
+            path = f"{prefix}{key}"
+            if path in _FREE_TO_CHANGE:
+                continue
+            out.update(flat(value, f"{path}.") if isinstance(value, dict) else {path: value})
+        return out
+
+    one, two = (flat(c.model_dump(mode="json", by_alias=True)) for c in (a, b))
+    return [f"{k}: {one.get(k)!r} there, {two.get(k)!r} here" for k in {**one, **two} if one.get(k) != two.get(k)]
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read the YAML at `path`, apply `section.key=value` overrides, and validate.
+
+    Raises InputError: no such file, not YAML, an unknown key, a wrong type, a value out of range.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the configuration ({error.strerror})") from error
+    try:
+        raw = yaml.safe_load(text)
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected sections such as model: and data:, found {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    return validate(raw, source=str(path), tree=tree, overrides=overrides)
+
+
+def validate(
+    raw: dict[str, Any], *, source: str, tree: yaml.Node | None = None, overrides: list[str] | tuple[str, ...] = ()
+) -> Config:
+    """`Config` from plain data; a problem becomes an InputError that names `source` and, given `tree`, the line."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        overridden = {o.split("=", 1)[0] for o in overrides}
+        sentences = []
+        for problem in error.errors():
+            keys = [str(k) for k in problem["loc"]]
+            field = ".".join(keys)
+            line = _line_of(tree, keys)
+            where = "command line" if field in overridden else f"{source}:{line}" if line else source
+            sentences.append(f"{where}: {field}: {_explain(problem, keys)}".replace(": : ", ": "))
+        raise InputError("\n".join(dict.fromkeys(sentences))) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in nested dictionaries; the value is read as YAML."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: an override is written key=value, such as train.lr=2e-4")
+    *parents, last = key.split(".")
+    at = raw
+    for parent in parents:
+        child = at.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(f"{override!r}: {parent} is a value in this configuration, not a section")
+        at = child
+    try:
+        at[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"{override!r}: the value is not valid YAML") from error
+
+
+def _explain(problem: Any, keys: list[str]) -> str:
+    kind, given = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        names = _names_in(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], names, n=1, cutoff=0.5)
+        return "unknown key" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}")
+    if kind == "missing":
+        return "missing, and it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return message if kind == "value_error" else f"{message}, not {given!r}"
+
+
+def _names_in(keys: list[str]) -> list[str]:
+    """Valid keys of the section at `keys`."""
+    section: Any = Config
+    for key in keys:
+        if key.isdigit():
+            section = MixItem
+            continue
+        field = section.model_fields.get(key)
+        section = field.annotation if field else Config
+    fields = getattr(section, "model_fields", {})
+    return [f.alias or name for name, f in fields.items()]
+
+
+def _line_of(tree: yaml.Node | None, keys: list[str]) -> int | None:
+    """The line (from 1) on which the key path stands, or on which its nearest existing parent does."""
+    line, node = None, tree
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            match = next(((k, v) for k, v in node.value if k.value == key), None)
+            if match is None:
+                return line
+            line, node = match[0].start_mark.line + 1, match[1]
+        elif isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
+            node = node.value[int(key)]
+            line = node.start_mark.line + 1
+    return line
+
+
+def annotated_yaml() -> str:
+    """Every field with its documentation as a comment and its default: a YAML to start from."""
+    required = {"model": {"name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}}
+    example = validate(
+        {**required, "data": {"dataset": "14lap", "path": "data/14lap"}, "out": "runs/14lap-anit"}, source="example"
+    )
+    return "\n".join(_annotated(Config, example.model_dump(mode="json", by_alias=True), "")) + "\n"
+
+
+def _annotated(section: type[BaseModel], values: dict[str, Any], indent: str) -> list[str]:
+    lines: list[str] = []
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        if key == "versions":
+            continue
+        for sentence in (field.description or "").splitlines():
+            lines.append(f"{indent}# {sentence.strip()}")
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            lines += [f"{indent}{key}:", *_annotated(nested, values[key], indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {json.dumps(values[key])}")
+    return lines

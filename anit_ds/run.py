@@ -1,0 +1,111 @@
+"""A run's folder: where everything is, that it belongs to this configuration, and writing files so that a kill harms
+none.
+
+    config.yaml   data/   metrics.jsonl   tensorboard/   checkpoints/   adapter/   eval/   summary.json   log-rank0.txt
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from anit_ds.config import Config, differences, load_config
+from anit_ds.errors import InputError
+from anit_ds.files import write_atomically
+
+# What `--fresh` and the demo may delete: our own names only, whatever else lies in the folder.
+_OURS = (
+    "config.yaml", "data", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "eval", "summary.json", "requeue",
+)  # fmt: skip
+_VERSIONED = ("anit-ds", "torch", "deepspeed", "transformers", "peft", "triton", "datasets", "rapidfuzz")
+
+
+class RunFolder:
+    """The paths of a run. Creating one touches nothing; `prepare` does."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.data = self.path / "data"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.eval = self.path / "eval"
+        self.summary = self.path / "summary.json"
+        self.requeue = self.path / "requeue"
+
+    def prepare(self, config: Config, *, fresh: bool = False) -> None:
+        """Make the folder and write the resolved configuration into it.
+
+        Raises InputError when it cannot be written, or holds a run of another configuration (unless `fresh`, which
+        empties it first).
+        """
+        if fresh:
+            self.empty()
+        if self.config.exists() and self.has_results():
+            other = differences(load_config(self.config), config)
+            if other:
+                more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+                raise InputError(
+                    f"{self.path}: holds another configuration ({other[0]}{more}); choose another out=, or empty it "
+                    "with --fresh"
+                )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            named = config.model_copy(update={"versions": versions()})
+            write_atomically(self.config, named.to_yaml())
+        except OSError as error:
+            raise InputError(f"out: cannot write into {self.path} ({error.strerror})") from error
+
+    def has_results(self) -> bool:
+        """Whether there is anything to lose here: a start that failed before its data were built leaves nothing."""
+        built = [self.metrics, self.checkpoints, self.summary, *self.data.glob("**/manifest.json")]
+        return any(path.exists() for path in built)
+
+    def empty(self) -> None:
+        """Delete what an earlier run left here."""
+        for name in _OURS:
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+        for log in self.path.glob("log-rank*.txt"):
+            log.unlink()
+
+    def load_config(self) -> Config:
+        """The configuration of a run that exists. Raises InputError when there is none here."""
+        if not self.config.is_file():
+            raise InputError(f"{self.path}: no run here (config.yaml is missing)")
+        return load_config(self.config)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that move numbers."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def log_to(folder: Path, rank: int) -> None:
+    """Send the loggers `anit`, `anit_ds` and `anit_kernels` to a file a rank, and on rank 0 to the terminal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(folder / f"log-rank{rank}.txt", encoding="utf-8")]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if rank == 0:
+        handlers.append(logging.StreamHandler())
+    for name in ("anit", "anit_ds", "anit_kernels"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        for old in list(logger.handlers):  # a second run in this process has a folder of its own
+            logger.removeHandler(old)
+            old.close()
+        for handler in handlers:
+            logger.addHandler(handler)
