@@ -1,0 +1,139 @@
+"""How fast a noisy set is made, scored and written, and what it costs in memory; rule-based scoring by itself.
+
+    python benchmarks/noise.py                      # 1,000,000 samples on one core and on two
+    python benchmarks/noise.py --samples 100000 --json benchmarks/noise.json
+
+Prints a table; with --json also writes it. Peak memory is the largest resident set of the building process and of
+its largest worker, at a tenth of the size and at the full size: it must not grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import random
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from anit_ds.config import DataConfig, DistortionConfig, NoiseConfig
+from anit_ds.corpora import Corpus
+from anit_ds.distortion import measure
+from anit_ds.examples import Example, RecordFile
+from anit_ds.instructions import load_instructions
+from anit_ds.noise import build_noisy_set
+from anit_ds.noise.vocabulary import english_vocabulary
+
+
+def write_examples(path: Path, count: int, prefix: str) -> RecordFile[Example]:
+    """Classification examples of 10 to 30 dictionary words, in a file."""
+    rng, words = random.Random(0), english_vocabulary()
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(count):
+            text = " ".join(rng.choices(words, k=rng.randrange(10, 31)))
+            file.write(Example(f"{prefix}/{i}", text, ((str(i % 2),),)).to_json() + "\n")
+    return RecordFile(path, Example.from_json)
+
+
+def build(folder: Path, samples: int, workers: int, result: Any) -> None:
+    """One build in this process; puts seconds, peak memory in MB and the manifest's beta into `result`."""
+    train = RecordFile(folder / f"train-{samples}.jsonl", Example.from_json)
+    corpus = Corpus("sst2", "classification", train, train[:100], train[:100], ("0", "1"))
+    out = folder / f"out-{samples}-{workers}"
+    start = time.perf_counter()
+    noisy = build_noisy_set(
+        corpus,
+        load_instructions("sst2"),
+        data=DataConfig(dataset="sst2"),
+        noise=NoiseConfig(kind="replacement", omega=0.2, phi=0.8),
+        distortion=DistortionConfig(),
+        seed=42,
+        out=out,
+        workers=workers,
+    )
+    seconds = time.perf_counter() - start
+    own, children = (
+        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    result.put({"seconds": seconds, "peak_mb": own, "worker_mb": children, "beta": noisy.beta})
+    shutil.rmtree(out)
+
+
+def measured_build(folder: Path, samples: int, workers: int) -> dict[str, Any]:
+    """A build in a fresh process, so that its peak memory is its own."""
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    process = context.Process(target=build, args=(folder, samples, workers, result))
+    process.start()
+    row = result.get()
+    process.join()
+    return {"samples": samples, "workers": workers, "per_second": samples / row["seconds"], **row}
+
+
+def textbook_distance(first: list[str], second: list[str]) -> int:
+    """Word-level Levenshtein distance by the plain dynamic programme."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, start=1):
+        previous, row[0] = row[0], i
+        for j, b in enumerate(second, start=1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (a != b))
+    return row[-1]
+
+
+def microseconds(call: Callable[[], object], repeats: int) -> float:
+    """The median over five rounds, in microseconds a call."""
+    rounds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        rounds.append((time.perf_counter() - start) / repeats * 1e6)
+    return statistics.median(rounds)
+
+
+def scoring() -> dict[str, float]:
+    """Rule-based scoring of one 50-word instruction with 10 words replaced, splitting included."""
+    raw = load_instructions("sst2").first("detailed")
+    words = raw.split()
+    noisy_words = [f"other{i}" if i % 5 == 0 else word for i, word in enumerate(words)]
+    noisy = " ".join(noisy_words)
+    fast = microseconds(lambda: measure(noisy, raw), 20_000)
+    plain = microseconds(lambda: textbook_distance(noisy_words, words), 200)
+    return {"rapidfuzz_us": fast, "plain_python_us": plain, "times_faster": plain / fast}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    sizes = [arguments.samples // 10, arguments.samples]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for size in sizes:
+            write_examples(folder / f"train-{size}.jsonl", size, "sst2/train")
+        rows = [measured_build(folder, size, workers) for workers in arguments.workers for size in sizes]
+    print(f"{'samples':>9} {'workers':>7} {'seconds':>8} {'samples/s':>10} {'peak MB':>8} {'worker MB':>9}")
+    for row in rows:
+        print(
+            f"{row['samples']:>9} {row['workers']:>7} {row['seconds']:>8.1f} {row['per_second']:>10.0f} "
+            f"{row['peak_mb']:>8.0f} {row['worker_mb']:>9.0f}"
+        )
+    distance = scoring()
+    fast, plain, times = distance.values()
+    print(f"rule-based scoring: {fast:.1f} us a sample, plain Python {plain:.0f} us, {times:.0f} times faster")
+    if arguments.json:
+        machine = {"machine": platform.machine(), "python": platform.python_version()}
+        arguments.json.write_text(json.dumps({**machine, "builds": rows, "scoring": distance}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
