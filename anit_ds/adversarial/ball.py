@@ -1,0 +1,24 @@
+"""Steps and projections of a perturbation, one sample at a time, in float32: for the methods that store their delta."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def direction(g: Tensor, scope: Tensor) -> Tensor:
+    """g / ||g||_F of each sample over its tokens in scope (eq. 6): [B, T, D] float32; 0 where g is not finite.
+
+    The norm is clamped at 1e-8, so a gradient of zero gives no step.
+    """
+    g = torch.where(scope.unsqueeze(-1), g.float(), 0.0)
+    norm = torch.linalg.vector_norm(g, dim=(1, 2), keepdim=True)
+    return torch.where(norm.isfinite(), g / norm.clamp_min(1e-8), 0.0)
+
+
+def project(delta: Tensor, eps: float, ball: str) -> Tensor:
+    """Proj_eps of each sample's delta [B, T, D] (eq. 5): on its Frobenius norm, on each element, or nowhere."""
+    if ball == "frobenius":
+        norm = torch.linalg.vector_norm(delta, dim=(1, 2), keepdim=True)
+        return delta * (eps / norm.clamp_min(1e-30)).clamp(max=1.0)
+    return delta.clamp(-eps, eps) if ball == "linf" else delta

@@ -1,0 +1,180 @@
+"""`PerturbableLM`: a causal LM whose input embeddings can be replaced and differentiated, through one forward hook.
+
+The hook sits on the module that `get_input_embeddings()` returns, so what it puts in place of the embeddings is what
+the first block sees (transformers 5 scales Gemma's embeddings inside that module). Everything an adversarial method
+does is made of three calls:
+
+    e, x, g = lm.input_gradient(batch, start)      # an attack pass: no parameter gradient is touched
+    losses  = lm.losses(batch, inputs=(None, x))   # a training pass over clean and perturbed rows together
+    lm.backward(loss)                              # gradients for the optimizer
+
+The model is a plain `nn.Module` (any training loop) or a DeepSpeed engine (the trainer): the attack goes through
+`engine.module`, training passes through the engine, as ZeRO needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.head import AnswerHead
+
+# A power of two, so that it shifts exponents only: the attack's loss is summed, not averaged, and scaled by this where
+# half precision's small exponent range would flush its gradient to zero. Only the gradient's direction is used.
+_FP16_ATTACK_SCALE = 2.0**6
+
+
+class PerturbableLM:
+    """Wraps a transformers causal LM (PEFT's wrapper included); call `remove()` to take the hooks off again.
+
+    Build it BEFORE `deepspeed.initialize`, then set `engine`: ZeRO-3 wraps parameters in hooks of its own, which must
+    run outside ours.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module = model
+        self.engine: Any = None
+        self.head = AnswerHead(model)
+        self._inputs: tuple[Tensor | None, ...] = (None,)
+        self._start: Callable[[Tensor], Tensor] | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        self._hook = embedding.register_forward_hook(self._replace_embeddings)
+
+    def remove(self) -> None:
+        """Take the hook and the answer head off the model."""
+        self._hook.remove()
+        self.head.remove()
+
+    def _replace_embeddings(self, module: nn.Module, args: Any, e: Tensor) -> Tensor:
+        if self._start is not None:
+            e = e.detach()
+            x = self._start(e).requires_grad_(True)
+            self._seen = (e, x)
+            return x
+        if all(given is None for given in self._inputs):
+            return e
+        parts: list[Tensor] = []
+        for clean, given in zip(e.chunk(len(self._inputs)), self._inputs, strict=True):
+            if given is None:
+                parts.append(clean)
+            elif clean.requires_grad:  # trained embeddings: exactly `given` in value, and their gradient still flows
+                parts.append(given + (clean - clean.detach()))
+            else:
+                parts.append(given)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def embeddings(self, batch: Batch) -> Tensor:
+        """What the embedding module returns for the batch: e [B, T, D], detached."""
+        with torch.no_grad():
+            return self.module.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
+
+    def input_gradient(
+        self, batch: Batch, start: Callable[[Tensor], Tensor] = lambda e: e.clone()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One attack pass: the gradient of the summed answer loss with respect to the perturbed embeddings.
+
+        `start` maps the embeddings e [B, T, D] to the point x [B, T, D] where the gradient is taken (default: e).
+        Returns (e, x, g), each [B, T, D] in the model's dtype, detached. Summed loss: a sample's g does not depend on
+        its neighbours. In float16 g is scaled by `attack_scale`. LoRA dropout is off; parameter gradients stay
+        untouched. Method: eq. 6, method.md section 4.
+        """
+        self._start = start
+        try:
+            with without_dropout(self.module):
+                loss = self._forward(self.module, batch, copies=1)[0].sum()
+                assert self._seen is not None, "the model never called its input embeddings"
+                e, x = self._seen
+                (g,) = torch.autograd.grad(loss * self.attack_scale(x.dtype), x)
+        finally:
+            self._start, self._seen = None, None
+        return e, x.detach(), g
+
+    @staticmethod
+    def attack_scale(dtype: torch.dtype) -> float:
+        """What `input_gradient` multiplies the attack's loss by: a power of two in float16, 1 elsewhere."""
+        return _FP16_ATTACK_SCALE if dtype is torch.float16 else 1.0
+
+    def losses(self, batch: Batch, inputs: Sequence[Tensor | None] = (None,)) -> list[Tensor]:
+        """A training pass over len(inputs) copies of the batch in ONE forward; each [B]: a sample's summed answer loss.
+
+        An entry of `inputs` is None for the clean embeddings or x [B, T, D], which replaces them. The replacement stays
+        in place until `backward`, because activation checkpointing may run the forward again.
+        """
+        self._inputs = tuple(inputs)
+        return self._forward(self.engine or self.module, batch, copies=len(inputs))
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Backpropagate a scalar made from `losses`; `last=False` where this micro-batch has another backward to
+        come."""
+        if self.engine is None:
+            loss.backward()
+        else:
+            boundary = self.engine.micro_steps % self.engine.gradient_accumulation_steps()
+            is_boundary = boundary == self.engine.gradient_accumulation_steps() - 1
+            self.engine.set_gradient_accumulation_boundary(last and is_boundary)
+            self.engine.backward(loss)
+        self._inputs = (None,)
+
+    def _forward(self, module: Any, batch: Batch, copies: int) -> list[Tensor]:
+        def repeat(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor] * copies) if copies > 1 else tensor
+
+        shift = torch.arange(copies, device=batch.target_rows.device).repeat_interleave(len(batch.target_rows))
+        rows = repeat(batch.target_rows) + shift * batch.size
+        with self.head.only_at(rows, repeat(batch.target_positions)):
+            logits = module(
+                input_ids=repeat(batch.input_ids),
+                attention_mask=repeat(batch.attended.long()),
+                position_ids=repeat(batch.position_ids()),
+                use_cache=False,
+            ).logits  # [copies * A, V] float32
+        token_losses = F.cross_entropy(logits, repeat(batch.target_ids), reduction="none")
+        per_row = token_losses.new_zeros(copies * batch.size).index_add(0, rows, token_losses)
+        return list(per_row.chunk(copies))
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Dropout off, everything else as it is: `model.eval()` would switch activation checkpointing off as well.
+
+    Covers nn.Dropout modules (PEFT's among them) and attention's functional dropout, kept by transformers in an
+    attribute.
+    """
+    switched = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.training]
+    functional: list[tuple[Any, Any]] = [
+        (m, m.attention_dropout) for m in model.modules() if getattr(m, "attention_dropout", 0.0)
+    ]
+    for dropout in switched:
+        dropout.training = False
+    for attention, _ in functional:
+        attention.attention_dropout = 0.0
+    try:
+        yield
+    finally:
+        for dropout in switched:
+            dropout.training = True
+        for attention, p in functional:
+            attention.attention_dropout = p
+
+
+def embedding_scale(model: nn.Module, rows: int = 8192) -> float:
+    """Mean L2 norm of what the embedding module returns for each id of the vocabulary: the unit of `eps_unit:
+    relative`.
+
+    Counted on the module's OUTPUT, so Gemma's scaling is in it. Call it once, before ZeRO-3 partitions the table.
+    """
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    weight = embedding.weight
+    total = 0.0
+    with torch.no_grad():
+        for first in range(0, weight.shape[0], rows):
+            ids = torch.arange(first, min(first + rows, weight.shape[0]), device=weight.device)
+            total += embedding(ids[None]).float().norm(dim=-1).sum().item()
+    return total / weight.shape[0]

@@ -1,0 +1,128 @@
+"""Loading: a causal LM, its tokenizer, and a LoRA adapter on it, new or from an earlier run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import nn
+
+from anit_ds.config import Config, LoraConfig, ModelConfig
+from anit_ds.errors import InputError
+
+# The names the YAML has for peft.LoraConfig's fields; all other fields keep their own.
+_LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """The torch dtype of `model.dtype`; `auto` is bfloat16 where the hardware computes it natively, else float32.
+
+    Raises InputError for float16 on a CPU, which DeepSpeed refuses.
+    """
+    if name == "auto":
+        if device == "cpu":
+            native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        else:
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    if name == "float16" and device == "cpu":
+        raise InputError("model.dtype: float16 does not train on a CPU; use bfloat16 or float32")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The fast tokenizer of `model.name_or_path`. Raises InputError when there is none."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            config.name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _not_there(config, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # labels go by length, so a shared id is harmless
+    return tokenizer
+
+
+def load_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """The causal LM with frozen weights in `dtype`. Raises InputError when it is not there."""
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            config.name_or_path,
+            dtype=dtype,
+            attn_implementation=config.attn,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise _not_there(config, error) from error
+    return model.requires_grad_(False)
+
+
+def _not_there(config: ModelConfig, error: Exception) -> InputError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InputError(
+        f"model.name_or_path: {config.name_or_path!r} cannot be loaded as a causal LM ({first}); "
+        "give a hub id or a folder with config.json, weights and tokenizer"
+    )
+
+
+def peft_config(config: LoraConfig) -> peft.LoraConfig:
+    """peft's own configuration. Raises InputError for a field it does not have or a value it refuses."""
+    given = {_LORA_NAMES.get(k, k): v for k, v in config.model_dump(exclude={"init_from"}).items()}
+    fields = {f.name for f in dataclasses.fields(peft.LoraConfig)}
+    for name in given:
+        if name not in fields:
+            near = difflib.get_close_matches(name, [*fields, *LoraConfig.model_fields], n=1)
+            raise InputError(
+                f"lora.{name}: peft {peft.__version__} has no such field"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
+    try:
+        return peft.LoraConfig(**{"task_type": "CAUSAL_LM", **given})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"lora: {error}") from error
+
+
+def add_adapter(model: nn.Module, config: Config) -> nn.Module:
+    """A PEFT model with the run's LoRA, or with the adapter of `lora.init_from` to go on from.
+
+    Adapter weights are made from `train.seed`, in the model's dtype (DeepSpeed keeps float32 masters of them).
+    Raises InputError: no module has a name in `lora.targets`, no adapter at `lora.init_from`.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(config.train.seed)
+        if config.lora.init_from:
+            return load_adapter(model, config.lora.init_from, trainable=True)
+        try:
+            return peft.get_peft_model(model, peft_config(config.lora), autocast_adapter_dtype=False)
+        except ValueError as error:
+            raise InputError(f"lora.targets: {error}") from error
+
+
+def load_adapter(model: nn.Module, run_or_adapter: str | Path, *, trainable: bool = False) -> nn.Module:
+    """`model` with the adapter in a run folder (its adapter/) or in an adapter folder."""
+    folder = Path(run_or_adapter)
+    if (folder / "adapter").is_dir():
+        folder = folder / "adapter"
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)")
+    return peft.PeftModel.from_pretrained(
+        model, str(folder), is_trainable=trainable, autocast_adapter_dtype=False
+    )  # fmt: skip
+
+
+def use_activation_checkpointing(model: Any) -> None:
+    """Non-reentrant: the reentrant kind refuses the attack's `autograd.grad`."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def adapter_off(model: Any) -> AbstractContextManager[Any]:
+    """The untouched base model, inside a `with`."""
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
