@@ -1,0 +1,8 @@
+"""Evaluation: greedy decoding on raw (or, for robustness, noisy) instructions, and micro-F1."""
+
+from __future__ import annotations
+
+from anit_ds.evaluation.decode import greedy_answers
+from anit_ds.evaluation.score import Evaluation, Evaluator, write_evaluation
+
+__all__ = ["Evaluation", "Evaluator", "greedy_answers", "write_evaluation"]

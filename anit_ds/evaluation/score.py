@@ -1,0 +1,156 @@
+"""Answers of a model on a split, scored: eval/NAME.json and eval/predictions-NAME.jsonl (method.md section 6)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from anit_ds import distributed
+from anit_ds.config import Config
+from anit_ds.evaluation.decode import greedy_answers
+from anit_ds.examples import Sample
+from anit_ds.files import write_atomically, write_json
+from anit_ds.noise import noisy_split, opposites_for
+from anit_ds.prompts import PromptEncoder
+from anit_ds.rundata import DataSet, RunData
+from anit_ds.tasks import Parsed, score
+
+# Tokens beyond the split's longest gold answer before a model is cut off: room for a wrong answer to be wrong in its
+# way.
+_MARGIN = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A split's score and the answers it was computed from. `report` is what eval/NAME.json holds."""
+
+    report: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+    @property
+    def micro_f1(self) -> float:
+        return float(self.report["micro_f1"])
+
+
+class Evaluator:
+    """Decodes and scores splits of a run's data with one tokenizer and prompt style."""
+
+    def __init__(self, config: Config, data: RunData, tokenizer: Any) -> None:
+        self.config, self.data, self.tokenizer = config, data, tokenizer
+        self.encoder = PromptEncoder(
+            tokenizer, style=config.prompt.style, order=config.prompt.order, max_length=config.data.max_length
+        )
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        split: str,
+        *,
+        noise: str | None = None,
+        progress: bool = False,
+        heartbeat: Callable[[], None] = lambda: None,
+    ) -> Evaluation:
+        """Score `split` (dev or test) on raw instructions, or with every instruction bent by `noise`.
+
+        Several data sets: each is scored, and `micro_f1` is their mean. `heartbeat` is called after every
+        batch. All ranks call this together.
+        """
+        parts = [self._one_set(model, s, split, noise, progress, heartbeat) for s in self.data.sets]
+        if len(parts) == 1:
+            return parts[0]
+        mean = sum(p.micro_f1 for p in parts) / len(parts)
+        by_set = {s.name: p.report for s, p in zip(self.data.sets, parts, strict=True)}
+        report = {"micro_f1": mean, "n": sum(p.report["n"] for p in parts), "datasets": by_set}
+        return Evaluation(report, [row for p in parts for row in p.predictions])
+
+    def _one_set(
+        self,
+        model: nn.Module,
+        data_set: DataSet,
+        split: str,
+        noise: str | None,
+        progress: bool,
+        heartbeat: Callable[[], None],
+    ) -> Evaluation:
+        started = time.perf_counter()
+        samples = self.samples(data_set, split, noise)
+        answers = self.answer(
+            model, samples, progress=f"{split} {data_set.name}" if progress else None, heartbeat=heartbeat
+        )
+        parsed = [data_set.parse(answer) for answer in answers]
+        result = score([s.items for s in samples], parsed)
+        report = {
+            **result.to_dict(),
+            "dataset": data_set.name,
+            "split": split,
+            "noise": noise or "none",
+            "notes": data_set.noisy.manifest["notes"],
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        return Evaluation(report, [_row(*of) for of in zip(samples, answers, parsed, strict=True)])
+
+    def samples(self, data_set: DataSet, split: str, noise: str | None) -> Sequence[Sample]:
+        """The split's samples, their instructions raw or all of them bent by `noise`."""
+        samples = data_set.split(split)
+        if noise in (None, "none"):
+            return samples
+        settings = self.config.noise
+        opposites = opposites_for(
+            data_set.instructions,
+            data_set.version,  # type: ignore[arg-type]
+            settings.model_copy(update={"kind": noise}),
+        )
+        return noisy_split(samples, noise, settings.omega, self.config.train.seed, opposites=opposites)
+
+    def answer(
+        self,
+        model: nn.Module,
+        samples: Sequence[Sample],
+        *,
+        progress: str | None = None,
+        heartbeat: Callable[[], None] = lambda: None,
+    ) -> list[str]:
+        """Greedy answers to samples, in their order."""
+        longest = max((len(ids) for ids in self._gold_ids(samples)), default=0)
+        return greedy_answers(
+            model,
+            self.tokenizer,
+            self.encoder.encode_prompts(samples),
+            max_new_tokens=self.config.eval.max_new_tokens or longest + _MARGIN,
+            batch_size=self.config.eval.batch_size,
+            progress=progress,
+            heartbeat=heartbeat,
+        )
+
+    def _gold_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
+        texts = [" " + s.answer for s in samples]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return ids
+
+
+def write_evaluation(folder: Path, name: str, evaluation: Evaluation) -> None:
+    """eval/NAME.json and eval/predictions-NAME.jsonl, on rank 0."""
+    if distributed.rank() != 0:
+        return
+    write_json(folder / f"{name}.json", evaluation.report)
+    lines = [json.dumps(row, ensure_ascii=False) for row in evaluation.predictions]
+    write_atomically(folder / f"predictions-{name}.jsonl", "".join(line + "\n" for line in lines))
+
+
+def _row(sample: Sample, answer: str, parsed: Parsed) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "dataset": sample.dataset,
+        "text": sample.text,
+        "instruction": sample.instruction,
+        "gold": sample.items,
+        "predicted": parsed.items,
+        "malformed": parsed.malformed,
+        "answer": answer,
+    }

@@ -1,0 +1,133 @@
+"""Which samples an optimizer step sees, and how they become padded batches.
+
+The plan of an epoch follows from (seed, epoch, lengths, global batch) alone. Ranks and micro-batches only deal the
+samples of a global batch out, so a run may stop on two ranks and go on with eight: position is a number of optimizer
+steps, and every sample is seen once an epoch, those of a short last batch included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from anit_ds.adversarial.batch import Batch
+from anit_ds.errors import InputError
+from anit_ds.prompts import Encoded
+
+# Batches are cut from runs of this many global batches sorted by length: long enough that a batch is even, short enough
+# that an epoch stays shuffled.
+_GROUPED_BATCHES = 32
+
+
+def accumulation(global_batch: int, micro_batch: int, ranks: int) -> int:
+    """Micro-batches a rank runs for one optimizer step. Raises InputError where the numbers do not divide."""
+    if global_batch % (micro_batch * ranks) == 0:
+        return global_batch // (micro_batch * ranks)
+    per_rank = [m for m in range(1, global_batch + 1) if global_batch % (m * ranks) == 0]
+    cure = (
+        f"micro_batch may be {', '.join(map(str, per_rank))}"
+        if per_rank
+        else f"global_batch must be a multiple of the {ranks} ranks"
+    )
+    raise InputError(
+        f"train.global_batch: {global_batch} is no multiple of {ranks} ranks x micro_batch {micro_batch}; {cure}"
+    )
+
+
+def steps_per_epoch(samples: int, global_batch: int) -> int:
+    return math.ceil(samples / global_batch)
+
+
+def plan_epoch(
+    lengths: Sequence[int], global_batch: int, *, seed: int, epoch: int, group_by_length: bool = True
+) -> list[np.ndarray]:
+    """The sample indices of each optimizer step of an epoch: each sample once, in int64 arrays of global_batch or
+    fewer."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    batches = [order[i : i + global_batch] for i in range(0, len(order), global_batch)]
+    if not group_by_length:
+        return batches
+    tokens = np.asarray(lengths)
+    short = batches.pop() if len(batches[-1]) < global_batch else None
+    grouped = []
+    for first in range(0, len(batches), _GROUPED_BATCHES):
+        run = np.concatenate(batches[first : first + _GROUPED_BATCHES])
+        run = run[np.argsort(tokens[run], kind="stable")]
+        cut = [run[i : i + global_batch] for i in range(0, len(run), global_batch)]
+        grouped += [cut[i] for i in rng.permutation(len(cut))]
+    return grouped if short is None else [*grouped, short]
+
+
+def deal(indices: np.ndarray, lengths: Sequence[int], *, rank: int, ranks: int, accumulation: int) -> list[np.ndarray]:
+    """This rank's `accumulation` micro-batches of a global batch: rows of like length together, work even over ranks.
+
+    A short last global batch leaves some micro-batches smaller or empty (every rank must still take part in each).
+    """
+    tokens = np.asarray([lengths[i] for i in indices])
+    ordered = indices[np.argsort(-tokens, kind="stable")]
+    parts = np.array_split(ordered, ranks * accumulation)
+    # Longest to shortest, back and forth over the ranks, so that no rank gets the long end of every round.
+    rounds = [parts[i * ranks : (i + 1) * ranks] for i in range(accumulation)]
+    return [parts_[rank if i % 2 == 0 else ranks - 1 - rank] for i, parts_ in enumerate(rounds)]
+
+
+def collate(
+    samples: Sequence[Encoded],
+    *,
+    pad_id: int,
+    tokens: str,
+    beta: Sequence[float],
+    step: int,
+    denominator: float,
+    pad_to_multiple_of: int = 1,
+    pad_left: bool = False,
+) -> Batch:
+    """Padded batch of tokenised samples; `tokens` is method.tokens (prompt, all or instruction), `beta` one a sample.
+
+    Labels follow from lengths, never from the pad id, which many models share with EOS.
+    """
+    width = max(len(s) for s in samples)
+    width = math.ceil(width / pad_to_multiple_of) * pad_to_multiple_of
+    ids = np.full((len(samples), width), pad_id, dtype=np.int64)
+    attended = np.zeros((len(samples), width), dtype=bool)
+    scope = np.zeros((len(samples), width), dtype=bool)
+    rows: list[int] = []
+    positions: list[int] = []
+    targets: list[int] = []
+    for row, sample in enumerate(samples):
+        start = width - len(sample) if pad_left else 0
+        answer = start + len(sample.prompt)
+        stop = start + len(sample)
+        ids[row, start:answer], ids[row, answer:stop] = sample.prompt, sample.answer
+        attended[row, start:stop] = True
+        first, last = {
+            "prompt": (start, answer),
+            "all": (start, stop),
+            "instruction": (start + sample.instruction[0], start + sample.instruction[1]),
+        }[tokens]
+        scope[row, first:last] = bool(sample.answer)  # a filler row is not attacked
+        rows += [row] * len(sample.answer)
+        positions += range(answer - 1, stop - 1)
+        targets += sample.answer
+    keys = np.array([s.key for s in samples], dtype=np.uint64).view(np.int64)
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        attended=torch.from_numpy(attended),
+        scope=torch.from_numpy(scope),
+        sample_ids=torch.from_numpy(keys),
+        beta=torch.tensor(list(beta), dtype=torch.float32),
+        target_rows=torch.tensor(rows, dtype=torch.int64),
+        target_positions=torch.tensor(positions, dtype=torch.int64),
+        target_ids=torch.tensor(targets, dtype=torch.int64),
+        step=step,
+        denominator=denominator,
+    )
+
+
+def filler(sample: Encoded) -> Encoded:
+    """A row that takes part in a pass and counts for nothing: one token, no answer, no instruction."""
+    return Encoded(sample.key, sample.prompt[:1], [], (0, 0), 0.0, sample.dataset)

@@ -1,0 +1,148 @@
+"""DeepSpeed: its configuration made from the run's YAML and a JSON, and the engine around the model.
+
+What both could say must agree: a JSON value is "auto", absent, or equal to the YAML's; anything else is an error that
+names both. Optimizer and schedule belong to the YAML alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+from transformers.integrations import HfDeepSpeedConfig
+
+from anit_ds.adversarial.perturb import PerturbableLM
+from anit_ds.config import Config, TrainConfig
+from anit_ds.errors import InputError
+
+
+def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The dictionary given to `deepspeed.initialize`, with every "auto" decided.
+
+    Raises InputError: no such file, not JSON, a value that contradicts the YAML, ZeRO 0 with bfloat16.
+    """
+    source, json_config = read_deepspeed_json(config.deepspeed)
+    decided = {
+        "train_micro_batch_size_per_gpu": (config.train.micro_batch, "train.micro_batch"),
+        "gradient_accumulation_steps": (accumulation, "train.global_batch / (ranks x train.micro_batch)"),
+        "train_batch_size": (config.train.global_batch, "train.global_batch"),
+        # DeepSpeed clips to 1.0 when this is absent, so it is always said.
+        "gradient_clipping": (config.train.grad_clip, "train.grad_clip"),
+    }
+    result = dict(json_config)
+    for key, (value, field) in decided.items():
+        given = json_config.get(key, "auto")
+        if given != "auto" and given != value:
+            raise InputError(f'{source}: {key} is {given}, but the run\'s YAML says {value} ({field}); use "auto"')
+        result[key] = value
+    for key, field in (("optimizer", "train.optimizer"), ("scheduler", "train.lr_schedule")):
+        if key in result:
+            raise InputError(f"{source}: {key} is decided by the run's YAML ({field}); remove it from the JSON")
+    for key, half in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        section = dict(result.get(key, {}))
+        given = section.get("enabled", "auto")
+        if given != "auto" and given != (dtype is half):
+            raise InputError(f"{source}: {key}.enabled is {str(given).lower()}, but model.dtype is {_name(dtype)}")
+        result[key] = {**section, "enabled": dtype is half}
+    stage = zero_stage(result)
+    if stage == 0 and dtype is torch.bfloat16:
+        raise InputError(
+            f"{source}: ZeRO stage 0 with bfloat16 counts AdamW's steps twice in DeepSpeed 0.19; use stage "
+            "1, or float32"
+        )
+    result.setdefault("steps_per_print", 2**31)
+    result["zero_allow_untested_optimizer"] = True  # SGD, for comparisons
+    result["zero_force_ds_cpu_optimizer"] = False  # an offloaded torch.optim.AdamW is the same AdamW
+    if stage > 0:
+        result["zero_optimization"] = _without_auto(result["zero_optimization"])
+    return result
+
+
+def read_deepspeed_json(given: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(where it comes from, its content). Raises InputError for a file that is not there or not a JSON object."""
+    if isinstance(given, dict):
+        return "deepspeed", given
+    path = Path(given)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"deepspeed: cannot read {path} ({error.strerror})") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return str(path), content
+
+
+def zero_stage(ds_config: dict[str, Any]) -> int:
+    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
+
+
+def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
+    """ZeRO's own "auto" values are transformers' convention; DeepSpeed's defaults stand in for them."""
+    return {k: _without_auto(v) if isinstance(v, dict) else v for k, v in section.items() if v != "auto"}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def build_optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+    """PyTorch's own optimizer: DeepSpeed's AdamW compiles an extension first, and on a CPU that takes a minute."""
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=train.lr, weight_decay=train.weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=train.lr, betas=train.adam_betas, eps=train.adam_eps, weight_decay=train.weight_decay
+    )
+
+
+def learning_rate(train: TrainConfig, step: int, total_steps: int) -> float:
+    """The rate of optimizer step `step` (from 0) of `total_steps`: linear warm-up, then the schedule down to 0.
+
+    A function of the step alone: there is no scheduler state to save or to get out of step.
+    """
+    warmup = math.ceil(train.warmup * total_steps)
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    if train.lr_schedule == "cosine":
+        return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return train.lr * (1 - progress if train.lr_schedule == "linear" else 1)
+
+
+def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any]) -> PerturbableLM:
+    """The model under DeepSpeed, ready for a method: `lm.engine` is the engine, `lm.module` its module."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    lm = PerturbableLM(model)  # before initialize, so that ZeRO-3's hooks run outside ours
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=build_optimizer(parameters, config.train), config=ds_config, dist_init_required=False
+    )
+    lm.engine, lm.module = engine, engine.module
+    engine.train()
+    return lm
+
+
+@contextmanager
+def sharded_loading(ds_config: dict[str, Any]) -> Iterator[None]:
+    """Inside, at ZeRO-3, `from_pretrained` splits each weight over the ranks as it is read: no rank holds them all."""
+    # transformers looks for a living HfDeepSpeedConfig; the local name keeps it alive just as long as the block.
+    here = HfDeepSpeedConfig(ds_config) if zero_stage(ds_config) == 3 else None
+    try:
+        yield
+    finally:
+        del here
+
+
+def whole_weights(module: nn.Module) -> AbstractContextManager[Any]:
+    """Inside, the module's weights are whole on every rank, whatever ZeRO stage partitioned them."""
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False)))
+    return context

@@ -1,0 +1,76 @@
+"""Real ranks for tests, quickly: a fork server imports the trainer once, and every rank is a fork of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from anit_ds.config import Config
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["anit_ds.training"])
+
+
+def start(ranks: int, *configs: Config, die_in_save_at: int | None = None) -> list[multiprocessing.process.BaseProcess]:
+    """Start `ranks` processes that train the configurations one after the other over gloo.
+
+    With `die_in_save_at` rank 0 gets SIGKILL inside the save of that step: weights and moments written, nothing else.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        _CONTEXT.Process(target=_rank, args=(rank, ranks, port, configs, die_in_save_at)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def run(ranks: int, *configs: Config) -> None:
+    """Start them, wait, and demand that every rank ends well."""
+    processes = start(ranks, *configs)
+    for process in processes:
+        process.join(timeout=500)
+    codes = [process.exitcode for process in processes]
+    assert codes == [0] * ranks, f"exit codes {codes}\n" + "\n".join(_said(Path(configs[0].out)))
+
+
+def _said(out: Path) -> list[str]:
+    """The end of what each rank printed and logged."""
+    files = sorted([*out.glob("rank*.out"), *out.glob("log-rank*.txt")])
+    return [f"--- {file.name}\n{file.read_text()[-1500:]}" for file in files]
+
+
+def _rank(rank: int, ranks: int, port: int, configs: tuple[Config, ...], die_in_save_at: int | None) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    Path(configs[0].out).mkdir(parents=True, exist_ok=True)
+    with open(Path(configs[0].out) / f"rank{rank}.out", "a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        from anit_ds.training import train
+
+        if rank == 0 and die_in_save_at is not None:
+            _die_in_save(die_in_save_at)
+        for config in configs:
+            train(config)
+        sys.stdout.flush()
+
+
+def _die_in_save(step: int) -> None:
+    from anit_ds.training import checkpoint
+
+    write = checkpoint.write_json
+
+    def die_or_write(path: Path, content: dict) -> None:
+        if content["step"] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, content)
+
+    checkpoint.write_json = die_or_write

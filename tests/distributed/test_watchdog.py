@@ -1,0 +1,155 @@
+"""A dead, stopped, hung or failing rank ends the whole run in a bounded time, with a line that names it.
+
+Real processes on gloo; only `judge`, which decides whose fault it is, is also called by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from anit_ds.watchdog import Seen, Status, judge
+
+PROGRAM = Path(__file__).with_name("ranks_program.py")
+TIMEOUT = 3.0
+
+
+class Run:
+    """`ranks` real processes; `ended` gives each one's exit code and output once all are gone."""
+
+    def __init__(self, run_dir: Path, fault: str, ranks: int) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        everyone = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, PROGRAM, run_dir, str(TIMEOUT), fault],
+                env={**os.environ, **everyone, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )  # fmt: skip
+            for rank in range(ranks)
+        ]
+
+    def ended(self, stopped: int | None = None) -> tuple[list[int], list[str]]:
+        """Waits for all ranks but the one that a signal has stopped, which is then killed."""
+        outputs = ["" for _ in self.processes]
+        for rank, process in enumerate(self.processes):
+            if rank != stopped:
+                outputs[rank] = process.communicate(timeout=60)[0]
+        if stopped is not None:
+            self.processes[stopped].kill()
+            self.processes[stopped].communicate()
+        return [process.returncode for process in self.processes], outputs
+
+
+def verdict(run_dir: Path, rank: int) -> str:
+    """The last line of a rank's log."""
+    return (run_dir / f"log-rank{rank}.txt").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_killed_rank_is_named_with_its_last_step(tmp_path: Path, victim: int) -> None:
+    codes, outputs = Run(tmp_path, f"kill@{victim}@7", ranks=3).ended()
+    assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(3)]
+    for rank in {0, 1, 2} - {victim}:
+        assert re.search(rf"ending the run: rank {victim} \(.*\) died after step \d+", verdict(tmp_path, rank))
+    shown = "".join(outputs).count("ending the run")
+    assert shown == (2 if victim == 0 else 1), "rank 0 speaks for all while it lives"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_process_is_noticed_by_its_silence(tmp_path: Path, victim: int) -> None:
+    started = time.monotonic()
+    codes, _ = Run(tmp_path, f"stop@{victim}@7", ranks=2).ended(stopped=victim)
+    assert codes[1 - victim] == 1
+    assert re.search(rf"ending the run: rank {victim} \(.*\) has not answered for \d+ s", verdict(tmp_path, 1 - victim))
+    assert time.monotonic() - started < 45
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_hung_main_thread_is_told_from_those_that_wait_for_it(tmp_path: Path, victim: int) -> None:
+    codes, _ = Run(tmp_path, f"sleep@{victim}@7", ranks=2).ended()
+    assert codes == [1, 1]
+    for rank in range(2):
+        line = verdict(tmp_path, rank)
+        assert re.search(rf"no progress for 3 s after step 6: rank {victim} .*ranks_program.py:\d+ \(misbehave\)", line)
+        assert f"rank {1 - victim} (" not in line
+
+
+def test_a_rank_that_fails_alone_ends_the_others_with_its_error(tmp_path: Path) -> None:
+    codes, outputs = Run(tmp_path, "raise@1@7", ranks=3).ended()
+    assert codes == [1, 1, 1]
+    assert "KeyError: 'no such label'" in outputs[1]
+    for rank in (0, 2):
+        assert re.search(r"rank 1 \(.*\) failed after step \d+: KeyError: 'no such label'", verdict(tmp_path, rank))
+
+
+def test_an_error_that_all_ranks_share_is_left_to_each_of_them(tmp_path: Path) -> None:
+    codes, outputs = Run(tmp_path, "agree@0@7", ranks=2).ended()
+    assert codes == [1, 1]
+    assert all("Traceback" in output and "ending the run" not in output for output in outputs)
+
+
+def test_a_good_run_ends_quietly(tmp_path: Path) -> None:
+    codes, outputs = Run(tmp_path, "none@0@0", ranks=2).ended()
+    assert codes == [0, 0]
+    assert all(f"rank {rank} done" in output for rank, output in enumerate(outputs))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_alone_is_watched_too(tmp_path: Path) -> None:
+    codes, _ = Run(tmp_path, "sleep@0@7", ranks=1).ended()
+    assert codes == [1]
+    assert "no progress for 3 s after step 6: rank 0" in verdict(tmp_path, 0)
+
+
+def seen(rank: int, *, step: int = 5, heard: float = 100.0, progressed: float = 100.0, **status: object) -> Seen:
+    return Seen(replace(Status(rank, step=step), **status), heard=heard, progressed=progressed)  # type: ignore[arg-type]
+
+
+def test_nobody_is_blamed_while_all_move() -> None:
+    assert judge([seen(0), seen(1)], timeout=10, now=109) is None
+
+
+def test_a_rank_that_is_done_may_close_and_be_silent() -> None:
+    done = seen(1, heard=0, progressed=0, last_words="done")
+    done.lost = True
+    assert judge([seen(0), done], timeout=10, now=105) is None
+
+
+def test_the_furthest_behind_is_blamed_although_another_has_stood_longer() -> None:
+    ahead = seen(0, step=6, heard=109, progressed=90, waiting=True)
+    behind = seen(1, step=5, heard=109, progressed=95, waiting=True)
+    found = judge([ahead, behind], timeout=10, now=110)
+    assert found is not None and found.ranks == (1,)
+
+
+def test_a_silent_rank_is_blamed_for_the_standstill_of_all() -> None:
+    found = judge([seen(0, heard=109, progressed=99), seen(1, heard=100, progressed=99)], timeout=10, now=110)
+    assert found is not None and found.ranks == (1,)
+    assert "has not answered for 10 s, after step 5" in found.line
+
+
+def test_a_dead_rank_s_last_step_follows_from_the_others_too() -> None:
+    dead = seen(1, step=2)
+    dead.lost = True
+    found = judge([seen(0, step=9), dead], timeout=10, now=101)
+    assert found is not None and found.line.endswith("died after step 8")
+
+
+def test_all_are_named_when_nothing_tells_them_apart() -> None:
+    found = judge([seen(rank, heard=110, progressed=90) for rank in range(6)], timeout=10, now=110)
+    assert found is not None and found.ranks == tuple(range(6))
+    assert found.line.endswith("and 2 more")

@@ -1,0 +1,47 @@
+"""A run over two tasks at once: each set keeps its own instructions, noise and beta, and is scored for itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anit_ds.config import Config
+from anit_ds.rundata import RunData
+from anit_ds.training import train
+
+
+@pytest.fixture
+def mixture(make_config: Callable[..., Config], tmp_path: Path) -> Config:
+    reviews, laptops = tmp_path / "reviews", tmp_path / "laptops"
+    reviews.mkdir(), laptops.mkdir()
+    for split in ("train", "dev", "test"):
+        rows = [{"text": f"film {i}", "label": ["positive", "negative"][i % 2]} for i in range(8)]
+        (reviews / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = [f"The screen {i} is great .####[([1], [4], 'POS')]\n" for i in range(6)]
+        (laptops / f"{split}_triplets.txt").write_text("".join(lines))
+    mix = [
+        {"dataset": "movie-reviews", "path": str(reviews), "weight": 0.5},
+        {"dataset": "14lap", "path": str(laptops), "weight": 2, "instructions": "detailed"},
+    ]
+    data = {"mix": mix, "instructions": "concise", "max_length": 1500}
+    return make_config(data=data, **{"train.epochs": 1, "eval.max_new_tokens": 3})
+
+
+def test_scores_and_betas_of_each_set(mixture: Config):
+    summary = train(mixture)
+    assert summary is not None and set(summary["beta"]) == {"movie-reviews", "14lap"}
+    assert set(summary["after"]["datasets"]) == {"movie-reviews", "14lap"}
+    for name, beta in summary["beta"].items():
+        manifest = json.loads((Path(mixture.out) / "data" / name / "manifest.json").read_text())
+        assert manifest["distortion"]["beta"] == beta and 0 < beta <= 1
+    scores = [r["micro_f1"] for r in summary["after"]["datasets"].values()]
+    assert summary["after"]["micro_f1"] == pytest.approx(sum(scores) / 2)
+
+
+def test_weights_say_how_often_a_set_is_drawn(mixture: Config):
+    samples = RunData.load(mixture, None).train_samples(seed=1, epoch=0)
+    drawn = [s.dataset for s in samples]
+    assert drawn.count("movie-reviews") == 4 and drawn.count("14lap") == 12

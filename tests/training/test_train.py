@@ -1,0 +1,175 @@
+"""`train`, from configuration to run folder: what is written, what resumes, and what must not change the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from anit_ds.config import Config
+from anit_ds.errors import InputError
+from anit_ds.training import train
+
+TAGS = {
+    "loss/clean", "loss/adversarial", "nrm/delta0_norm", "nrm/delta1_norm", "nrm/grad_norm", "nrm/clipped_share",
+    "nrm/cosine", "nrm/delta_to_embedding", "nrm/nonfinite", "data/beta", "lr", "grad_norm", "tokens_per_second",
+    "step_seconds", "memory", "dev/micro_f1",
+}  # fmt: skip
+MakeConfig = Callable[..., Config]
+
+
+def adapter(config: Config) -> dict[str, torch.Tensor]:
+    return load_file(Path(config.out) / "adapter" / "adapter_model.safetensors")
+
+
+def largest_difference(a: Config, b: Config) -> float:
+    one, two = adapter(a), adapter(b)
+    assert one.keys() == two.keys() and one
+    return max((one[k] - two[k]).abs().max().item() for k in one)
+
+
+def metrics(config: Config) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(make_config: MakeConfig):
+    config = make_config(**{"eval.before": True, "eval.every": 1.0})
+    summary = train(config)
+    out = Path(config.out)
+    assert summary is not None and json.loads((out / "summary.json").read_text()) == summary
+    assert summary["passes"] == 3 and summary["steps"] == 6 and set(summary["before"]) == {"micro_f1"}
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) >= TAGS
+    assert events.Tags()["tensors"] == ["config/text_summary"]
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    for name in ("config.yaml", "log-rank0.txt", "data/manifest.json", "eval/test.json", "eval/predictions-test.jsonl"):
+        assert (out / name).stat().st_size > 0, name
+    steps = [line["step"] for line in metrics(config) if "loss/clean" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_lowers_the_loss(make_config: MakeConfig):
+    config = make_config(**{"train.epochs": 8, "train.lr": 1e-2, "lora.r": 16})
+    train(config)
+    losses = [line["loss/clean"] for line in metrics(config) if "loss/clean" in line]
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_micro_batches_do_not_change_the_result(make_config: MakeConfig, micro: int):
+    whole, parts = make_config("whole"), make_config("parts", **{"train.micro_batch": micro})
+    train(whole)
+    train(parts)
+    assert largest_difference(whole, parts) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"method.passes": "separate"}, {"train.activation_checkpointing": True}, {"eval.batch_size": 1}],
+    ids=["separate-passes", "activation-checkpointing", "eval-batch"],
+)
+def test_how_it_is_computed_does_not_change_the_result(make_config: MakeConfig, change: dict):
+    plain, other = make_config("plain"), make_config("other", **change)
+    train(plain)
+    train(other)
+    assert largest_difference(plain, other) <= 1e-5
+
+
+def test_lambda_zero_trains_like_noisy_sft(make_config: MakeConfig):
+    noisy = make_config("noisy", method={"name": "noisy_sft"})
+    nothing = make_config("nothing", **{"method.lambda": 0.0, "method.passes": "separate"})
+    train(noisy)
+    train(nothing)
+    assert largest_difference(noisy, nothing) == 0.0
+
+
+def test_without_noise_noisy_sft_is_sft(make_config: MakeConfig):
+    sft = make_config("sft", method={"name": "sft"})
+    quiet = make_config("quiet", method={"name": "noisy_sft"}, **{"noise.phi": 0.0})
+    train(sft)
+    train(quiet)
+    assert largest_difference(sft, quiet) == 0.0
+
+
+def interrupt_after(config: Config, lines: int) -> threading.Thread:
+    """SIGUSR1 to this process once that many steps are on record, as a scheduler sends before its time limit."""
+
+    def wait_and_signal() -> None:
+        file = Path(config.out) / "metrics.jsonl"
+        while not file.exists() or len(file.read_text().splitlines()) < lines:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=wait_and_signal, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_config: MakeConfig, dropout: float, optimizer: str):
+    changes = {"lora.dropout": dropout, "train.epochs": 4, "train.log_every": 1, "train.optimizer": optimizer}
+    straight, stopped = make_config("straight", **changes), make_config("stopped", **changes)
+    train(straight)
+    interrupt_after(stopped, 3)
+    assert train(stopped) is None
+    assert (Path(stopped.out) / "requeue").read_text().startswith("SIGUSR1 at step ")
+    assert train(stopped) is not None
+    assert not (Path(stopped.out) / "requeue").exists()
+    assert largest_difference(straight, stopped) == 0.0
+    steps = [line["step"] for line in metrics(stopped) if "loss/clean" in line]
+    assert steps == list(range(1, 13))
+    events = EventAccumulator(str(Path(stopped.out) / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss/clean")] == steps
+
+
+def test_a_damaged_checkpoint_is_passed_over(make_config: MakeConfig, caplog: pytest.LogCaptureFixture):
+    config = make_config()
+    train(config)
+    out = Path(config.out)
+    expected = adapter(config)
+    newest = out / "checkpoints" / "step-000006" / "weights.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    (out / "summary.json").unlink()
+    train(config)
+    assert "step-000006 is damaged" in (out / "log-rank0.txt").read_text()
+    again = adapter(config)
+    assert all(torch.equal(expected[k], again[k]) for k in expected)
+
+
+def test_another_configuration_in_the_folder_is_refused(make_config: MakeConfig):
+    train(make_config(**{"train.epochs": 1}))
+    with pytest.raises(InputError, match=r"another configuration \(train.lr: 0.001 there, 0.002 here\)"):
+        train(make_config(**{"train.epochs": 1, "train.lr": 2e-3}))
+
+
+@pytest.mark.parametrize(
+    "json, message",
+    [
+        ({"train_micro_batch_size_per_gpu": 3}, "train_micro_batch_size_per_gpu is 3, but the run's YAML says 8"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer is decided by the run's YAML"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled is true, but model.dtype is float32"),
+        ({"gradient_clipping": 0.3}, "gradient_clipping is 0.3, but the run's YAML says 1.0"),
+    ],
+)
+def test_json_and_yaml_may_not_contradict_each_other(make_config: MakeConfig, json: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        train(make_config(deepspeed={"zero_optimization": {"stage": 1}, **json}))
+
+
+def test_a_batch_that_does_not_divide_says_what_would(make_config: MakeConfig):
+    with pytest.raises(InputError, match="micro_batch may be 1, 2, 4, 8"):
+        train(make_config(**{"train.micro_batch": 3}))
