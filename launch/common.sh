@@ -1,0 +1,149 @@
+# What the launchers share: options, where the run's folder is, and starting again. Sourced, never run.
+# shellcheck shell=bash
+# The launchers read what is set here, and set `folder`:
+# shellcheck disable=SC2034,SC2154
+
+# The repository's own environment, when there is one, before whatever `anit` the PATH has.
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [[ -x $repository/.venv/bin/anit ]]; then PATH=$repository/.venv/bin:$PATH; fi
+
+restarts=0
+dry_run=no
+ranks=
+cluster=
+hostfile=
+master_addr=
+master_port=
+grace=300
+
+say() { printf 'launch: %s\n' "$*" >&2; }
+
+refuse() {
+    say "$*"
+    exit 2
+}
+
+# The comment at the head of a launcher is its manual.
+usage() { sed -n '2,/^[^#]/{/^##*SBATCH\|^# EDIT/d;s/^# \{0,1\}//p;}' "$1"; }
+
+# Reads the options into the variables above, and the command after them into the array `command_line`.
+parse_options() {
+    local script=$1
+    shift
+    while [[ $# -gt 0 && $1 == -* ]]; do
+        case $1 in
+            -h | --help) usage "$script"; exit 0 ;;
+            --dry-run) dry_run=yes; shift; continue ;;
+        esac
+        [[ $# -ge 2 ]] || refuse "$1 needs a value; see --help"
+        case $1 in
+            --ranks) whole_number "$1" "$2"; ranks=$2 ;;
+            --restarts) whole_number "$1" "$2"; restarts=$2 ;;
+            --grace) whole_number "$1" "$2"; grace=$2 ;;
+            --master-port) whole_number "$1" "$2"; master_port=$2 ;;
+            --master-addr) master_addr=$2 ;;
+            --hostfile) hostfile=$2 ;;
+            --cluster) cluster=$2 ;;
+            *) refuse "no option $1; see --help" ;;
+        esac
+        shift 2
+    done
+    [[ ${1:-} == anit && $# -ge 2 ]] || refuse "expected the command to run, such as: anit train CONFIG; see --help"
+    command_line=("$@")
+    if [[ -n $cluster ]]; then load_cluster; fi
+}
+
+whole_number() { [[ $2 =~ ^[0-9]+$ ]] || refuse "$1 takes a whole number, not '$2'"; }
+
+# A cluster's variables, by file or by the name of one of launch/clusters/*.env.
+load_cluster() {
+    if [[ ! -f $cluster ]]; then cluster=$repository/launch/clusters/$cluster.env; fi
+    [[ -f $cluster ]] || refuse "no cluster file $cluster; there are $(cd "$repository/launch/clusters" && echo *.env)"
+    cluster=$(realpath "$cluster")
+    set -a
+    # shellcheck disable=SC1090
+    source "$cluster"
+    set +a
+}
+
+# The folder of the run that `command_line` trains (or reads): `out` of the configuration, overrides applied.
+run_folder() {
+    if [[ ${command_line[1]} != train ]]; then
+        realpath -m "${command_line[2]:-.}"
+        return
+    fi
+    local words=() word
+    for word in "${command_line[@]:2}"; do
+        if [[ $word != --* ]]; then words+=("$word"); fi
+    done
+    python - "${words[@]}" <<'PYTHON'
+import os, sys
+from anit_ds.config import load_config
+from anit_ds.errors import InputError
+try:
+    print(os.path.abspath(load_config(sys.argv[1], sys.argv[2:]).out))
+except (InputError, IndexError) as error:
+    sys.exit(f"launch: {error if str(error) else 'no configuration given'}")
+PYTHON
+}
+
+# A run that a signal ended early has saved its state and asks to be started again.
+wants_requeue() { [[ -e $folder/requeue && ! -e $folder/summary.json ]]; }
+
+# `anit train --fresh` empties the run's folder: right at the first start, fatal to the checkpoints at a restart.
+without_fresh() {
+    local word kept=()
+    for word in "${command_line[@]}"; do
+        if [[ $word != --fresh ]]; then kept+=("$word"); fi
+    done
+    command_line=("${kept[@]}")
+}
+
+# Runs the function $1 until it succeeds, at most 1 + $restarts times. Wrong input (2) is not tried again, nor is a run
+# that a signal ended.
+with_restarts() {
+    local start_all=$1 attempt=0 code
+    while true; do
+        code=0
+        "$start_all" "$attempt" || code=$?
+        if ((code == 0)) && wants_requeue; then say "ended by a signal, state saved; the same line goes on from there"; fi
+        if ((code == 0 || code == 2 || attempt >= restarts)) || [[ -n ${signalled:-} ]]; then return "$code"; fi
+        attempt=$((attempt + 1))
+        say "ended with code $code; restart $attempt of $restarts, from the last checkpoint"
+        without_fresh
+    done
+}
+
+# Runs a command that ends with us even if we are killed, passes signals on to it, and returns its exit code.
+supervise() {
+    tether "$@" &
+    local child=$! code
+    trap 'pass_on TERM '"$child" TERM INT HUP
+    trap 'pass_on USR1 '"$child" USR1
+    trap 'pass_on USR2 '"$child" USR2
+    # Not a long `wait`: a trap interrupts it, and its answer is then the signal's and not the child's.
+    while kill -0 "$child" 2>/dev/null; do sleep 0.2; done
+    wait "$child"
+    code=$?
+    trap - TERM INT HUP USR1 USR2
+    return "$code"
+}
+
+pass_on() {
+    signalled=$1
+    kill -s "$1" "$2" 2>/dev/null || true
+}
+
+# Only `setpriv` can ask the kernel for a signal when the parent dies, however it dies.
+tether() {
+    if command -v setpriv >/dev/null; then exec setpriv --pdeathsig TERM "$@"; fi
+    exec "$@"
+}
+
+free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
+
+default_ranks() {
+    local gpus=0
+    if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l); fi
+    echo $((gpus > 0 ? gpus : 1))
+}

@@ -1,0 +1,144 @@
+"""The launchers without daemons: what a dry run prints, what is refused, and that shellcheck has nothing to say."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+SCRIPTS = ("local.sh", "ssh.sh", "slurm.sbatch")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration that is valid; nothing here trains it."""
+    file = tmp_path / "run.yaml"
+    content = {"model": {"name_or_path": "none"}, "data": {"dataset": "sst2"}, "out": str(tmp_path / "run")}
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def launch(script: str, *arguments: object, **environment: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error)"""
+    done = subprocess.run(
+        ["bash", LAUNCH / script, *map(str, arguments)],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_shows_every_option(script: str) -> None:
+    code, text, _ = launch(script, "--help")
+    assert code == 0
+    for option in ("--restarts N", "--cluster NAME", "--dry-run", "anit train CONFIG"):
+        assert option in text
+    assert "SBATCH" not in text
+
+
+def test_a_local_dry_run_shows_each_rank_and_the_command_unchanged(config: Path) -> None:
+    code, text, _ = launch(
+        "local.sh", "--ranks", 2, "--master-port", 29501, "--dry-run", "anit", "train", config, "lora={r: 4}"
+    )
+    assert code == 0
+    command = f"anit train {config} lora=\\{{r:\\ 4\\}}"
+    common = "WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29501"
+    assert text.splitlines() == [f"RANK={rank} LOCAL_RANK={rank} {common} {command}" for rank in (0, 1)]
+    assert not (config.parent / "run").exists()
+
+
+def test_an_ssh_dry_run_shows_each_host_s_ranks(tmp_path: Path, config: Path) -> None:
+    (tmp_path / "hosts").write_text("# two nodes\nnode1 slots=8\n\nnode2 slots=4 # half of it")
+    code, text, _ = launch("ssh.sh", "--hostfile", tmp_path / "hosts", "--dry-run", "anit", "train", config)
+    assert code == 0
+    one, two = text.splitlines()
+    assert one.startswith("node1: RANK=0..7 LOCAL_RANK=0..7 WORLD_SIZE=12 MASTER_ADDR=node1 MASTER_PORT=DRAWN anit")
+    assert two.startswith("node2: RANK=8..11 LOCAL_RANK=0..3 WORLD_SIZE=12 MASTER_ADDR=node1 ")
+
+
+def test_a_slurm_dry_run_shows_what_sbatch_asks_for_and_the_step() -> None:
+    code, text, _ = launch("slurm.sbatch", "--dry-run", "anit", "train", "c.yaml", "train.lr=1e-4")
+    assert code == 0
+    assert "sbatch: --signal=USR1@300" in text and "sbatch: --requeue" in text
+    assert text.splitlines()[-1].endswith("srun --kill-on-bad-exit=1 --label anit train c.yaml train.lr=1e-4")
+    _, text, _ = launch("slurm.sbatch", "--ranks", 8, "--dry-run", "anit", "train", "c.yaml")
+    assert "launch/node.sh --first SLURM --ranks 8 --world SLURM" in text
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("local.sh", [], "expected the command to run"),
+        ("local.sh", ["train", "c.yaml"], "expected the command to run"),
+        ("local.sh", ["--rank", "2", "anit", "train", "c.yaml"], "no option --rank"),
+        ("local.sh", ["--ranks", "two", "anit", "train", "c.yaml"], "--ranks takes a whole number, not 'two'"),
+        ("local.sh", ["--restarts"], "--restarts needs a value"),
+        ("local.sh", ["--cluster", "moon", "anit", "train", "c.yaml"], "a100-ib.env"),
+        ("local.sh", ["anit", "train", "missing.yaml"], "missing.yaml: cannot read the configuration"),
+        ("ssh.sh", ["anit", "train", "c.yaml"], "needs --hostfile"),
+        ("ssh.sh", ["--hostfile", "missing", "anit", "train", "c.yaml"], "cannot read the hostfile missing"),
+        ("slurm.sbatch", ["anit", "train", "c.yaml"], "start it with sbatch"),
+    ],
+)
+def test_what_is_wrong_is_said_and_ends_with_2(script: str, arguments: list[str], said: str) -> None:
+    code, _, text = launch(script, *arguments)
+    assert code == 2
+    assert said in text
+
+
+def test_a_hostfile_s_wrong_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("node1 slots=8\nnode2 gpus=8\n")
+    code, _, text = launch("ssh.sh", "--hostfile", tmp_path / "hosts", "anit", "train", "c.yaml")
+    assert code == 2
+    assert f"{tmp_path}/hosts:2: expected 'host slots=N', found 'node2 gpus=8'" in text
+
+
+def test_wrong_input_is_not_tried_again(tmp_path: Path, config: Path) -> None:
+    code, _, text = launch("local.sh", "--restarts", 3, "--ranks", 1, "anit", "train", config, HF_HUB_OFFLINE="1")
+    assert code == 2
+    assert "restart" not in text
+
+
+@pytest.mark.parametrize("cluster", sorted((LAUNCH / "clusters").glob("*.env")), ids=lambda path: path.stem)
+def test_a_cluster_s_variables_keep_what_is_set_already(cluster: Path) -> None:
+    show = f"set -a; source {cluster}; env"
+    given = {"PATH": os.environ["PATH"], "GLOO_SOCKET_IFNAME": "mine0"}
+    shown = subprocess.run(["bash", "-euc", show], env=given, capture_output=True, text=True, check=True).stdout
+    assert "GLOO_SOCKET_IFNAME=mine0" in shown
+    assert "EDIT" in cluster.read_text(), "what depends on the site is marked"
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_is_silent() -> None:
+    scripts = [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"]
+    done = subprocess.run(["shellcheck", "-x", *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def node(logs: Path, program: str, ranks: int = 2) -> tuple[int, str, str]:
+    """A node whose ranks are shell programs."""
+    place = ["--first", 0, "--ranks", ranks, "--world", ranks, "--master", "127.0.0.1:29500", "--logs", logs]
+    return launch("node.sh", *place, "bash", "-c", program)
+
+
+def test_a_node_gives_each_rank_its_place(tmp_path: Path) -> None:
+    code, out, _ = node(tmp_path, "echo $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT")
+    assert (code, out) == (0, "0 0 2 127.0.0.1 29500\n")
+    assert (tmp_path / "rank-1.txt").read_text() == "1 1 2 127.0.0.1 29500\n"
+
+
+@pytest.mark.parametrize(("program", "code"), [("exit $((RANK * 3))", 1), ("exit $((RANK * 2))", 2)])
+def test_a_node_s_exit_code_tells_failure_from_wrong_input(tmp_path: Path, program: str, code: int) -> None:
+    assert node(tmp_path, program)[0] == code
+
+
+def test_a_failed_rank_is_named_with_its_last_words_and_the_others_are_ended(tmp_path: Path) -> None:
+    code, _, said = node(tmp_path, "if ((RANK)); then echo out of luck; kill -KILL $$; fi; sleep 300")
+    assert code == 1
+    assert "rank 1 ended with code 137 (SIGKILL)" in said and "out of luck" in said
+    assert "rank 0 ended with code 137 (SIGKILL)" in said, "killed after ten seconds"
