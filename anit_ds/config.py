@@ -142,6 +142,7 @@ METHOD_KEYS: dict[str, frozenset[str]] = {
     "fgm": frozenset({"eps", "eps_unit", "lambda_", "tokens"}),
     "pgd": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps"}),
     "freelb": frozenset({"eps", "eps_unit", "alpha", "tokens", "steps", "init_norm"}),
+    "freeat": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps"}),
     "anit": frozenset(
         {"preset", "eps", "eps_unit", "alpha", "lambda_", "ball", "tokens", "beta_scope", "beta", "passes", "gradient"}
     ),
@@ -157,7 +158,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 class MethodConfig(Section):
     name: str = "anit"
-    """sft, noisy_sft, neftune, random, fgsm, fgm, pgd, freelb or anit (method.md section 5). `sft` is raw
+    """sft, noisy_sft, neftune, random, fgsm, fgm, pgd, freelb, freeat or anit (method.md section 5). `sft` is raw
     instructions by definition: it switches noise.kind to none; `noisy_sft` is the same on noisy ones."""
     preset: Literal["paper", "authors", "ours"] = "ours"
     """anit's settings where this section is silent: the paper's text, what its authors ran, or ours."""
@@ -184,11 +185,16 @@ class MethodConfig(Section):
     passes: Literal["joined", "separate"] = "joined"
     """Clean and adversarial rows in one forward (faster), or one after the other (half the activations)."""
     steps: int = Field(3, ge=1)
-    """pgd, freelb: K, the number of ascent steps."""
+    """pgd, freelb: K, the number of ascent steps; freeat: m, the number of optimizer steps on one minibatch."""
     init_norm: float = Field(0.0, ge=0)
     """freelb: size of the random start (its init_mag)."""
     neftune_alpha: float = Field(5.0, ge=0)
     """neftune: a in U(-1, 1) * a / sqrt(T * D)."""
+
+    @property
+    def replays(self) -> int:
+        """Optimizer steps made on one minibatch before the next: m for `freeat`, else 1."""
+        return self.steps if self.name == "freeat" else 1
 
     @model_validator(mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.freeat import FreeAT
 from anit_ds.adversarial.freelb import FreeLB
 from anit_ds.adversarial.noise_only import NEFTune, RandomStart
 from anit_ds.adversarial.nrm import NRM
@@ -51,6 +52,7 @@ def build_method(config: MethodConfig, *, seed: int, scale: float) -> Method:
         "fgm": lambda: SingleStep(eps=eps, lambda_=config.lambda_, step="norm"),
         "pgd": lambda: PGD(eps=eps, alpha=alpha, steps=config.steps, ball=config.ball),
         "freelb": lambda: FreeLB(eps=eps, alpha=alpha, steps=config.steps, init_norm=config.init_norm, seed=seed),
+        "freeat": lambda: FreeAT(eps=eps, alpha=alpha, replays=config.steps, ball=config.ball),
         "anit": lambda: NRM(
             eps=eps,
             alpha=alpha,

@@ -92,7 +92,10 @@ class Trainer:
         self.epoch = -1
         self._enter_epoch(0)
         self.per_epoch = steps_per_epoch(len(self.samples), config.train.global_batch)
-        self.total = config.train.max_steps or math.ceil(config.train.epochs * self.per_epoch)
+        # A minibatch that is stepped on m times takes m steps out of the epochs, so every method makes as many.
+        self.replays = config.method.replays
+        batches = math.ceil(config.train.epochs * self.per_epoch / self.replays)
+        self.total = config.train.max_steps or batches * self.replays
         self.evaluator = Evaluator(config, self.data, self.tokenizer)
         self.lm, self.method = self._load_model(ds_config)
         self.best = Best()
@@ -145,7 +148,7 @@ class Trainer:
 
     def _optimizer_step(self) -> None:
         started = time.perf_counter()
-        epoch, place = divmod(self.step, self.per_epoch)
+        epoch, place = divmod(self.step // self.replays, self.per_epoch)
         self._enter_epoch(epoch)
         indices = self.plan[place]
         answer_tokens = sum(len(self.encoded[i].answer) for i in indices)
@@ -214,7 +217,7 @@ class Trainer:
             while self.step < self.total:
                 self._optimizer_step()
                 self._beat()
-                stop = distributed.any_rank(signals.received is not None)
+                stop = distributed.any_rank(signals.received is not None) and self._between_minibatches()
                 if self._evaluates_now():
                     self._evaluate_dev()
                 if stop or self._checkpoints_now():
@@ -256,9 +259,14 @@ class Trainer:
         }
         save_checkpoint(self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep)
 
+    def _between_minibatches(self) -> bool:
+        """Where a run may stop: a minibatch's replays share a delta that no checkpoint holds."""
+        return self.step % self.replays == 0 or self.step == self.total
+
     def _checkpoints_now(self) -> bool:
         every = self.config.train.checkpoint_every
-        return self.step == self.total or bool(every and self.step % every == 0)
+        due = every and self.step // every > (self.step - self.replays) // every
+        return self.step == self.total or bool(due and self._between_minibatches())
 
     def _evaluates_now(self) -> bool:
         if self.step == self.total:

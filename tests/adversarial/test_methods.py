@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import peft
 import pytest
@@ -134,6 +135,25 @@ def test_random_is_anits_start_without_its_step():
     _, anit, _ = seen_inputs("anit", **settings, alpha=0.0, eps_unit="absolute")
     assert torch.allclose(x, anit, atol=1e-6)
     assert torch.allclose((x - e).flatten(1).norm(dim=1), torch.tensor(EPS), rtol=1e-4)
+
+
+def test_freeat_carries_delta_from_replay_to_replay_and_starts_anew():
+    reference, (model, batch, _) = Reference(), model_and_batch()
+    method = build_method(MethodConfig(name="freeat", eps=EPS, alpha=ALPHA, steps=3), seed=1, scale=1.0)
+    lm, delta, seen = PerturbableLM(model), torch.zeros_like(reference.e), 0.0
+    for step in range(6):
+        delta = torch.zeros_like(delta) if step % 3 == 0 else delta
+        for p in model.parameters():
+            p.grad = None
+        method.backward(lm, replace(batch, step=step))
+        reference.model.zero_grad()
+        reference.loss(reference.e + delta).backward()
+        expected = {n: p.grad for n, p in reference.model.named_parameters() if p.grad is not None}
+        got = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        seen = max(seen, max((got[n] - expected[n]).abs().max().item() for n in expected))
+        delta = reference.on_ball(delta + ALPHA * reference.unit(reference.gradient(delta)))
+    print(f"freeat: max gradient difference over 6 steps {seen:.1e}")
+    assert seen <= 1e-5
 
 
 def test_every_method_of_the_configuration_can_be_built():
