@@ -173,6 +173,9 @@ class Watchdog:
         self._stopping.set()
         self._wake_writer.send(b"!")
         self._thread.join()
+        # Here and not on the thread: it may see the flag and be gone before the line above wakes it.
+        self._wake_reader.close()
+        self._wake_writer.close()
 
     def _meet(self) -> None:
         """Connect every rank to rank 0."""
@@ -287,9 +290,9 @@ class Watchdog:
         self._part()
         for peer in self._peers:
             peer.socket.close()
-        for other in (self._wake_reader, self._wake_writer, self._listener, self._selector):
-            if other is not None:
-                other.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._selector.close()
 
 
 @dataclass(slots=True)
