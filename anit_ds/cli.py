@@ -81,7 +81,7 @@ def train_(config: str, overrides: tuple[str, ...], fresh: bool, local_rank: int
 @click.argument("run", type=click.Path())
 @click.option("--split", type=click.Choice(["dev", "test"]), default="test", show_default=True)
 @click.option("--noise", default=None, metavar="NAME", help="Bend every instruction: truncation, shuffle, insertion, "
-              "replacement, padding or opposite.")  # fmt: skip
+              "replacement, padding, opposite; or all of them in turn.")  # fmt: skip
 @click.option("--base", is_flag=True, help="Score the untouched model, without the adapter.")
 @click.option("--dtype", default=None, help="Load the weights in another dtype than the run's.")
 @click.option("--local_rank", type=int, hidden=True)
@@ -91,9 +91,10 @@ def eval_(run: str, split: str, noise: str | None, base: bool, dtype: str | None
     from anit_ds.evaluation.command import evaluate_run
     from anit_ds.report import describe_evaluation
 
-    name, evaluation = evaluate_run(Path(run), split=split, noise=noise, base=base, dtype=dtype)
+    made = evaluate_run(Path(run), split=split, noise=noise, base=base, dtype=dtype)
     if distributed.rank() == 0:
-        click.echo(describe_evaluation(name, evaluation.report, Path(run)))
+        for name, evaluation in made.items():
+            click.echo(describe_evaluation(name, evaluation.report, Path(run)))
 
 
 @cli.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -286,6 +286,8 @@ class EvalConfig(Section):
     """Prompts decoded at once on one rank."""
     max_new_tokens: int | None = Field(None, ge=1)
     """Longest answer; by default the longest gold answer of the split plus a margin."""
+    noises: list[NoiseKind] = Field(default_factory=list)
+    """Score the best adapter on the test split under these noises as well: robustness and consistency."""
 
 
 class Config(Section):
@@ -343,11 +345,19 @@ def differences(a: Config, b: Config) -> list[str]:
     return [f"{k}: {one.get(k)!r} there, {two.get(k)!r} here" for k in {**one, **two} if one.get(k) != two.get(k)]
 
 
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read the YAML at `path`, apply `section.key=value` overrides, and validate.
+    """Read the YAML at `path` (a run's folder means its config.yaml), apply `section.key=value` overrides, validate.
 
     Raises InputError: no such file, not YAML, an unknown key, a wrong type, a value out of range.
     """
+    return load_yaml(path, overrides, Config)
+
+
+def load_yaml(path: str | Path, overrides: list[str] | tuple[str, ...], schema: type[Schema]) -> Schema:
+    """`load_config` for any schema."""
     path = Path(path)
     if path.is_dir():
         path = path / "config.yaml"
@@ -363,18 +373,49 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise InputError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: expected sections such as model: and data:, found {type(raw).__name__}")
+        wanted = " and ".join(f"{name}:" for name in list(schema.model_fields)[:2])
+        raise InputError(f"{path}: expected sections such as {wanted}, found {type(raw).__name__}")
     for override in overrides:
-        _apply(raw, override)
-    return validate(raw, source=str(path), tree=tree, overrides=overrides)
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"{override!r}: an override is written key=value, such as train.lr=2e-4")
+        try:
+            set_field(raw, key, yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise InputError(f"{override!r}: the value is not valid YAML") from error
+    return _validated(raw, schema, source=str(path), tree=tree, overrides=overrides)
 
 
-def validate(
-    raw: dict[str, Any], *, source: str, tree: yaml.Node | None = None, overrides: list[str] | tuple[str, ...] = ()
-) -> Config:
-    """`Config` from plain data; a problem becomes an InputError that names `source` and, given `tree`, the line."""
+def validate(raw: dict[str, Any], *, source: str) -> Config:
+    """`Config` from plain data; a problem becomes an InputError that names `source`."""
+    return _validated(raw, Config, source=source)
+
+
+def set_field(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set `a.b.c` in nested dictionaries, making the sections that are not there.
+
+    Raises InputError where a part of the path is a value and not a section.
+    """
+    *parents, last = path.split(".")
+    at = raw
+    for parent in parents:
+        child = at.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(f"{path!r}: {parent} is a value in this configuration, not a section")
+        at = child
+    at[last] = value
+
+
+def _validated(
+    raw: dict[str, Any],
+    schema: type[Schema],
+    *,
+    source: str,
+    tree: yaml.Node | None = None,
+    overrides: list[str] | tuple[str, ...] = (),
+) -> Schema:
     try:
-        return Config.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         overridden = {o.split("=", 1)[0] for o in overrides}
         sentences = []
@@ -383,32 +424,14 @@ def validate(
             field = ".".join(keys)
             line = _line_of(tree, keys)
             where = "command line" if field in overridden else f"{source}:{line}" if line else source
-            sentences.append(f"{where}: {field}: {_explain(problem, keys)}".replace(": : ", ": "))
+            sentences.append(f"{where}: {field}: {_explain(problem, keys, schema)}".replace(": : ", ": "))
         raise InputError("\n".join(dict.fromkeys(sentences))) from error
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Set `a.b.c=value` in nested dictionaries; the value is read as YAML."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"{override!r}: an override is written key=value, such as train.lr=2e-4")
-    *parents, last = key.split(".")
-    at = raw
-    for parent in parents:
-        child = at.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise InputError(f"{override!r}: {parent} is a value in this configuration, not a section")
-        at = child
-    try:
-        at[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"{override!r}: the value is not valid YAML") from error
-
-
-def _explain(problem: Any, keys: list[str]) -> str:
+def _explain(problem: Any, keys: list[str], schema: type[BaseModel]) -> str:
     kind, given = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
-        names = _names_in(keys[:-1])
+        names = _names_in(keys[:-1], schema)
         near = difflib.get_close_matches(keys[-1], names, n=1, cutoff=0.5)
         return "unknown key" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}")
     if kind == "missing":
@@ -418,15 +441,15 @@ def _explain(problem: Any, keys: list[str]) -> str:
     return message if kind == "value_error" else f"{message}, not {given!r}"
 
 
-def _names_in(keys: list[str]) -> list[str]:
+def _names_in(keys: list[str], schema: type[BaseModel]) -> list[str]:
     """Valid keys of the section at `keys`."""
-    section: Any = Config
+    section: Any = schema
     for key in keys:
-        if key.isdigit():
-            section = MixItem
+        if key.isdigit():  # an item of the list that the key before named
             continue
         field = section.model_fields.get(key)
-        section = field.annotation if field else Config
+        inside = field.annotation if field else schema
+        section = next((a for a in get_args(inside) if hasattr(a, "model_fields")), inside)
     fields = getattr(section, "model_fields", {})
     return [f.alias or name for name, f in fields.items()]
 

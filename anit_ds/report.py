@@ -47,6 +47,10 @@ def describe_summary(summary: dict[str, Any], folder: Path) -> str:
         lines.append(f"dev  micro-F1         {summary['dev']['micro_f1']:.4f}  (step {summary['dev']['step']}, kept)")
     if summary["after"]:
         lines.append(f"test micro-F1 after   {summary['after']['micro_f1']:.4f}")
+    for noise, under in summary["robustness"].items():
+        lines.append(
+            f"  under {noise:<12}     {under['micro_f1']:.4f}  ({under['gap']:+.4f}, {under['consistency']:.1%} equal)"
+        )
     if summary["truncated"]:
         lines.append(f"{summary['truncated']} texts were cut to fit data.max_length")
     lines += [f"adapter      {folder / 'adapter'}", f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}"]
@@ -63,6 +67,10 @@ def describe_evaluation(name: str, report: dict[str, Any], folder: Path) -> str:
             f"recall {r['recall']:.4f}  unparsed answers {r['parse_failures']:.1%}  n {r['n']}"
         )
         lines += [f"  {note}" for note in r["notes"]]
+    if "consistency" in report:
+        lines.append(
+            f"  against raw instructions: micro-F1 {report['gap']:+.4f}, equal answers {report['consistency']:.1%}"
+        )
     if len(rows) > 1:
         lines.append(f"mean micro-F1 {report['micro_f1']:.4f}")
     return "\n".join([*lines, f"written to {folder / 'eval' / name}.json and predictions-{name}.jsonl beside it"])

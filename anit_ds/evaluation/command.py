@@ -12,7 +12,8 @@ from torch import nn
 from anit_ds import distributed
 from anit_ds.config import Config
 from anit_ds.errors import InputError
-from anit_ds.evaluation.score import Evaluation, Evaluator, write_evaluation
+from anit_ds.evaluation.robustness import beside_raw
+from anit_ds.evaluation.score import Evaluation, Evaluator, read_evaluation, write_evaluation
 from anit_ds.examples import Sample
 from anit_ds.modeling import load_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.noise import NOISES
@@ -22,23 +23,37 @@ from anit_ds.rundata import DataSet, RunData
 
 def evaluate_run(
     run_path: Path, *, split: str = "test", noise: str | None = None, base: bool = False, dtype: str | None = None
-) -> tuple[str, Evaluation]:
-    """Score a run's best adapter (or with `base` the untouched model) on a split; returns (file name, evaluation).
+) -> dict[str, Evaluation]:
+    """Score a run's best adapter (or with `base` the untouched model) on a split; file name -> evaluation.
 
+    With a noise, every instruction is bent by it; `all` is raw instructions and then each noise. Where the raw answers
+    are at hand (from this call or an earlier one), a noise's report has its gap and consistency too.
     Data-parallel over ranks. Raises InputError: no run, no adapter, no such noise.
     """
-    if noise is not None and noise not in ("none", *NOISES):
-        raise InputError(f"--noise: no noise is called {noise!r}; there are {', '.join(NOISES)}")
+    if noise is not None and noise not in ("none", "all", *NOISES):
+        raise InputError(f"--noise: no noise is called {noise!r}; there are {', '.join(NOISES)}, and all of them: all")
     distributed.init()
     run = RunFolder(run_path)
     config = run.load_config()
     data = distributed.main_first(lambda: RunData.load(config, run.data))
     model = _load(run, config, base=base, dtype=dtype)
     evaluator = Evaluator(config, data, load_tokenizer(config.model))
-    evaluation = evaluator.evaluate(model, split, noise=noise, progress=True)
-    name = "-".join(part for part in ("base" if base else "", split, noise if noise != "none" else "") if part)
-    write_evaluation(run.eval, name, evaluation)
-    return name, evaluation
+    noises = ["none", *NOISES] if noise == "all" else [noise or "none"]
+    made: dict[str, Evaluation] = {}
+    raw_name = _name(base, split, "none")
+    for kind in noises:
+        evaluation = evaluator.evaluate(model, split, noise=kind, progress=True)
+        if kind != "none":
+            raw = made.get(raw_name) or read_evaluation(run.eval, raw_name)
+            if raw is not None:
+                evaluation = beside_raw(evaluation, raw)
+        made[_name(base, split, kind)] = evaluation
+        write_evaluation(run.eval, _name(base, split, kind), evaluation)
+    return made
+
+
+def _name(base: bool, split: str, noise: str) -> str:
+    return "-".join(part for part in ("base" if base else "", split, noise if noise != "none" else "") if part)
 
 
 def predict_file(run_path: Path, source: str, output: str, *, dtype: str | None = None) -> None:

@@ -143,6 +143,15 @@ def write_evaluation(folder: Path, name: str, evaluation: Evaluation) -> None:
     write_atomically(folder / f"predictions-{name}.jsonl", "".join(line + "\n" for line in lines))
 
 
+def read_evaluation(folder: Path, name: str) -> Evaluation | None:
+    """What `write_evaluation` wrote under this name, or None."""
+    report, predictions = folder / f"{name}.json", folder / f"predictions-{name}.jsonl"
+    if not (report.is_file() and predictions.is_file()):
+        return None
+    rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    return Evaluation(json.loads(report.read_text(encoding="utf-8")), rows)
+
+
 def _row(sample: Sample, answer: str, parsed: Parsed) -> dict[str, Any]:
     return {
         "id": sample.id,

@@ -20,7 +20,7 @@ from torch import nn
 from anit_ds import distributed
 from anit_ds.adversarial import Method, PerturbableLM, StepStats, build_method, embedding_scale
 from anit_ds.config import Config
-from anit_ds.evaluation import Evaluation, Evaluator, write_evaluation
+from anit_ds.evaluation import Evaluation, Evaluator, beside_raw, write_evaluation
 from anit_ds.files import write_atomically, write_json
 from anit_ds.modeling import (
     adapter_off,
@@ -301,10 +301,12 @@ class Trainer:
 
     def _finish(self, before: float | None, seconds: float) -> dict[str, Any]:
         test: Evaluation | None = None
+        robustness: dict[str, dict[str, float]] = {}
         if self.config.eval.test:
             load_weights(self.lm.engine, read_adapter(self.module, self.run.adapter), masters=False)
             test = self.evaluator.evaluate(self.module, "test", progress=True, heartbeat=self._beat)
             write_evaluation(self.run.eval, "test", test)
+            robustness = self._score_under_noises(test)
         summary = {
             "method": self.config.method.name,
             "dataset": "+".join(s.name for s in self.data.sets),
@@ -312,6 +314,7 @@ class Trainer:
             "seed": self.config.train.seed,
             "before": None if before is None else {"micro_f1": before},
             "after": None if test is None else test.report,
+            "robustness": robustness,
             "dev": {"micro_f1": self.best.micro_f1, "step": self.best.step} if self.best.step else None,
             "beta": self.data.betas,
             "steps": self.total,
@@ -325,6 +328,15 @@ class Trainer:
             write_json(self.run.summary, summary)
         distributed.barrier()
         return summary
+
+    def _score_under_noises(self, raw: Evaluation) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for noise in self.config.eval.noises:
+            evaluation = self.evaluator.evaluate(self.module, "test", noise=noise, progress=True, heartbeat=self._beat)
+            evaluation = beside_raw(evaluation, raw)
+            write_evaluation(self.run.eval, f"test-{noise}", evaluation)
+            found[noise] = {key: evaluation.report[key] for key in ("micro_f1", "gap", "consistency")}
+        return found
 
 
 def load_data(config: Config, run: RunFolder, *, epoch: int = 0) -> RunData:

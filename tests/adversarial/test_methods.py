@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import Step, formulas
 from torch import Tensor, nn
 
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
@@ -16,6 +16,7 @@ from anit_ds.config import METHOD_KEYS, MethodConfig
 from anit_ds.tiny import tiny_model
 
 EPS, ALPHA, LAMBDA = 0.7, 0.3, 0.6
+ANIT = {"eps": EPS, "alpha": ALPHA, "lambda": LAMBDA, "eps_unit": "absolute", "ball": "frobenius", "tokens": "prompt"}
 
 
 def model_and_batch() -> tuple[nn.Module, Batch, Tensor]:
@@ -32,77 +33,50 @@ def model_and_batch() -> tuple[nn.Module, Batch, Tensor]:
     return model, Batch.from_labels(ids, attended, labels, beta=0.4, step=2), labels
 
 
-class Reference:
+def step_of(name: str, settings: dict[str, object]) -> tuple[nn.Module, Step]:
     """The loss as transformers computes it, on embeddings that a formula chooses."""
+    model, batch, labels = model_and_batch()
 
-    def __init__(self) -> None:
-        self.model, self.batch, self.labels = model_and_batch()
-        self.e = self.model.get_input_embeddings()(self.batch.input_ids).detach()
-        self.scope = self.batch.scope.unsqueeze(-1).float()
+    def loss(x: Tensor) -> Tensor:
+        logits = model(inputs_embeds=x, attention_mask=batch.attended.long()).logits
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
-    def loss(self, x: Tensor) -> Tensor:
-        logits = self.model(inputs_embeds=x, attention_mask=self.batch.attended.long()).logits
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1), self.labels[:, 1:].flatten(), ignore_index=-100)
-
-    def gradient(self, delta: Tensor) -> Tensor:
-        delta = delta.clone().requires_grad_(True)
-        return torch.autograd.grad(self.loss(self.e + delta), delta)[0] * self.scope
-
-    @staticmethod
-    def unit(g: Tensor) -> Tensor:
-        return g / g.flatten(1).norm(dim=1)[:, None, None]
-
-    @staticmethod
-    def on_ball(delta: Tensor) -> Tensor:
-        return delta * (EPS / delta.flatten(1).norm(dim=1)[:, None, None]).clamp(max=1.0)
+    e = model.get_input_embeddings()(batch.input_ids).detach()
+    return model, Step(batch, e, loss, MethodConfig(name=name, **settings))
 
 
-def fgsm(r: Reference) -> Tensor:
-    return r.loss(r.e) + LAMBDA * r.loss(r.e + EPS * r.gradient(torch.zeros_like(r.e)).sign())
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def fgm(r: Reference) -> Tensor:
-    return r.loss(r.e) + LAMBDA * r.loss(r.e + EPS * r.unit(r.gradient(torch.zeros_like(r.e))))
-
-
-def pgd(r: Reference) -> Tensor:
-    delta = torch.zeros_like(r.e)
-    for _ in range(4):
-        delta = r.on_ball(delta + ALPHA * r.unit(r.gradient(delta)))
-    return r.loss(r.e + delta)
-
-
-def freelb(r: Reference) -> Tensor:
-    delta, total = torch.zeros_like(r.e), torch.tensor(0.0)
-    for _ in range(4):
-        total = total + r.loss(r.e + delta) / 4
-        delta = r.on_ball(delta + ALPHA * r.unit(r.gradient(delta)))
-    return total
-
-
-CASES: dict[str, tuple[dict[str, object], Callable[[Reference], Tensor], int]] = {
-    "sft": ({}, lambda r: r.loss(r.e), 1),
-    "noisy_sft": ({}, lambda r: r.loss(r.e), 1),
-    "fgsm": ({"eps": EPS, "lambda": LAMBDA}, fgsm, 2),
-    "fgm": ({"eps": EPS, "lambda": LAMBDA}, fgm, 2),
-    "pgd": ({"eps": EPS, "alpha": ALPHA, "steps": 4}, pgd, 5),
-    "freelb": ({"eps": EPS, "alpha": ALPHA, "steps": 4}, freelb, 4),
+CASES: dict[str, tuple[dict[str, object], int]] = {
+    "sft": ({}, 1),
+    "noisy_sft": ({}, 1),
+    "neftune": ({}, 1),
+    "random": ({"eps": EPS, "lambda": LAMBDA}, 2),
+    "fgsm": ({"eps": EPS, "lambda": LAMBDA}, 2),
+    "fgm": ({"eps": EPS, "lambda": LAMBDA}, 2),
+    "pgd": ({"eps": EPS, "alpha": ALPHA, "steps": 4}, 5),
+    "freelb": ({"eps": EPS, "alpha": ALPHA, "steps": 4, "init_norm": 2.0}, 4),
+    "anit": (ANIT, 3),
+    "anit-clean": ({**ANIT, "gradient": "clean"}, 2),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_method_is_its_formula(name: str):
-    settings, formula, passes = CASES[name]
-    reference = Reference()
-    formula(reference).backward()
-    expected = {n: p.grad for n, p in reference.model.named_parameters() if p.grad is not None}
+@pytest.mark.parametrize("case", CASES)
+def test_a_method_is_its_formula(case: str):
+    name = case.removesuffix("-clean")
+    settings, passes = CASES[case]
+    reference, step = step_of(name, settings)
+    formulas()[name](step).backward()
+    expected = gradients(reference)
     model, batch, _ = model_and_batch()
     method = build_method(MethodConfig(name=name, **settings), seed=1, scale=1.0)
     method.backward(PerturbableLM(model), batch)
-    got = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    got = gradients(model)
     off = max((got[n] - expected[n]).abs().max().item() for n in expected)
     largest = max(g.abs().max().item() for g in expected.values())
-    print(f"{name}: max gradient difference {off:.1e} of {largest:.1e}")
+    print(f"{case}: max gradient difference {off:.1e} of {largest:.1e}")
     assert largest > 1e-2 and all(g.isfinite().all() for g in got.values())
     assert got.keys() == expected.keys() and off <= 1e-5
     assert method.passes == passes
@@ -138,22 +112,19 @@ def test_random_is_anits_start_without_its_step():
 
 
 def test_freeat_carries_delta_from_replay_to_replay_and_starts_anew():
-    reference, (model, batch, _) = Reference(), model_and_batch()
-    method = build_method(MethodConfig(name="freeat", eps=EPS, alpha=ALPHA, steps=3), seed=1, scale=1.0)
-    lm, delta, seen = PerturbableLM(model), torch.zeros_like(reference.e), 0.0
-    for step in range(6):
-        delta = torch.zeros_like(delta) if step % 3 == 0 else delta
-        for p in model.parameters():
-            p.grad = None
-        method.backward(lm, replace(batch, step=step))
-        reference.model.zero_grad()
-        reference.loss(reference.e + delta).backward()
-        expected = {n: p.grad for n, p in reference.model.named_parameters() if p.grad is not None}
-        got = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        seen = max(seen, max((got[n] - expected[n]).abs().max().item() for n in expected))
-        delta = reference.on_ball(delta + ALPHA * reference.unit(reference.gradient(delta)))
-    print(f"freeat: max gradient difference over 6 steps {seen:.1e}")
-    assert seen <= 1e-5
+    settings: dict[str, object] = {"eps": EPS, "alpha": ALPHA, "steps": 3}
+    (reference, step), (model, batch, _) = step_of("freeat", settings), model_and_batch()
+    method = build_method(MethodConfig(name="freeat", **settings), seed=1, scale=1.0)
+    lm, formula, off = PerturbableLM(model), formulas()["freeat"], 0.0
+    for number in range(6):
+        for m in (model, reference):
+            m.zero_grad()
+        method.backward(lm, replace(batch, step=number))
+        formula(replace(step, batch=replace(batch, step=number))).backward()
+        got, expected = gradients(model), gradients(reference)
+        off = max(off, max((got[n] - expected[n]).abs().max().item() for n in expected))
+    print(f"freeat: max gradient difference over 6 steps {off:.1e}")
+    assert off <= 1e-5
 
 
 def test_every_method_of_the_configuration_can_be_built():

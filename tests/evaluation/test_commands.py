@@ -77,6 +77,31 @@ def test_eval_under_a_noise_bends_every_instruction(run: Config, monkeypatch: py
     assert rows and all(row["instruction"] != raw for row in rows)
 
 
+def test_eval_under_all_noises_says_how_many_answers_stay(run: Config, monkeypatch: pytest.MonkeyPatch, capsys):
+    anit(monkeypatch, "eval", run.out, "--noise", "all")
+    folder = Path(run.out) / "eval"
+    said = capsys.readouterr().out
+
+    def answers(name: str) -> dict[str, list]:
+        rows = [json.loads(line) for line in (folder / f"predictions-{name}.jsonl").read_text().splitlines()]
+        return {row["id"]: [sorted(row["predicted"]), row["malformed"]] for row in rows}
+
+    raw, f1 = answers("test"), json.loads((folder / "test.json").read_text())["micro_f1"]
+    for noise in ("truncation", "shuffle", "insertion", "replacement", "padding", "opposite"):
+        report, noisy = json.loads((folder / f"test-{noise}.json").read_text()), answers(f"test-{noise}")
+        assert report["consistency"] == sum(raw[id] == noisy[id] for id in raw) / len(raw)
+        assert report["gap"] == report["micro_f1"] - f1
+        assert f"equal answers {report['consistency']:.1%}" in said
+
+
+def test_training_scores_the_noises_it_is_asked_for(make_config: Callable[..., Config]):
+    config = make_config(**{"eval.noises": ["shuffle"], "train.epochs": 1})
+    summary = train(config)
+    assert summary is not None
+    report = json.loads((Path(config.out) / "eval" / "test-shuffle.json").read_text())
+    assert summary["robustness"] == {"shuffle": {key: report[key] for key in ("micro_f1", "gap", "consistency")}}
+
+
 @pytest.mark.parametrize("line, said", [('{"txt": 1}', 'expected an object with a "text"'), ("{", "not JSON")])
 def test_predict_names_a_broken_line(line: str, said: str, run: Config, tmp_path: Path, monkeypatch, capsys):
     texts = tmp_path / "texts.jsonl"
