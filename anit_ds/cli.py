@@ -121,6 +121,24 @@ def demo(out: str, dtype: str) -> None:
     run_demo(Path(out), dtype)
 
 
+@cli.command()
+@_config_arguments
+@click.option("--jobs", type=click.IntRange(min=1), help="Cells trained at once; by default the configuration's.")
+@click.option("--dry-run", is_flag=True, help="Only list the cells, which are done, and how long the rest will take.")
+@click.option("--report-only", is_flag=True, help="Train nothing: make tables, figures and report from what is there.")
+def compare(config: str, overrides: tuple[str, ...], jobs: int | None, dry_run: bool, report_only: bool) -> None:
+    """Train every cell of a grid (methods, noises, data sets, seeds ...), and write results.json, tables, figures and
+    report.html into CONFIG's `out`. Finished cells are not run again; a cell that fails is reported, and the rest goes
+    on."""
+    from anit_ds import experiments
+
+    settings = experiments.load_compare_config(config, overrides)
+    if dry_run:
+        click.echo(experiments.describe_plan(settings))
+        return
+    sys.exit(1 if experiments.compare(settings, jobs=jobs, report_only=report_only) else 0)
+
+
 @cli.command("config")
 def config_() -> None:
     """Print every field of a configuration with its meaning and default, as YAML to start from."""

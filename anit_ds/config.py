@@ -329,8 +329,8 @@ _FREE_TO_CHANGE = {
 }  # fmt: skip
 
 
-def differences(a: Config, b: Config) -> list[str]:
-    """The fields in which two configurations ask for different results, as `path: value there, value here`."""
+def identity(config: Config) -> dict[str, Any]:
+    """Everything in a configuration that moves its result, as `path: value`."""
 
     def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -341,7 +341,12 @@ def differences(a: Config, b: Config) -> list[str]:
             out.update(flat(value, f"{path}.") if isinstance(value, dict) else {path: value})
         return out
 
-    one, two = (flat(c.model_dump(mode="json", by_alias=True)) for c in (a, b))
+    return flat(config.model_dump(mode="json", by_alias=True))
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """The fields in which two configurations ask for different results, as `path: value there, value here`."""
+    one, two = identity(a), identity(b)
     return [f"{k}: {one.get(k)!r} there, {two.get(k)!r} here" for k in {**one, **two} if one.get(k) != two.get(k)]
 
 

@@ -1,0 +1,104 @@
+"""How long cells will take: from the finished ones like them, or, before there is any, from their arithmetic.
+
+The arithmetic is rough and says so: forward and backward of a frozen model with LoRA are about 4 operations a weight
+and token, and a device sustains about what is written below (SmolLM2-135M in bfloat16 on one CPU thread, measured; a
+third of an A100's data sheet, not measured).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from anit_ds.config import Config
+from anit_ds.corpora import load_corpus
+from anit_ds.corpora.hub import is_hub_path
+from anit_ds.errors import InputError
+from anit_ds.experiments.grid import Cell
+
+_OPERATIONS_A_WEIGHT_AND_TOKEN = 4
+_CPU_THREAD = 1e11
+_GPU = 1e14
+_TOKENS_A_WORD = 1.4
+_PROMPT_WORDS = 60  # instruction, question, format and options, beside the text
+
+
+def seconds(cell: Cell, finished: Sequence[Mapping[str, Any]], *, gpu: bool, threads: int) -> float | None:
+    """Wall-clock seconds of a cell, or None where nothing is known of its data or its model."""
+    passes = passes_of(cell.config)
+    alike = [r["seconds"] / r["passes"] for r in finished if _alike(r, cell.axes())]
+    if alike:
+        return median(alike) * passes
+    weights, words = _weights(cell.config.model.name_or_path), _training_words(cell.config)
+    if weights is None or words is None:
+        return None
+    train = cell.config.train
+    tokens = words * _TOKENS_A_WORD * train.epochs
+    if train.max_steps is not None:
+        samples = _training_samples(cell.config) or 1
+        tokens = min(tokens, words * _TOKENS_A_WORD * train.max_steps * train.global_batch / samples)
+    rate = _GPU if gpu else _CPU_THREAD * threads
+    return passes * tokens * weights * _OPERATIONS_A_WEIGHT_AND_TOKEN / rate
+
+
+def passes_of(config: Config) -> int:
+    """Forward-and-backward passes of a step (method.md section 5), without building the method."""
+    method = config.method
+    if method.name == "anit":
+        return 3 if method.gradient == "attack" else 2
+    fixed = {"random": 2, "fgsm": 2, "fgm": 2, "pgd": method.steps + 1, "freelb": method.steps}
+    return fixed.get(method.name, 1)
+
+
+def _alike(result: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
+    return all(result[key] == axes[key] for key in ("dataset", "fraction", "model")) and "seconds" in result
+
+
+def _weights(name_or_path: str) -> float | None:
+    """Number of weights: from a local checkpoint's size (two bytes each), or from a name such as Llama-2-7b."""
+    files = list(Path(name_or_path).glob("*.safetensors"))
+    if files:
+        return sum(file.stat().st_size for file in files) / 2
+    named = re.search(r"(\d+(?:\.\d+)?)\s*([bm])\b", name_or_path.lower())
+    return float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]] if named else None
+
+
+def _training_words(config: Config) -> float | None:
+    splits = _splits(config)
+    if splits is None:
+        return None
+    return sum(len(example.text.split()) + _PROMPT_WORDS for split in splits for example in split)
+
+
+def _training_samples(config: Config) -> int | None:
+    splits = _splits(config)
+    return None if splits is None else sum(map(len, splits))
+
+
+def _splits(config: Config) -> list[Sequence[Any]] | None:
+    data = config.data
+    places = [(item.dataset, item.path) for item in data.mix] or [(str(data.dataset), data.path)]
+    splits = [_train_split(name, path, data.fraction, data.max_train) for name, path in places]
+    found = [split for split in splits if split is not None]
+    return found if len(found) == len(splits) else None
+
+
+@cache
+def _train_split(dataset: str, path: str | None, fraction: float, at_most: int | None) -> Sequence[Any] | None:
+    if path is None or is_hub_path(path):
+        return None  # asking the hub for a data set is no part of an estimate
+    try:
+        return load_corpus(dataset, path, on_error="skip", fraction=fraction, max_train=at_most).train
+    except InputError:
+        return None
+
+
+def clock(took: float) -> str:
+    """Seconds as a person says them: 48 s, 12 min, 3.5 h."""
+    if took < 120:
+        return f"{took:.0f} s"
+    return f"{took / 60:.0f} min" if took < 2 * 3600 else f"{took / 3600:.1f} h"

@@ -1,0 +1,86 @@
+"""The paper's figures from the cells of a comparison: 2a omega against F1, 2b and 2c training time against F1.
+
+Each function draws into matplotlib's axes what `results` hold and returns whether there was anything to draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from anit_ds.experiments.tables import grouped, mean, row_names
+
+# The text of an SVG stays text, and its ids do not change from one drawing to the next.
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "anit",
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
+
+Result = Mapping[str, Any]
+
+
+def omega(axes: Axes, results: Sequence[Result]) -> bool:
+    """Figure 2a: mean test micro-F1 against the noise level, a line for each method, noise and data set."""
+    name = row_names(results, without=("omega",))
+    bent = [r for r in results if r["noise"] not in ("none", "opposite")]
+    lines = grouped(bent, lambda r: (r["dataset"], name(r)))
+    several_sets = len({r["dataset"] for r in results}) > 1
+    for (dataset, label), group in lines.items():
+        at = grouped(group, lambda r: r["omega"])
+        points = sorted((level, 100 * mean([r["micro_f1"] for r in some])) for level, some in at.items())
+        axes.plot(*zip(*points, strict=True), marker="o", label=f"{dataset}, {label}" if several_sets else label)
+    for dataset, group in grouped([r for r in results if r["arm"] == "sft"], lambda r: r["dataset"]).items():
+        level = 100 * mean([r["micro_f1"] for r in group])
+        axes.axhline(level, linestyle=":", color="grey", label=f"{dataset}, sft" if several_sets else "sft")
+    axes.set(xlabel="omega: share of the words that the noise touches", ylabel="test micro-F1 (%)")
+    axes.legend(fontsize=7)
+    return bool(lines)
+
+
+def time_against_f1(axes: Axes, results: Sequence[Result]) -> bool:
+    """Figures 2b, 2c: mean training time against mean test micro-F1, a point a method (its passes beside it)."""
+    groups = grouped([r for r in results if not r["transfer_from"]], row_names(results))
+    for label, group in groups.items():
+        x, y = mean([r["train_seconds"] for r in group]), 100 * mean([r["micro_f1"] for r in group])
+        axes.scatter(x, y, s=36)
+        axes.annotate(f"{label} ({group[0]['passes']})", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    axes.margins(0.15)
+    axes.set(xlabel="training time (s); in brackets: passes a step", ylabel="test micro-F1 (%)")
+    return bool(groups)
+
+
+def dev_curves(axes: Axes, results: Sequence[Result]) -> bool:
+    """Dev micro-F1 against the optimizer step, a line a run."""
+    name = row_names(results)
+    drawn = [r for r in results if len(r["dev_curve"]) > 1]
+    for r in drawn:
+        axes.plot(*zip(*r["dev_curve"], strict=True), marker=".", linewidth=1, label=f"{name(r)}, seed {r['seed']}")
+    axes.set(xlabel="optimizer step", ylabel="dev micro-F1")
+    if len(drawn) <= 16:
+        axes.legend(fontsize=6)
+    return bool(drawn)
+
+
+def draw(
+    what: Callable[[Axes, Sequence[Result]], bool], results: Sequence[Result], title: str, stem: Path
+) -> Path | None:
+    """STEM.svg and STEM.png of a figure; returns the SVG, or None where there was nothing to draw."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        if not what(axes, results):
+            return None
+        axes.set_title(title, fontsize=9)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
+        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(png, dpi=160, metadata={"Software": None})
+    return svg

@@ -1,0 +1,151 @@
+"""Tables as Markdown, LaTeX and CSV, figures as PNG and SVG, and one HTML file with all of it, readable offline."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from anit_ds.experiments import figures
+from anit_ds.experiments.estimate import clock
+from anit_ds.experiments.grid import CompareConfig
+from anit_ds.experiments.tables import TABLES, Table
+from anit_ds.files import write_atomically
+from anit_ds.run import versions
+
+_CELL_COLUMNS = (
+    "dataset", "arm", "noise", "omega", "instructions", "distortion", "fraction", "transfer_from", "seed",
+    "micro_f1", "dev_micro_f1", "parse_failures", "beta", "passes", "train_seconds",
+)  # fmt: skip
+
+
+def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], out: Path) -> Path:
+    """Write OUT/tables, OUT/figures and OUT/report.html from the cells' results; returns the last."""
+    done = [r for r in results if r["status"] == "done"]
+    tables = [TABLES[name](done) for name in config.show if name in TABLES and done]
+    for table in tables:
+        stem = out / "tables" / table.name
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(stem.with_suffix(".md"), to_markdown(table))
+        write_atomically(stem.with_suffix(".tex"), to_latex(table))
+        write_atomically(stem.with_suffix(".csv"), to_csv(table))
+    drawn = [figure for name in config.show if (figure := _figure(name, config, done, out)) is not None]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("anit_ds", "experiments"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("report.html.j2").render(
+        title=config.title,
+        done=len(done),
+        total=len(results),
+        failed=[r for r in results if r["status"] != "done"],
+        hours=clock(sum(r["train_seconds"] for r in done)),
+        ranks=_several({f"{r['ranks']} rank{'s' if r['ranks'] > 1 else ''}" for r in done}),
+        dtypes=_several({r["dtype"] for r in done}),
+        tables=tables,
+        figures=[_inline(svg) for svg in drawn],
+        curves=[_inline(svg) for svg in _curves(done, out)],
+        cell_columns=_CELL_COLUMNS,
+        cell_rows=[[_short(r[column]) for column in _CELL_COLUMNS] for r in done],
+        configuration=yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
+        versions="\n".join(f"{name} {version}" for name, version in versions().items()),
+    )
+    write_atomically(out / "report.html", page)
+    return out / "report.html"
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table with its title and notes."""
+
+    def line(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+    rule = line(["---"] * len(table.columns))
+    notes = "".join(f"- {note}\n" for note in table.notes)
+    body = "\n".join([line(table.columns), rule, *map(line, table.rows)])
+    return f"**{table.title}**\n\n{body}\n\n{notes}"
+
+
+def to_latex(table: Table) -> str:
+    """A `table` environment with booktabs rules."""
+
+    def line(texts: Sequence[str]) -> str:
+        return " & ".join(map(_escape_latex, texts)) + r" \\"
+
+    return "\n".join([
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\caption{{{_escape_latex(table.title)}. {_escape_latex('; '.join(table.notes))}.}}",
+        rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
+        r"\toprule",
+        line(table.columns),
+        r"\midrule",
+        *map(line, table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+        "",
+    ])  # fmt: skip
+
+
+_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "→": r"$\to$", "–": "--"}  # fmt: skip
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def to_csv(table: Table) -> str:
+    """Columns and rows, without title and notes."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([table.columns, *table.rows])
+    return buffer.getvalue()
+
+
+def _figure(name: str, config: CompareConfig, done: Sequence[Mapping[str, Any]], out: Path) -> Path | None:
+    stem = out / "figures" / name
+    if name == "figure2a":
+        return figures.draw(figures.omega, done, "Figure 2a. Noise level", stem)
+    if name not in ("figure2b", "figure2c"):
+        return None
+    place = "bc".index(name[-1])  # b is the first data set of the grid, c the second
+    if place >= len(config.grid.datasets):
+        return None
+    dataset = config.grid.datasets[place].name
+    title = f"Figure 2{name[-1]}. Training time against F1, {dataset}"
+    return figures.draw(figures.time_against_f1, [r for r in done if r["dataset"] == dataset], title, stem)
+
+
+def _curves(done: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+    names = dict.fromkeys(r["dataset"] for r in done)
+    drawn = [
+        figures.draw(
+            figures.dev_curves, [r for r in done if r["dataset"] == name], name, out / "figures" / f"dev-{name}"
+        )
+        for name in names
+    ]
+    return [svg for svg in drawn if svg is not None]
+
+
+def _inline(svg: Path) -> str:
+    """The <svg> element alone: its prologue names a DTD on the web, which a page must not fetch."""
+    text = svg.read_text(encoding="utf-8")
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{v:.3f}" for v in value.values())
+    return "" if value is None else str(value)
+
+
+def _several(values: set[str]) -> str:
+    return " and ".join(sorted(values)) or "nothing yet"
