@@ -260,7 +260,9 @@ def _transfer_cells(config: CompareConfig, chosen: Chosen) -> Iterator[Cell]:
         source = _cell(config, first, arm, chosen.get((arm.label, transfer.source), {}))
         yield source
         then = replace(place, data=by_name[transfer.target])
-        yield _cell(config, then, plain, {}, source=source, arm=arm.label)
+        several = len(config.grid.noises) > 1 and source.config.noise.kind != "none"
+        label = f"{arm.label}, {place.noise}" if several else arm.label
+        yield _cell(config, then, plain, {}, source=source, arm=label)
 
 
 def _cell(

@@ -93,18 +93,18 @@ def table4(results: Sequence[Result]) -> Table:
     fractions = sorted({r["fraction"] for r in moved})
     rows = []
     for (source, target), direction in grouped(moved, lambda r: (r["transfer_from"], r["dataset"])).items():
-        for label, group in grouped(direction, _first_training).items():
+        for label, group in grouped(direction, lambda r: r["arm"]).items():
             baseline = [r for r in direction if r["arm"] == _BASELINE]
             row = _row(
-                group, baseline, fractions, lambda r, fraction: r["fraction"] == fraction, is_baseline=label == "sft"
+                group,
+                baseline,
+                fractions,
+                lambda r, fraction: r["fraction"] == fraction,
+                is_baseline=label == _BASELINE,
             )
             rows.append([f"{source} → {target}", label, *row])
     columns = ["direction", "first training", *(f"{fraction:.0%}" for fraction in fractions)]
     return Table("table4", "Table 4. Transfer, gone on with by plain SFT", columns, rows, _notes(moved))
-
-
-def _first_training(result: Result) -> str:
-    return str(result["arm"])
 
 
 def robustness(results: Sequence[Result]) -> Table:
@@ -162,7 +162,7 @@ def _by_data_set(name: str, title: str, results: Sequence[Result], label: Callab
     rows = []
     for text, group in sorted(grouped(results, label).items(), key=lambda item: item[1][0]["arm"] != _BASELINE):
         row = _row(group, baseline, columns, lambda r, c: r["dataset"] == c[0], inner=lambda c: c[1],
-                   is_baseline=text == _BASELINE)  # fmt: skip
+                   is_baseline=group[0]["arm"] == _BASELINE)  # fmt: skip
         means = [mean([r["micro_f1"] for r in group if r["dataset"] == d]) for d, _ in columns]
         average = [_percent(mean(means))] if len(columns) > 1 else []
         rows.append([text, *row, *(average if NOTHING not in row else [NOTHING] * len(average))])

@@ -1,0 +1,251 @@
+"""`anit compare` through its command: what is trained, in which order, what survives, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from anit_ds.cli import main
+from anit_ds.errors import InputError
+from anit_ds.experiments import load_compare_config
+from anit_ds.experiments.grid import cells, tuning_cells
+
+
+@pytest.fixture
+def write(tiny_folder: Path, review_folder: Path, tmp_path: Path):
+    """`write(grid={...}, show=[...])` makes a comparison's YAML of the tiny model and returns its path."""
+
+    def write(**changes: Any) -> Path:
+        base = {
+            "model": {"name_or_path": str(tiny_folder), "dtype": "float32"},
+            "data": {"instructions_file": str(review_folder / "instructions.yaml")},
+            "lora": {"r": 4},
+            "train": {"epochs": 2, "global_batch": 8, "micro_batch": 8, "lr": 1e-2},
+            "eval": {"max_new_tokens": 4},
+        }
+        grid = {
+            "methods": ["sft", "anit"],
+            "instructions": ["concise"],
+            "datasets": [{"dataset": "jsonl", "path": str(review_folder)}],
+        }
+        raw = {
+            "title": "A tiny comparison",
+            "out": str(tmp_path / "comparison"),
+            **changes,
+            "base": {**base, **changes.get("base", {})},
+            "grid": {**grid, **changes.get("grid", {})},
+        }
+        file = tmp_path / "compare.yaml"
+        file.write_text(yaml.safe_dump(raw))
+        return file
+
+    return write
+
+
+def anit(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["anit", "compare", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    return int(exit.value.code or 0)
+
+
+def results(file: Path) -> list[dict[str, Any]]:
+    out = Path(yaml.safe_load(file.read_text())["out"])
+    return json.loads((out / "results.json").read_text())["cells"]
+
+
+def test_the_grid_has_seeds_outermost_and_each_cell_once(write):
+    file = write(
+        grid={
+            "methods": ["sft", "noisy_sft", "anit", {"name": "anit", "preset": "authors"}],
+            "noises": ["shuffle", "opposite"],
+            "omegas": [0.1, 0.3],
+            "distortions": ["rbe", "lme"],
+            "seeds": [1, 2],
+        }  # fmt: skip
+    )
+    axes = [cell.axes() for cell in cells(load_compare_config(file))]
+    assert [a["seed"] for a in axes] == sorted(a["seed"] for a in axes)
+    of_seed = [(a["arm"], a["noise"], a["omega"], a["distortion"]) for a in axes if a["seed"] == 1]
+    assert len(of_seed) == len(set(of_seed))
+    counts = {arm: sum(a[0] == arm for a in of_seed) for arm, *_ in of_seed}
+    # sft feels no noise; noisy_sft and a fixed beta feel no measure; `opposite` feels no omega
+    assert counts == {"sft": 1, "noisy_sft": 3, "anit": 6, "anit (authors)": 3}
+    assert [a[0] for a in of_seed[:4]] == ["sft", "noisy_sft", "anit", "anit (authors)"], "methods are innermost"
+
+
+def test_tuned_methods_must_have_equally_many_trials(write):
+    methods = [{"name": "pgd", "tune": {"eps": [1, 2]}}, {"name": "fgm", "tune": {"eps": [1, 2, 3]}}]
+    with pytest.raises(InputError, match=r"tuned methods need equally many trials, but they have pgd 2, fgm 3"):
+        load_compare_config(write(grid={"methods": methods}))
+    methods[1]["tune"] = {"eps": [1, 2]}
+    trials = tuning_cells(load_compare_config(write(grid={"methods": methods})))
+    assert [(label, settings["eps"]) for (label, _), settings, _ in trials] == [
+        ("pgd", 1), ("pgd", 2), ("fgm", 1), ("fgm", 2)
+    ]  # fmt: skip
+    assert not any(cell.config.eval.test for _, _, cell in trials), "trials never read the test split"
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"grid": {"methods": ["sfd"]}}, r"no method is called 'sfd'"),
+        ({"grid": {"omega": [0.1]}}, r"grid.omega: unknown key; did you mean omegas\?"),
+        ({"base": {"noise": {"kind": "shuffle"}}}, r"base.noise.kind: the grid decides it"),
+        ({"transfers": [{"source": "jsonl", "target": "agnews"}]}, r"'agnews' is no data set of grid.datasets"),
+        ({"grid": {"methods": [{"name": "sft", "eps": 2.0}]}}, r"cell jsonl, sft: method: sft does not use 'eps'"),
+    ],
+    ids=["method", "axis", "decided", "transfer", "cell"],
+)
+def test_what_is_wrong_in_the_file_is_said_before_anything_runs(write, changes: dict, said: str):
+    with pytest.raises(InputError, match=said):
+        load_compare_config(write(**changes))
+
+
+@pytest.mark.slow
+def test_tables_figures_and_report_come_from_the_cells(write, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+    file = write(
+        grid={"methods": ["sft", {"name": "anit", "tune": {"alpha": [0.1, 0.4]}}], "omegas": [0.1, 0.4]},
+        base={"eval": {"max_new_tokens": 4, "noises": ["shuffle"]}},
+        show=["methods", "table2", "figure2a", "figure2b", "robustness"],
+    )
+    assert anit(monkeypatch, file, "--jobs", 2) == 0
+    out = tmp_path / "comparison"
+    made = results(file)
+    assert [(r["arm"], r["omega"], r["status"]) for r in made] == [
+        ("sft", 0.0, "done"), ("anit", 0.1, "done"), ("anit", 0.4, "done")
+    ]  # fmt: skip
+    needed = {"dataset", "method", "preset", "model", "distortion", "instructions", "noise", "omega", "phi", "fraction",
+              "transfer_from", "seed", "split", "micro_f1", "passes", "train_seconds", "config_hash"}  # fmt: skip
+    assert all(needed <= r.keys() for r in made)
+    trials = json.loads((out / "sweeps.json").read_text())["trials"]
+    assert len(trials) == 2 and sum(t["chosen"] for t in trials) == 1
+    rows = list(csv.reader((out / "tables" / "table2.csv").open()))
+    assert [row[0] for row in rows] == ["", "sft", "anit, replacement, omega 0.1", "anit, replacement, omega 0.4"]
+    for row, result in zip(rows[1:], made, strict=True):
+        assert row[1].startswith(f"{100 * result['micro_f1']:.1f} [")
+    assert "tuned on the dev split of the same data set: anit on jsonl" in (out / "tables" / "table2.md").read_text()
+    assert r"\toprule" in (out / "tables" / "methods.tex").read_text()
+    for name in ("figure2a", "figure2b"):
+        assert (out / "figures" / f"{name}.png").stat().st_size > 5000
+        assert (out / "figures" / f"{name}.svg").stat().st_size > 5000
+    page = (out / "report.html").read_text()
+    links = re.findall(r"""(?:src|href|xlink:href)\s*=\s*["'](?!#)|url\((?!["']?#)|@import|<script|<link""", page)
+    assert links == [], "a report that asks for something outside itself is not readable offline"
+    assert all(f"{title}" in page for title in ("Methods", "Table 2", "Figure 2a", "Robustness", "A tiny comparison"))
+    capsys.readouterr()
+    assert anit(monkeypatch, file) == 0
+    assert "[" not in capsys.readouterr().out, "nothing is trained twice"
+
+
+@pytest.mark.slow
+def test_a_cell_that_cannot_run_is_reported_and_the_rest_completes(
+    write, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+):
+    file = write(grid={"methods": ["sft"], "models": [str(tmp_path / "nowhere"), str(tiny_folder)]})
+    assert anit(monkeypatch, file) == 1
+    said = capsys.readouterr().err
+    assert "FAILED: anit: model.name_or_path" in said and "nowhere" in said
+    assert [r["status"] for r in results(file)] == ["failed", "done"]
+    assert "cannot be loaded as a causal LM" in (tmp_path / "comparison" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_grid_resumes_without_repeating_a_finished_cell(
+    write, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+):
+    file = write(grid={"methods": ["sft", "noisy_sft", "random", "anit"]})
+    process = subprocess.Popen([sys.executable, "-m", "anit_ds.cli", "compare", str(file)], start_new_session=True)
+    finished = tmp_path / "comparison" / "cells"
+    deadline = time.monotonic() + 300
+    while len(list(finished.glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: path.read_bytes() for path in finished.glob("*.json")}
+    assert 2 <= len(before) < 4, "killed half-way"
+    while _training_under(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)  # the orphaned cell notices, saves and ends by itself
+    assert not _training_under(tmp_path)
+    assert anit(monkeypatch, file) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert len(told) == 4 - len(before)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert [r["status"] for r in results(file)] == ["done"] * 4
+
+
+def _training_under(folder: Path) -> list[int]:
+    """Processes that hold a file of this folder open: cells whose output goes there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "fd" / "1").startswith(str(folder)):
+                found.append(int(process.name))
+        except OSError:
+            continue  # it ended while we looked, or is not ours
+    return found
+
+
+@pytest.mark.slow
+def test_transfer_goes_on_from_each_arm_by_plain_sft(write, review_folder: Path, monkeypatch, tmp_path: Path):
+    datasets = [
+        {"dataset": "jsonl", "path": str(review_folder)},
+        {"dataset": "movie-reviews", "path": str(review_folder)},
+    ]
+    file = write(
+        grid={"datasets": datasets, "fractions": [0.3, 0.6]},
+        transfers=[{"source": "jsonl", "target": "movie-reviews"}, {"source": "movie-reviews", "target": "jsonl"}],
+        show=["table4"],
+    )
+    assert anit(monkeypatch, file, "--jobs", 2) == 0
+    moved = [r for r in results(file) if r["transfer_from"]]
+    assert {(r["transfer_from"], r["dataset"], r["arm"], r["fraction"]) for r in moved} == {
+        (a, b, arm, f)
+        for a, b in (("jsonl", "movie-reviews"), ("movie-reviews", "jsonl"))
+        for arm in ("sft", "anit")
+        for f in (0.3, 0.6)
+    }
+    assert all(r["method"] == "sft" for r in moved)
+    rows = list(csv.reader((tmp_path / "comparison" / "tables" / "table4.csv").open()))
+    assert rows[0] == ["direction", "first training", "30%", "60%"]
+    assert [row[:2] for row in rows[1:]] == [
+        ["jsonl → movie-reviews", "sft"], ["jsonl → movie-reviews", "anit"],
+        ["movie-reviews → jsonl", "sft"], ["movie-reviews → jsonl", "anit"],
+    ]  # fmt: skip
+    target = next(r for r in moved if r["arm"] == "anit")
+    config = yaml.safe_load((tmp_path / "comparison" / target["run"] / "config.yaml").read_text())
+    assert "-anit-" in config["lora"]["init_from"] and config["method"]["name"] == "sft"
+
+
+@pytest.mark.slow
+def test_a_mixture_is_scored_a_set_and_in_the_mean(write, review_folder: Path, monkeypatch, tmp_path: Path):
+    mix = [{"dataset": "jsonl", "path": str(review_folder)}, {"dataset": "movie-reviews", "path": str(review_folder)}]
+    file = write(grid={"datasets": [{"mix": mix}]})
+    assert anit(monkeypatch, file, "--jobs", 2) == 0
+    made = results(file)
+    assert [r["dataset"] for r in made] == ["jsonl+movie-reviews"] * 2
+    for r in made:
+        assert set(r["datasets"]) == set(r["beta"]) == {"jsonl", "movie-reviews"}
+        assert r["micro_f1"] == pytest.approx(sum(r["datasets"].values()) / 2)
+    rows = list(csv.reader((tmp_path / "comparison" / "tables" / "methods.csv").open()))
+    assert rows[0] == ["", "jsonl (in jsonl+movie-reviews)", "movie-reviews (in jsonl+movie-reviews)", "mean"]
+
+
+def test_the_plan_lists_every_cell_with_its_time(write, monkeypatch: pytest.MonkeyPatch, capsys):
+    file = write(grid={"seeds": [1, 2]})
+    monkeypatch.setattr(sys, "argv", ["anit", "compare", str(file), "--dry-run"])
+    main()
+    said = capsys.readouterr().out
+    assert said.count("a step, about") == 4
+    assert "4 cells, 0 done; about" in said and "rough count of operations" in said

@@ -1,0 +1,76 @@
+"""Scores, intervals and corrections against scikit-learn, SciPy and a worked example."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+from sklearn.metrics import f1_score
+
+from anit_ds.experiments.statistics import difference, example_counts, holm, micro_f1, score
+
+RNG = np.random.default_rng(0)
+
+
+def classified(accuracy: float, examples: int = 400) -> list[list[int]]:
+    """Counts an example of a classifier that is right with this probability."""
+    return [[int(RNG.random() < accuracy), 1, 1] for _ in range(examples)]
+
+
+def test_counts_of_predictions_give_scikit_learns_micro_f1():
+    gold, said = RNG.integers(3, size=200).tolist(), RNG.integers(3, size=200).tolist()
+    rows = [{"gold": [[str(g)]], "predicted": [[str(s)]], "malformed": 0} for g, s in zip(gold, said, strict=True)]
+    ours = float(micro_f1(np.array([example_counts(row) for row in rows], dtype=float)))
+    assert ours == pytest.approx(f1_score(gold, said, average="micro"))
+
+
+def test_counts_are_multisets_and_a_malformed_piece_is_a_prediction():
+    row = {
+        "gold": [["a", "x"], ["a", "x"]],
+        "predicted": [["a", "x"], ["a", "x"], ["a", "x"], ["b", "y"]],
+        "malformed": 2,
+    }
+    assert example_counts(row) == [2, 6, 2]
+
+
+def test_one_seeds_interval_is_scipys_bootstrap():
+    run = classified(0.8)
+    ours = score([run])
+    hits = np.array(run)[:, 0]
+    theirs = bootstrap((hits,), np.mean, method="percentile", n_resamples=5000, rng=1).confidence_interval
+    assert ours.mean == pytest.approx(hits.mean())
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.008)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    alike = [classified(0.8)] * 3
+    apart = [classified(accuracy) for accuracy in (0.6, 0.8, 0.95)]
+    wide, narrow = score(apart), score(alike)
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_a_paired_difference_sees_what_unpaired_scores_cannot():
+    base = classified(0.7, 300)
+    better = [[1, 1, 1] if number % 25 == 0 else list(row) for number, row in enumerate(base)]
+    gain = difference([better], [base])
+    assert gain.mean == pytest.approx(np.mean(np.array(better)[:, 0]) - np.mean(np.array(base)[:, 0]))
+    assert score([base]).high > score([better]).low, "the two intervals overlap"
+    assert gain.low >= 0 and gain.p < 0.2
+
+
+def test_nothing_gained_is_not_significant_and_a_large_gain_is():
+    base = [classified(0.7), classified(0.7)]
+    assert difference(base, base).p == 1.0
+    assert difference([classified(0.95), classified(0.95)], base).p < 0.01
+
+
+def test_arms_of_unequal_shape_are_refused():
+    with pytest.raises(ValueError, match="equal seeds and examples"):
+        difference([classified(0.7, 10)], [classified(0.7, 11)])
+
+
+def test_holms_correction_on_a_worked_example():
+    """Holm's step-down by hand: sorted p times 4, 3, 2, 1, then made monotone."""
+    corrected = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert corrected == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
