@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -361,8 +362,13 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return load_yaml(path, overrides, Config)
 
 
-def load_yaml(path: str | Path, overrides: list[str] | tuple[str, ...], schema: type[Schema]) -> Schema:
-    """`load_config` for any schema."""
+def load_yaml(
+    path: str | Path,
+    overrides: list[str] | tuple[str, ...],
+    schema: type[Schema],
+    expand: Callable[[dict[str, Any], Path], None] = lambda raw, path: None,
+) -> Schema:
+    """`load_config` for any schema. `expand` may complete what was read, before the overrides."""
     path = Path(path)
     if path.is_dir():
         path = path / "config.yaml"
@@ -380,6 +386,7 @@ def load_yaml(path: str | Path, overrides: list[str] | tuple[str, ...], schema: 
     if not isinstance(raw, dict):
         wanted = " and ".join(f"{name}:" for name in list(schema.model_fields)[:2])
         raise InputError(f"{path}: expected sections such as {wanted}, found {type(raw).__name__}")
+    expand(raw, path)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:

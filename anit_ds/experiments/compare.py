@@ -67,19 +67,26 @@ def describe_plan(config: CompareConfig) -> str:
     grid = cells(config)
     done = [r for cell in (*trials, *grid) if (r := results.finished(cell)) is not None]
     gpu, threads = _device()
-    lines, total, unknown = [], 0.0, 0
+    lines, known, unknown = [], [], 0
     for kind, cell in [("trial", c) for c in trials] + [("cell", c) for c in grid]:
+        took = seconds(cell, done, gpu=gpu, threads=threads)
         if results.finished(cell) is not None:
             estimate = "done"
+        elif took is None:
+            unknown += 1
+            estimate = "time unknown (its data are not here)"
         else:
-            took = seconds(cell, done, gpu=gpu, threads=threads)
-            estimate = "time unknown: its data are not here" if took is None else f"about {clock(took)}"
-            total, unknown = total + (took or 0.0), unknown + (took is None)
+            known.append(took)
+            estimate = f"about {clock(took)}"
         passes = passes_of(cell.config)
         lines.append(f"{kind:5} {cell.name:60} {passes} pass{'es' if passes > 1 else ''} a step, {estimate}")
-    basis = "from the finished cells" if done else "a rough count of operations; the first finished cell makes it exact"
-    tail = f", {unknown} of them unknown" if unknown else ""
-    lines.append(f"{len(trials) + len(grid)} cells, {len(done)} done; about {clock(total)} to go ({basis}){tail}")
+    left = []
+    if known:
+        basis = "from the finished cells" if done else "a rough count of operations, until a cell is finished"
+        left.append(f"about {clock(sum(known))} to go ({basis})")
+    if unknown:
+        left.append(f"{unknown} of unknown time")
+    lines.append(f"{len(trials) + len(grid)} cells, {len(done)} done; {', '.join(left) or 'nothing to go'}")
     return "\n".join(lines)
 
 

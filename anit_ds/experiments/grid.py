@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from anit_ds.config import METHOD_KEYS, Config, MixItem, NoiseKind, Section, identity, load_yaml, set_field, validate
+from anit_ds.errors import InputError
 
 Shown = Literal[
     "methods", "table1", "table2", "table3", "table4", "figure2a", "figure2b", "figure2c", "robustness"
@@ -118,7 +120,7 @@ class CompareConfig(Section):
     title: str
     """Heading of the report."""
     base: dict[str, Any]
-    """A run's configuration without what the grid decides."""
+    """A run's configuration without what the grid decides; or a YAML file with it, named from this file's folder."""
     grid: Grid
     transfers: list[Transfer] = Field(default_factory=list)
     """Few-shot transfers between data sets of the grid, in place of the plain grid."""
@@ -195,10 +197,23 @@ def load_compare_config(path: str | Path, overrides: list[str] | tuple[str, ...]
 
     Raises InputError for anything wrong in it, with the file, the line and the field.
     """
-    config = load_yaml(path, overrides, CompareConfig)
+    config = load_yaml(path, overrides, CompareConfig, _read_base)
     for _ in (*tuning_cells(config), *cells(config)):
         pass
     return config
+
+
+def _read_base(raw: dict[str, Any], path: Path) -> None:
+    """Put the content of the file that `base` names in its place."""
+    if not isinstance(raw.get("base"), str):
+        return
+    file = path.parent / raw["base"]
+    try:
+        raw["base"] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: base: cannot read {file} ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{file}: not valid YAML ({getattr(error, 'problem', error)})") from error
 
 
 def cells(config: CompareConfig, chosen: Chosen | None = None) -> list[Cell]:
