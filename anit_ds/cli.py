@@ -169,20 +169,25 @@ def doctor(out: str) -> None:
 
 def main() -> None:
     """Entry point: InputError becomes its sentence and exit code 2."""
+    code = 0
     try:
         cli(standalone_mode=False)
     except InputError as error:
         click.echo(f"anit: {error}", err=True)
-        sys.exit(2)
+        code = 2
     except ServiceError as error:
         click.echo(f"anit: {error}", err=True)
-        sys.exit(1)
+        code = 1
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        code = 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("anit: interrupted", err=True)
-        sys.exit(130)
+        code = 130
+    if distributed := sys.modules.get("anit_ds.distributed"):
+        distributed.end(code)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from anit_ds.watchdog import Watchdog
 
 __all__ = [
     "Ranks", "Watchdog", "all_gather_objects", "all_reduce_sum", "any_rank", "barrier", "broadcast_object", "device",
-    "from_main", "gather_objects", "init", "logger", "main_first", "rank", "ranks_from", "world_size",
+    "end", "from_main", "gather_objects", "init", "logger", "main_first", "rank", "ranks_from", "world_size",
 ]  # fmt: skip
 
 # Asked before deepspeed is imported anywhere: without an answer it searches for an accelerator and warns.
@@ -90,13 +92,35 @@ def init(timeout_seconds: float = 1800.0) -> Ranks:
 
 
 def _leave() -> None:
-    """Destroy the process groups while the interpreter still stands.
+    """Destroy the process groups, and gloo's threads with them, while the interpreter still stands.
 
-    Left to its teardown, gloo's threads outlive what they need and now and then abort a run that ended well
-    ("terminate called without an active exception", about one exit in a hundred on two ranks).
+    A thread may still have to let go of the last collective's tensor; needing the interpreter for that after it is
+    gone, it aborts a process that ended well ("terminate called without an active exception"). Only the destructor of
+    a group waits for its threads, so nothing may hold a group any more.
     """
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    global _cpu_group
+    if not dist.is_initialized():
+        return
+    import deepspeed
+
+    _cpu_group = None
+    deepspeed.comm.destroy_process_group()  # which also forgets DeepSpeed's own references
+    gc.collect()
+
+
+def end(code: int) -> None:
+    """End this process with the exit code now if it is one of several ranks; alone, return.
+
+    It skips the interpreter's teardown, which no rank that has trained may risk (see `_leave`): autograd's hooks keep
+    a DeepSpeed engine, and with it the engine's process groups, alive to the very end.
+    """
+    if world_size() == 1:
+        return
+    _leave()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def ranks_from(environment: MutableMapping[str, str]) -> Ranks:
