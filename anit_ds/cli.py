@@ -36,10 +36,11 @@ def _config_arguments(command: Any) -> Any:
     return click.argument("config", type=click.Path())(command)
 
 
-@cli.command()
+@cli.command(short_help="Build the noisy set, measure it, and show it.")
 @_config_arguments
 @click.option("--dry-run", is_flag=True, help="Only say what measuring the distortion would ask of a model.")
-def data(config: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+@click.option("--fresh", is_flag=True, help="Empty the run's folder first.")
+def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> None:
     """Build the noisy set of CONFIG: OUT/data with train, dev, test as JSON lines, and manifest.json.
 
     Overrides are written section.key=value, such as noise.omega=0.3.
@@ -54,11 +55,11 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool) -> None:
         click.echo("\n".join(RunData.estimate(settings)))
         return
     run = RunFolder(settings.out)
-    run.prepare(settings)
+    run.prepare(settings, fresh=fresh)
     click.echo(describe_data(RunData.load(settings, run.data), run.data))
 
 
-@cli.command("train")
+@cli.command("train", short_help="Train, or go on from the last checkpoint.")
 @_config_arguments
 @click.option("--fresh", is_flag=True, help="Empty the run's folder first.")
 @click.option("--local_rank", type=int, hidden=True)  # the deepspeed launcher adds it
@@ -77,7 +78,7 @@ def train_(config: str, overrides: tuple[str, ...], fresh: bool, local_rank: int
         click.echo(describe_summary(summary, Path(settings.out)))
 
 
-@cli.command("eval")
+@cli.command("eval", short_help="Score a finished run on dev or test.")
 @click.argument("run", type=click.Path())
 @click.option("--split", type=click.Choice(["dev", "test"]), default="test", show_default=True)
 @click.option("--noise", default=None, metavar="NAME", help="Bend every instruction: truncation, shuffle, insertion, "
@@ -97,7 +98,7 @@ def eval_(run: str, split: str, noise: str | None, base: bool, dtype: str | None
             click.echo(describe_evaluation(name, evaluation.report, Path(run)))
 
 
-@cli.command()
+@cli.command(short_help="Answer new texts with a finished run.")
 @click.argument("run", type=click.Path())
 @click.option("--input", "source", required=True, metavar="FILE", help="JSON lines with a `text` (and, in a mixture, a "
               "`dataset`); - for standard input.")  # fmt: skip
@@ -110,7 +111,7 @@ def predict(run: str, source: str, output: str, dtype: str | None) -> None:
     predict_file(Path(run), source, output, dtype=dtype)
 
 
-@cli.command()
+@cli.command(short_help="The whole way in minutes; nothing to prepare.")
 @click.option("--out", default="runs/demo", show_default=True, help="The run's folder; emptied first.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, bfloat16 or float32.")
 def demo(out: str, dtype: str) -> None:
@@ -121,7 +122,7 @@ def demo(out: str, dtype: str) -> None:
     run_demo(Path(out), dtype)
 
 
-@cli.command()
+@cli.command(short_help="Train a grid of runs; tables, figures and a report.")
 @_config_arguments
 @click.option("--jobs", type=click.IntRange(min=1), help="Cells trained at once; by default the configuration's.")
 @click.option("--dry-run", is_flag=True, help="Only list the cells, which are done, and how long the rest will take.")
@@ -139,7 +140,7 @@ def compare(config: str, overrides: tuple[str, ...], jobs: int | None, dry_run: 
     sys.exit(1 if experiments.compare(settings, jobs=jobs, report_only=report_only) else 0)
 
 
-@cli.command("config")
+@cli.command("config", short_help="Print every field with its meaning and default.")
 def config_() -> None:
     """Print every field of a configuration with its meaning and default, as YAML to start from."""
     from anit_ds.config import annotated_yaml
@@ -147,7 +148,7 @@ def config_() -> None:
     click.echo(annotated_yaml())
 
 
-@cli.command()
+@cli.command(short_help="Write the adapter, or base and adapter merged.")
 @click.argument("run", type=click.Path())
 @click.argument("out", type=click.Path())
 @click.option("--merge", is_flag=True, help="Base and adapter in one checkpoint that transformers loads alone.")
@@ -158,7 +159,7 @@ def export(run: str, out: str, merge: bool) -> None:
     click.echo(export_run(Path(run), Path(out), merge=merge))
 
 
-@cli.command()
+@cli.command(short_help="What is wrong with this machine, and the cure.")
 @click.option("--out", default="runs", show_default=True, help="Where runs would be written.")
 def doctor(out: str) -> None:
     """What is installed, which accelerator, does the kernel compile, can ranks talk, is there disk."""

@@ -435,7 +435,8 @@ def _validated(
             keys = [str(k) for k in problem["loc"]]
             field = ".".join(keys)
             line = _line_of(tree, keys)
-            where = "command line" if field in overridden else f"{source}:{line}" if line else source
+            made_up = problem["type"] == "extra_forbidden" and any(o.startswith(f"{field}.") for o in overridden)
+            where = "command line" if field in overridden or made_up else f"{source}:{line}" if line else source
             sentences.append(f"{where}: {field}: {_explain(problem, keys, schema)}".replace(": : ", ": "))
         raise InputError("\n".join(dict.fromkeys(sentences))) from error
 

@@ -66,6 +66,9 @@ def load_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
 
 
 def _not_there(config: ModelConfig, error: Exception) -> InputError:
+    name = Path(config.name_or_path)
+    if name.is_absolute() and not name.is_dir():
+        return InputError(f"model.name_or_path: there is no folder {name}; give a hub id or a checkpoint's folder")
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InputError(
         f"model.name_or_path: {config.name_or_path!r} cannot be loaded as a causal LM ({first}); "

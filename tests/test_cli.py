@@ -89,6 +89,8 @@ def test_a_wrong_override_is_named(write_config, capsys, monkeypatch):
     message = refusal(capsys, monkeypatch, "data", write_config(), "noise.omega=1.7")
     assert "command line: noise.omega" in message
     assert "written key=value" in refusal(capsys, monkeypatch, "data", write_config(), "omega")
+    message = refusal(capsys, monkeypatch, "data", write_config(), "nosie.omega=0.3")
+    assert "command line: nosie: unknown key; did you mean noise?" in message
 
 
 def test_a_missing_data_file_is_named(write_config, capsys, monkeypatch, tmp_path):
@@ -125,11 +127,14 @@ def test_a_folder_of_another_configuration_is_refused(write_config, capsys, monk
     capsys.readouterr()
     message = refusal(capsys, monkeypatch, "data", file, "noise.omega=0.4")
     assert "another configuration (noise.omega: 0.2 there, 0.4 here)" in message
+    monkeypatch.setattr(sys, "argv", ["anit", "data", str(file), "noise.omega=0.4", "--fresh"])
+    main()
+    assert "omega 0.4" in capsys.readouterr().out
 
 
 def test_a_model_that_is_not_there_is_named(write_config, capsys, monkeypatch, tmp_path):
     message = refusal(capsys, monkeypatch, "train", write_config())
-    assert "model.name_or_path" in message and str(tmp_path / "no-model") in message
+    assert f"model.name_or_path: there is no folder {tmp_path / 'no-model'}; give" in message
 
 
 def test_a_run_that_is_not_there_is_named(capsys, monkeypatch, tmp_path):
