@@ -173,9 +173,7 @@ class Watchdog:
         self._stopping.set()
         self._wake_writer.send(b"!")
         self._thread.join()
-        # Here and not on the thread: it may see the flag and be gone before the line above wakes it.
-        self._wake_reader.close()
-        self._wake_writer.close()
+        self._close()
 
     def _meet(self) -> None:
         """Connect every rank to rank 0."""
@@ -203,6 +201,14 @@ class Watchdog:
             ) from error
         self._add(_Peer(connection, rank=0))
 
+    def _close(self) -> None:
+        """Not the background thread's work: `stop` may be about to wake it when it has already seen why."""
+        for peer in self._peers:
+            peer.socket.close()
+        for other in (self._wake_reader, self._wake_writer, self._listener, self._selector):
+            if other is not None:
+                other.close()
+
     def _add(self, peer: _Peer) -> None:
         peer.socket.setblocking(False)
         self._peers.append(peer)
@@ -212,23 +218,34 @@ class Watchdog:
 
     def _watch(self) -> None:
         speak_at = 0.0
-        while True:
+        while not self._stopping.is_set():
             now = time.monotonic()
-            if self._stopping.is_set() or now >= speak_at:
-                self._me.where, self._me.waiting = _whereabouts(self._main_thread)
-                self._tell({"status": asdict(self._me)})
+            if now >= speak_at:
+                self._report()
                 speak_at = now + self._interval
-            if self._stopping.is_set():
-                return self._close()
             for key, _ in self._selector.select(max(0.0, speak_at - now)):
                 if key.fileobj is self._listener:
-                    self._add(_Peer(self._listener.accept()[0]))
+                    self._accept()
                 elif key.data is not None:
                     self._hear(key.data)
             now = time.monotonic()
             if self._rank == 0:
                 self._seen[0].update(Status(**asdict(self._me)), now)
             self._act_on(judge(self._seen.values(), timeout=self._timeout, now=now))
+        # The last words, for everyone who has connected by now.
+        self._accept()
+        self._report()
+        self._part()
+
+    def _report(self) -> None:
+        self._me.where, self._me.waiting = _whereabouts(self._main_thread)
+        self._tell({"status": asdict(self._me)})
+
+    def _accept(self) -> None:
+        """Take in every connection that has come."""
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            while self._listener is not None:
+                self._add(_Peer(self._listener.accept()[0]))
 
     def _tell(self, message: dict[str, Any]) -> None:
         for peer in self._peers:
@@ -285,14 +302,6 @@ class Watchdog:
                 peer.socket.settimeout(max(0.01, until - time.monotonic()))
                 while peer.socket.recv(1 << 16):
                     peer.socket.settimeout(max(0.01, until - time.monotonic()))
-
-    def _close(self) -> None:
-        self._part()
-        for peer in self._peers:
-            peer.socket.close()
-        if self._listener is not None:
-            self._listener.close()
-        self._selector.close()
 
 
 @dataclass(slots=True)

@@ -2,35 +2,54 @@
 
     python ranks_program.py RUN_DIR TIMEOUT FAULT@RANK@STEP
 
-FAULT: kill, stop, sleep, raise (an error of its own), agree (the same error on every rank), none.
+FAULT: kill, stop, sleep, raise (an error of its own), agree (the same error on every rank), none. Or crowd: many
+watchdogs of one step each on a machine so crowded that their threads may lose the processor at any line.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 
-from anit_ds import distributed
+from anit_ds import distributed, watchdog
 
 
 def main() -> None:
     run_dir, timeout, (fault, at_rank, at_step) = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3].split("@")
     ranks = distributed.init()
-    watchdog = distributed.Watchdog(timeout_seconds=timeout, run_dir=run_dir)
-    try:
-        for step in range(1, 1001 if fault != "none" else 6):
-            if step == int(at_step) and (ranks.rank == int(at_rank) or fault == "agree"):
-                misbehave(fault)
-            distributed.all_reduce_sum(torch.ones(4))
-            watchdog.beat(step)
-    finally:
-        watchdog.stop()
+    if fault == "crowd":
+        random.seed(ranks.rank)
+        sys.settrace(lose_the_processor)
+        threading.settrace(lose_the_processor)
+    for _ in range(12 if fault == "crowd" else 1):
+        watched = distributed.Watchdog(timeout_seconds=timeout, run_dir=run_dir)
+        try:
+            for step in range(1, {"none": 6, "crowd": 2}.get(fault, 1001)):
+                if step == int(at_step) and (ranks.rank == int(at_rank) or fault == "agree"):
+                    misbehave(fault)
+                distributed.all_reduce_sum(torch.ones(4))
+                watched.beat(step)
+        finally:
+            watched.stop()
     print(f"rank {ranks.rank} done", flush=True)
+
+
+def lose_the_processor(frame: FrameType, event: str, argument: Any) -> Any:
+    """A trace function: pauses at random lines of what a watchdog's two threads do when it stops."""
+    if frame.f_code.co_filename != watchdog.__file__ or frame.f_code.co_name not in ("_watch", "stop"):
+        return None
+    if random.random() < 0.3:
+        time.sleep(0.03)
+    return lose_the_processor
 
 
 def misbehave(fault: str) -> None:

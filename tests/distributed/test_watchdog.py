@@ -14,10 +14,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from anit_ds.watchdog import Seen, Status, judge
+from anit_ds.watchdog import Seen, Status, Watchdog, judge
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 TIMEOUT = 3.0
@@ -26,14 +28,14 @@ TIMEOUT = 3.0
 class Run:
     """`ranks` real processes; `ended` gives each one's exit code and output once all are gone."""
 
-    def __init__(self, run_dir: Path, fault: str, ranks: int) -> None:
+    def __init__(self, run_dir: Path, fault: str, ranks: int, timeout: float = TIMEOUT) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         everyone = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.processes = [
             subprocess.Popen(
-                [sys.executable, PROGRAM, run_dir, str(TIMEOUT), fault],
+                [sys.executable, PROGRAM, run_dir, str(timeout), fault],
                 env={**os.environ, **everyone, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -47,7 +49,7 @@ class Run:
         outputs = ["" for _ in self.processes]
         for rank, process in enumerate(self.processes):
             if rank != stopped:
-                outputs[rank] = process.communicate(timeout=60)[0]
+                outputs[rank] = process.communicate(timeout=120)[0]
         if stopped is not None:
             self.processes[stopped].kill()
             self.processes[stopped].communicate()
@@ -103,9 +105,35 @@ def test_an_error_that_all_ranks_share_is_left_to_each_of_them(tmp_path: Path) -
 
 
 def test_a_good_run_ends_quietly(tmp_path: Path) -> None:
-    codes, outputs = Run(tmp_path, "none@0@0", ranks=2).ended()
+    codes, outputs = Run(tmp_path, "none@0@0", ranks=2, timeout=60).ended()
     assert codes == [0, 0]
     assert all(f"rank {rank} done" in output for rank, output in enumerate(outputs))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_of_a_crowded_machine_part_well(tmp_path: Path) -> None:
+    """Whatever the order in which the threads that stop get the processor, no rank takes another's end for a death."""
+    codes, outputs = Run(tmp_path, "crowd@0@0", ranks=3, timeout=60).ended()
+    assert codes == [0, 0, 0], "\n".join(outputs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_that_takes_its_time_is_a_good_end(tmp_path: Path) -> None:
+    """The thread may be gone before the main thread comes to waking it."""
+
+    def slowly(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_name != "stop":
+            return None
+        time.sleep(0.25)
+        return slowly
+
+    watchdog = Watchdog(timeout_seconds=1.0, run_dir=tmp_path)  # its thread wakes every 0.2 s
+    before = sys.gettrace()
+    sys.settrace(slowly)
+    try:
+        watchdog.stop()
+    finally:
+        sys.settrace(before)
     assert list(tmp_path.iterdir()) == []
 
 
