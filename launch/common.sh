@@ -140,7 +140,18 @@ tether() {
     exec "$@"
 }
 
-free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
+# Below the ports that the kernel gives out by itself: it will be some seconds until rank 0 has loaded and takes it.
+free_port() {
+    python - <<'PYTHON'
+import contextlib, random, socket
+port = None
+while port is None:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("", random.randrange(20000, 30000)))
+        port = probe.getsockname()[1]
+print(port)
+PYTHON
+}
 
 default_ranks() {
     local gpus=0

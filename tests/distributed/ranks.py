@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -20,15 +22,22 @@ def start(ranks: int, *configs: Config, die_in_save_at: int | None = None) -> li
 
     With `die_in_save_at` rank 0 gets SIGKILL inside the save of that step: weights and moments written, nothing else.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = [
         _CONTEXT.Process(target=_rank, args=(rank, ranks, port, configs, die_in_save_at)) for rank in range(ranks)
     ]
     for process in processes:
         process.start()
     return processes
+
+
+def free_port() -> int:
+    """Below the ports that the kernel gives out by itself, of which gloo takes many before rank 0 takes this one."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.SystemRandom().randrange(20000, 30000)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run(ranks: int, *configs: Config) -> None:

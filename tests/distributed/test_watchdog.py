@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from ranks import free_port
 
 from anit_ds.watchdog import Seen, Status, Watchdog, judge
 
@@ -29,10 +29,7 @@ class Run:
     """`ranks` real processes; `ended` gives each one's exit code and output once all are gone."""
 
     def __init__(self, run_dir: Path, fault: str, ranks: int, timeout: float = TIMEOUT) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        everyone = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        everyone = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.processes = [
             subprocess.Popen(
                 [sys.executable, PROGRAM, run_dir, str(timeout), fault],
