@@ -9,9 +9,9 @@ import torch
 
 from anit_ds.adversarial.ball import direction, project
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.delta import perturbed_start
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_kernels import nrm_init
 
 
 class FreeLB:
@@ -35,15 +35,13 @@ class FreeLB:
             lm.backward(loss.sum() / (self.steps * batch.mean_over), last=step == self.steps - 1)
             stats.over_answers("loss/adversarial", loss, batch)
             assert x.grad is not None
-            delta = delta + self.alpha * direction(x.grad, batch.scope)
-            delta = project(delta, self.eps, "frobenius" if self.eps > 0 else "none")
-        stats.over_samples("nrm/delta1_norm", torch.linalg.vector_norm(delta, dim=(1, 2)), batch.scope.any(1))
+            delta = delta + self.alpha * direction(x.grad, batch)
+            delta = project(delta, self.eps, "frobenius" if self.eps > 0 else "none", batch)
+        stats.over_samples("nrm/delta1_norm", batch.norm_per_sample(delta), batch.attacked)
         return stats
 
     def _start(self, e: torch.Tensor, batch: Batch) -> torch.Tensor:
         # delta0 of eq. 7 with eps = init_norm / 10 and beta = 0 is U(-1, 1) * init_norm / sqrt(N).
-        flat = torch.zeros_like(e)
-        beta = torch.zeros_like(batch.beta)
-        return nrm_init(
-            flat, batch.scope, batch.attended, self.seed, batch.step, batch.sample_ids, self.init_norm / 10, beta
+        return perturbed_start(
+            torch.zeros_like(e), batch, seed=self.seed, eps=self.init_norm / 10, beta=torch.zeros_like(batch.beta)
         )

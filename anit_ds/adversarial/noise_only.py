@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.nrm import NRM, describe_attack
+from anit_ds.adversarial.delta import perturbed_start
+from anit_ds.adversarial.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_kernels import nrm_init, nrm_step
 
 
 class NEFTune:
@@ -29,10 +29,10 @@ class NEFTune:
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         # delta0 of eq. 7 with eps = alpha / 10, beta = 0 and every real token in scope.
-        attended, beta = batch.attended, torch.zeros_like(batch.beta)
-        x = nrm_init(
-            lm.embeddings(batch), attended, attended, self.seed, batch.step, batch.sample_ids, self.alpha / 10, beta
-        )
+        x = perturbed_start(
+            lm.embeddings(batch), batch, seed=self.seed, eps=self.alpha / 10, beta=torch.zeros_like(batch.beta),
+            scope=batch.attended,
+        )  # fmt: skip
         (loss,) = lm.losses(batch, (x,))
         lm.backward(loss.sum() / batch.mean_over)
         stats = StepStats()
@@ -52,13 +52,6 @@ class RandomStart(NRM):
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         e = lm.embeddings(batch)
-        x1, nrm = nrm_step(
-            torch.zeros_like(e), e, batch.scope, batch.attended, self.seed, batch.step, batch.sample_ids, self.eps,
-            batch.beta, alpha=0.0, ball=self.ball,
-        )  # fmt: skip
+        x1, nrm = self._step(torch.zeros_like(e), e, batch)
         clean, adversarial = self._train(lm, batch, x1)
-        stats = StepStats()
-        stats.over_answers("loss/clean", clean, batch)
-        stats.over_answers("loss/adversarial", adversarial, batch)
-        describe_attack(stats, nrm, e, batch)
-        return stats
+        return self._stats(lm, batch, clean, adversarial, e, nrm)

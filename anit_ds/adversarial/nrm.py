@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.delta import perturbed_start, perturbed_step
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_kernels import NrmStats, nrm_init, nrm_step
-
-Ball = Literal["frobenius", "linf", "none"]
+from anit_kernels import Ball, NrmStats
 
 
 class NRM:
@@ -61,6 +59,11 @@ class NRM:
             e, _, g = lm.input_gradient(batch, lambda e: self._start(e, batch))
             x1, nrm = self._step(g, e, batch)
             clean, adversarial = self._train(lm, batch, x1)
+        return self._stats(lm, batch, clean, adversarial, e, nrm)
+
+    def _stats(
+        self, lm: PerturbableLM, batch: Batch, clean: Tensor, adversarial: Tensor, e: Tensor, nrm: NrmStats
+    ) -> StepStats:
         stats = StepStats()
         stats.over_answers("loss/clean", clean, batch)
         stats.over_answers("loss/adversarial", adversarial, batch)
@@ -68,15 +71,10 @@ class NRM:
         return stats
 
     def _start(self, e: Tensor, batch: Batch) -> Tensor:
-        return nrm_init(
-            e, batch.scope, batch.attended, self.seed, batch.step, batch.sample_ids, self.eps, batch.beta
-        )  # fmt: skip
+        return perturbed_start(e, batch, seed=self.seed, eps=self.eps)
 
     def _step(self, g: Tensor, e: Tensor, batch: Batch) -> tuple[Tensor, NrmStats]:
-        return nrm_step(
-            g, e, batch.scope, batch.attended, self.seed, batch.step, batch.sample_ids, self.eps, batch.beta,
-            alpha=self.alpha, ball=self.ball,
-        )  # fmt: skip
+        return perturbed_step(g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball)
 
     def _train(self, lm: PerturbableLM, batch: Batch, x1: Tensor) -> tuple[Tensor, Tensor]:
         if self.joined:
@@ -104,9 +102,9 @@ def describe_attack(stats: StepStats, nrm: NrmStats, e: Tensor, batch: Batch, *,
     nrm/cosine is the cosine of delta1 and g: how much of the perturbation is the attack and not the random start.
     nrm/delta_to_embedding is ||delta1|| / ||e||, both over the tokens in scope. nrm/nonfinite is a share of samples.
     """
-    attacked = batch.scope.any(1)
+    attacked = batch.attacked
     finite = attacked & nrm.finite
-    e_norm = torch.linalg.vector_norm(e.float() * batch.scope.unsqueeze(-1), dim=(1, 2))
+    e_norm = batch.norm_per_sample(e.float() * batch.scope.unsqueeze(-1))
     cosine = nrm.delta_dot_grad / (nrm.delta1_norm * nrm.grad_norm).clamp_min(1e-30)
     stats.over_samples("nrm/delta0_norm", nrm.delta0_norm, attacked)
     stats.over_samples("nrm/delta1_norm", nrm.delta1_norm, attacked)

@@ -8,6 +8,8 @@ does is made of three calls:
     losses  = lm.losses(batch, inputs=(None, x))   # a training pass over clean and perturbed rows together
     lm.backward(loss)                              # gradients for the optimizer
 
+Batches may be padded or packed; at the first packed one the model's attention learns to keep samples apart.
+
 The model is a plain `nn.Module` (any training loop) or a DeepSpeed engine (the trainer): the attack goes through
 `engine.module`, training passes through the engine, as ZeRO needs it.
 """
@@ -24,6 +26,12 @@ from torch import Tensor, nn
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.head import AnswerHead
+from anit_ds.adversarial.join import join, join_tokens, split_tokens
+from anit_ds.adversarial.segments import SegmentAttention
+
+# What a pass sees of a batch: its clean embeddings (None), other ones [B, T, D], or what a function makes of the clean
+# ones, which it gets detached.
+Input = Tensor | Callable[[Tensor], Tensor] | None
 
 # A power of two, so that it shifts exponents only: the attack's loss is summed, not averaged, and scaled by this where
 # half precision's small exponent range would flush its gradient to zero. Only the gradient's direction is used.
@@ -41,34 +49,34 @@ class PerturbableLM:
         self.module = model
         self.engine: Any = None
         self.head = AnswerHead(model)
-        self._inputs: tuple[Tensor | None, ...] = (None,)
-        self._start: Callable[[Tensor], Tensor] | None = None
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._parts: tuple[tuple[Batch, Input], ...] = ()
+        self._segments: SegmentAttention | None = None
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         self._hook = embedding.register_forward_hook(self._replace_embeddings)
 
     def remove(self) -> None:
-        """Take the hook and the answer head off the model."""
+        """Take the hook, the answer head and the attention by sample off the model."""
         self._hook.remove()
         self.head.remove()
+        if self._segments is not None:
+            self._segments.remove()
+            self._segments = None
 
     def _replace_embeddings(self, module: nn.Module, args: Any, e: Tensor) -> Tensor:
-        if self._start is not None:
-            e = e.detach()
-            x = self._start(e).requires_grad_(True)
-            self._seen = (e, x)
-            return x
-        if all(given is None for given in self._inputs):
+        if all(given is None for _, given in self._parts):
             return e
-        parts: list[Tensor] = []
-        for clean, given in zip(e.chunk(len(self._inputs)), self._inputs, strict=True):
+        batches = [batch for batch, _ in self._parts]
+        seen: list[Tensor] = []
+        for clean, (_, given) in zip(split_tokens(e, batches), self._parts, strict=True):
             if given is None:
-                parts.append(clean)
+                seen.append(clean)
+            elif callable(given):
+                seen.append(given(clean.detach()))
             elif clean.requires_grad:  # trained embeddings: exactly `given` in value, and their gradient still flows
-                parts.append(given + (clean - clean.detach()))
+                seen.append(given + (clean - clean.detach()))
             else:
-                parts.append(given)
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+                seen.append(given)
+        return join_tokens(seen, batches) if len(seen) > 1 else seen[0]
 
     def embeddings(self, batch: Batch) -> Tensor:
         """What the embedding module returns for the batch: e [B, T, D], detached."""
@@ -85,16 +93,14 @@ class PerturbableLM:
         its neighbours. In float16 g is scaled by `attack_scale`. LoRA dropout is off; parameter gradients stay
         untouched. Method: eq. 6, method.md section 4.
         """
-        self._start = start
+        point = AttackPoint(start)
         try:
             with without_dropout(self.module):
-                loss = self._forward(self.module, batch, copies=1)[0].sum()
-                assert self._seen is not None, "the model never called its input embeddings"
-                e, x = self._seen
-                (g,) = torch.autograd.grad(loss * self.attack_scale(x.dtype), x)
+                (losses,) = self._forward(self.module, [(batch, point)])
+                (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
         finally:
-            self._start, self._seen = None, None
-        return e, x.detach(), g
+            self._parts = ()
+        return point.e, point.x.detach(), g
 
     @staticmethod
     def attack_scale(dtype: torch.dtype) -> float:
@@ -104,11 +110,16 @@ class PerturbableLM:
     def losses(self, batch: Batch, inputs: Sequence[Tensor | None] = (None,)) -> list[Tensor]:
         """A training pass over len(inputs) copies of the batch in ONE forward; each [B]: a sample's summed answer loss.
 
-        An entry of `inputs` is None for the clean embeddings or x [B, T, D], which replaces them. The replacement stays
-        in place until `backward`, because activation checkpointing may run the forward again.
+        An entry of `inputs` is None for the clean embeddings or x [B, T, D], which replaces them.
         """
-        self._inputs = tuple(inputs)
-        return self._forward(self.engine or self.module, batch, copies=len(inputs))
+        return self.losses_of([(batch, given) for given in inputs])
+
+    def losses_of(self, parts: Sequence[tuple[Batch, Input]]) -> list[Tensor]:
+        """`losses` of several batches in ONE forward, all padded or all packed; one tensor [S] for each part.
+
+        The replacements stay in place until `backward`, because activation checkpointing may run the forward again.
+        """
+        return self._forward(self.engine or self.module, parts)
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Backpropagate a scalar made from `losses`; `last=False` where this micro-batch has another backward to
@@ -120,24 +131,58 @@ class PerturbableLM:
             is_boundary = boundary == self.engine.gradient_accumulation_steps() - 1
             self.engine.set_gradient_accumulation_boundary(last and is_boundary)
             self.engine.backward(loss)
-        self._inputs = (None,)
+        self._parts = ()
 
-    def _forward(self, module: Any, batch: Batch, copies: int) -> list[Tensor]:
-        def repeat(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor] * copies) if copies > 1 else tensor
-
-        shift = torch.arange(copies, device=batch.target_rows.device).repeat_interleave(len(batch.target_rows))
-        rows = repeat(batch.target_rows) + shift * batch.size
-        with self.head.only_at(rows, repeat(batch.target_positions)):
+    def _forward(self, module: Any, parts: Sequence[tuple[Batch, Input]]) -> list[Tensor]:
+        self._parts = tuple(parts)
+        batch = join([batch for batch, _ in parts])
+        with self.head.only_at(batch.target_tensor_rows, batch.target_positions):
             logits = module(
-                input_ids=repeat(batch.input_ids),
-                attention_mask=repeat(batch.attended.long()),
-                position_ids=repeat(batch.position_ids()),
-                use_cache=False,
-            ).logits  # [copies * A, V] float32
-        token_losses = F.cross_entropy(logits, repeat(batch.target_ids), reduction="none")
-        per_row = token_losses.new_zeros(copies * batch.size).index_add(0, rows, token_losses)
-        return list(per_row.chunk(copies))
+                input_ids=batch.input_ids, position_ids=batch.position_ids(), use_cache=False,
+                **self._attention_arguments(batch),
+            ).logits  # [A, V] float32  # fmt: skip
+        token_losses = F.cross_entropy(logits, batch.target_ids, reduction="none")
+        per_sample = token_losses.new_zeros(batch.size).index_add(0, batch.target_rows, token_losses)
+        return list(per_sample.split([batch.size for batch, _ in parts]))
+
+    def _attention_arguments(self, batch: Batch) -> dict[str, Any]:
+        if batch.lengths is None:
+            return {"attention_mask": batch.attended.long()}
+        return self.take_packed_batches().arguments(batch)
+
+    def take_packed_batches(self) -> SegmentAttention:
+        """Make ready for packed batches, as the first one does. Raises InputError where samples would see each
+        other."""
+        if self._segments is None:
+            self._segments = SegmentAttention(self.module)
+        return self._segments
+
+
+class AttackPoint:
+    """A part's input that is attacked: `start` makes x of the embeddings e, and x becomes a leaf of the graph."""
+
+    def __init__(self, start: Callable[[Tensor], Tensor]) -> None:
+        self._start = start
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, e: Tensor) -> Tensor:
+        x = self._start(e).requires_grad_(True)
+        self._seen = (e, x)
+        return x
+
+    @property
+    def e(self) -> Tensor:
+        """[B, T, D] the clean embeddings, detached."""
+        return self._both()[0]
+
+    @property
+    def x(self) -> Tensor:
+        """[B, T, D] the leaf, whose gradient is the attack's."""
+        return self._both()[1]
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        assert self._seen is not None, "the model never called its input embeddings"
+        return self._seen
 
 
 @contextmanager

@@ -26,11 +26,11 @@ class PGD:
         for _ in range(self.steps):
             at = e + delta
             _, _, g = lm.input_gradient(batch, lambda e, at=at: at.to(e.dtype))  # type: ignore[misc]
-            delta = project(delta + self.alpha * direction(g, batch.scope), self.eps, self.ball)
+            delta = project(delta + self.alpha * direction(g, batch), self.eps, self.ball, batch)
         dtype = g.dtype
         (adversarial,) = lm.losses(batch, ((e + delta).to(dtype),))
         lm.backward(adversarial.sum() / batch.mean_over)
         stats = StepStats()
         stats.over_answers("loss/adversarial", adversarial, batch)
-        stats.over_samples("nrm/delta1_norm", torch.linalg.vector_norm(delta, dim=(1, 2)), batch.scope.any(1))
+        stats.over_samples("nrm/delta1_norm", batch.norm_per_sample(delta), batch.attacked)
         return stats

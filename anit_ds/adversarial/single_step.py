@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from anit_ds.adversarial.ball import direction
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.perturb import PerturbableLM
@@ -29,7 +27,7 @@ class SingleStep:
         (clean,) = lm.losses(batch, (x,))
         lm.backward(clean.sum() / batch.mean_over, last=False)
         assert x.grad is not None
-        way = direction(x.grad, batch.scope)
+        way = direction(x.grad, batch)
         delta = self.eps * (way.sign() if self.step == "sign" else way)
         perturbed = (x.detach().float() + delta).to(x.dtype)
         (adversarial,) = lm.losses(batch, (perturbed,))
@@ -37,5 +35,5 @@ class SingleStep:
         stats = StepStats()
         stats.over_answers("loss/clean", clean, batch)
         stats.over_answers("loss/adversarial", adversarial, batch)
-        stats.over_samples("nrm/delta1_norm", torch.linalg.vector_norm(delta, dim=(1, 2)), batch.scope.any(1))
+        stats.over_samples("nrm/delta1_norm", batch.norm_per_sample(delta), batch.attacked)
         return stats

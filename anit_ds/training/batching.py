@@ -1,4 +1,4 @@
-"""Which samples an optimizer step sees, and how they become padded batches.
+"""Which samples an optimizer step sees, and how they become batches.
 
 The plan of an epoch follows from (seed, epoch, lengths, global batch) alone. Ranks and micro-batches only deal the
 samples of a global batch out, so a run may stop on two ranks and go on with eight: position is a number of optimizer
@@ -85,10 +85,12 @@ def collate(
     denominator: float,
     pad_to_multiple_of: int = 1,
     pad_left: bool = False,
+    packed: bool = False,
 ) -> Batch:
-    """Padded batch of tokenised samples; `tokens` is method.tokens (prompt, all or instruction), `beta` one a sample.
+    """Batch of tokenised samples, padded or (`packed`) end to end in one row.
 
-    Labels follow from lengths, never from the pad id, which many models share with EOS.
+    `tokens` is method.tokens (prompt, all or instruction), `beta` one a sample. Labels follow from lengths, never from
+    the pad id, which many models share with EOS.
     """
     width = max(len(s) for s in samples)
     width = math.ceil(width / pad_to_multiple_of) * pad_to_multiple_of
@@ -114,7 +116,7 @@ def collate(
         positions += range(answer - 1, stop - 1)
         targets += sample.answer
     keys = np.array([s.key for s in samples], dtype=np.uint64).view(np.int64)
-    return Batch(
+    batch = Batch(
         input_ids=torch.from_numpy(ids),
         attended=torch.from_numpy(attended),
         scope=torch.from_numpy(scope),
@@ -126,6 +128,7 @@ def collate(
         step=step,
         denominator=denominator,
     )
+    return batch.packed() if packed else batch
 
 
 def filler(sample: Encoded) -> Encoded:
