@@ -145,7 +145,20 @@ METHOD_KEYS: dict[str, frozenset[str]] = {
     "freelb": frozenset({"eps", "eps_unit", "alpha", "tokens", "steps", "init_norm"}),
     "freeat": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps"}),
     "anit": frozenset(
-        {"preset", "eps", "eps_unit", "alpha", "lambda_", "ball", "tokens", "beta_scope", "beta", "passes", "gradient"}
+        {
+            "preset",
+            "eps",
+            "eps_unit",
+            "alpha",
+            "lambda_",
+            "ball",
+            "tokens",
+            "beta_scope",
+            "beta",
+            "passes",
+            "gradient",
+            "schedule",
+        }
     ),
 }
 
@@ -185,6 +198,11 @@ class MethodConfig(Section):
     passes, not three)."""
     passes: Literal["joined", "separate"] = "joined"
     """Clean and adversarial rows in one forward (faster), or one after the other (half the activations)."""
+    schedule: Literal["three_pass", "pipelined"] = "three_pass"
+    """anit: attack and training of a micro-batch one after the other, or (`pipelined`) the attack on micro-batch i + 1
+    in the training pass of micro-batch i: the same result from G + 1 sweeps over the parameters in place of 2G for G
+    micro-batches a step. It pays at ZeRO 3, where a sweep is what crosses the network, and needs room for half as many
+    rows again in a pass."""
     steps: int = Field(3, ge=1)
     """pgd, freelb: K, the number of ascent steps; freeat: m, the number of optimizer steps on one minibatch."""
     init_norm: float = Field(0.0, ge=0)
@@ -216,6 +234,15 @@ class MethodConfig(Section):
             preset = PRESETS.get(raw.get("preset", "ours"), {})
             return {**preset, **raw}
         return raw
+
+    @model_validator(mode="after")
+    def _pipelined_is_joined(self) -> MethodConfig:
+        if self.schedule == "pipelined" and (self.gradient, self.passes) != ("attack", "joined"):
+            raise ValueError(
+                "schedule: pipelined is the attack of gradient: attack in the pass of passes: joined, not "
+                f"gradient: {self.gradient} with passes: {self.passes}; use schedule: three_pass"
+            )
+        return self
 
 
 class LoraConfig(BaseModel):
@@ -264,6 +291,11 @@ class TrainConfig(Section):
     """Every random choice of the run follows from it."""
     group_by_length: bool = True
     """Batch samples of similar length together."""
+    padding_free: bool = False
+    """Lay the samples of a micro-batch end to end in one row, with attention inside each, instead of padding them
+    to one length: the same result. It pays where lengths differ within a micro-batch (it saves the share of padding);
+    on batches of one length it gains nothing. On a GPU use it with model.attn: flash_attention_2; without, it starts
+    an attention kernel a sample."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass (non-reentrant) to save memory."""
     checkpoint_every: int = Field(200, ge=0)
@@ -326,7 +358,8 @@ class Config(Section):
 # Fields that may change between two starts of one run: they move where or how fast it computes, not what.
 _FREE_TO_CHANGE = {
     "out", "versions", "deepspeed", "eval.batch_size", "train.micro_batch", "train.keep", "train.checkpoint_every",
-    "train.log_every", "train.rank_timeout", "train.activation_checkpointing", "method.passes", "model.attn",
+    "train.log_every", "train.rank_timeout", "train.activation_checkpointing", "train.padding_free", "method.passes",
+    "method.schedule", "model.attn",
 }  # fmt: skip
 
 

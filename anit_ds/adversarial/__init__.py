@@ -20,12 +20,23 @@ from anit_ds.adversarial.noise_only import NEFTune, RandomStart
 from anit_ds.adversarial.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM, embedding_scale
 from anit_ds.adversarial.pgd import PGD
+from anit_ds.adversarial.pipelined import PipelinedNRM
 from anit_ds.adversarial.plain import SFT
 from anit_ds.adversarial.single_step import SingleStep
 from anit_ds.adversarial.stats import StepStats
 from anit_ds.config import MethodConfig
 
-__all__ = ["NRM", "SFT", "Batch", "Method", "PerturbableLM", "StepStats", "build_method", "embedding_scale"]
+__all__ = [
+    "NRM",
+    "SFT",
+    "Batch",
+    "Method",
+    "PerturbableLM",
+    "PipelinedNRM",
+    "StepStats",
+    "build_method",
+    "embedding_scale",
+]
 
 
 class Method(Protocol):
@@ -41,6 +52,8 @@ def build_method(config: MethodConfig, *, seed: int, scale: float) -> Method:
     it."""
     unit = scale if config.eps_unit == "relative" else 1.0
     eps, alpha = config.eps * unit, config.alpha * unit
+    if config.schedule == "pipelined":
+        return PipelinedNRM(eps=eps, alpha=alpha, lambda_=config.lambda_, ball=config.ball, seed=seed)
     builders: dict[str, Callable[[], Method]] = {
         "sft": SFT,
         "noisy_sft": SFT,

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from anit_ds import distributed
-from anit_ds.adversarial import Method, PerturbableLM, StepStats, build_method, embedding_scale
+from anit_ds.adversarial import Batch, Method, PerturbableLM, PipelinedNRM, StepStats, build_method, embedding_scale
 from anit_ds.config import Config
 from anit_ds.evaluation import Evaluation, Evaluator, beside_raw, write_evaluation
 from anit_ds.files import write_atomically, write_json
@@ -112,7 +112,13 @@ class Trainer:
         model = add_adapter(model, config)
         if config.train.activation_checkpointing:
             use_activation_checkpointing(model)
-        return build_engine(model, config, ds_config), build_method(config.method, seed=config.train.seed, scale=scale)
+        lm = build_engine(model, config, ds_config)
+        method = build_method(config.method, seed=config.train.seed, scale=scale)
+        if config.train.padding_free:
+            lm.take_packed_batches()
+        if isinstance(method, PipelinedNRM):
+            method.prepare(lm)
+        return lm, method
 
     @property
     def module(self) -> nn.Module:
@@ -156,20 +162,12 @@ class Trainer:
         for group in self.lm.engine.optimizer.param_groups:
             group["lr"] = lr
         stats = StepStats()
-        for number, micro in enumerate(self._micro_batches(indices)):
+        batches = [self._batch(micro, answer_tokens) for micro in self._micro_batches(indices)]
+        for number, batch in enumerate(batches):
             # Dropout masks follow from the position, so a resumed run draws the same ones without saved RNG states.
             torch.manual_seed(_mix(self.config.train.seed, self.step, number, distributed.rank()))
-            batch = collate(
-                micro,
-                pad_id=self.tokenizer.pad_token_id,
-                tokens=self.config.method.tokens,
-                beta=[self._beta(s) for s in micro],
-                step=self.step,
-                # DeepSpeed averages over ranks and accumulation; this undoes it: sum over the global batch's answer
-                # tokens divided by their number, however they fall on ranks and micro-batches.
-                denominator=answer_tokens / (distributed.world_size() * self.accumulation),
-                pad_to_multiple_of=1 if self.device.type == "cpu" else 8,
-            ).to(self.device)
+            if isinstance(self.method, PipelinedNRM):
+                self.method.foresee(batches[number + 1] if number + 1 < len(batches) else None)
             stats.merge(self.method.backward(self.lm, batch))
             self.lm.engine.step()
         self.step += 1
@@ -182,6 +180,20 @@ class Trainer:
             "step_seconds": seconds,
             "memory": peak_memory_mb(self.device),
         })  # fmt: skip
+
+    def _batch(self, micro: list[Encoded], answer_tokens: int) -> Batch:
+        return collate(
+            micro,
+            pad_id=self.tokenizer.pad_token_id,
+            tokens=self.config.method.tokens,
+            beta=[self._beta(s) for s in micro],
+            step=self.step,
+            # DeepSpeed averages over ranks and accumulation; this undoes it: sum over the global batch's answer tokens
+            # divided by their number, however they fall on ranks and micro-batches.
+            denominator=answer_tokens / (distributed.world_size() * self.accumulation),
+            pad_to_multiple_of=1 if self.device.type == "cpu" else 8,
+            packed=self.config.train.padding_free,
+        ).to(self.device)
 
     def _micro_batches(self, indices: np.ndarray) -> list[list[Encoded]]:
         dealt = deal(

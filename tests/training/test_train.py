@@ -75,8 +75,14 @@ def test_micro_batches_do_not_change_the_result(make_config: MakeConfig, micro: 
 
 @pytest.mark.parametrize(
     "change",
-    [{"method.passes": "separate"}, {"train.activation_checkpointing": True}, {"eval.batch_size": 1}],
-    ids=["separate-passes", "activation-checkpointing", "eval-batch"],
+    [
+        {"method.passes": "separate"},
+        {"method.schedule": "pipelined", "train.micro_batch": 2},
+        {"train.padding_free": True},
+        {"train.activation_checkpointing": True},
+        {"eval.batch_size": 1},
+    ],
+    ids=["separate-passes", "pipelined", "padding-free", "activation-checkpointing", "eval-batch"],
 )
 def test_how_it_is_computed_does_not_change_the_result(make_config: MakeConfig, change: dict):
     plain, other = make_config("plain"), make_config("other", **change)
