@@ -39,11 +39,11 @@ class FreeAT:
         (adversarial,) = lm.losses(batch, (x,))
         lm.backward(adversarial.sum() / batch.mean_over)
         assert x.grad is not None
-        following = project(delta + self.alpha * direction(x.grad, batch.scope), self.eps, self.ball)
+        following = project(delta + self.alpha * direction(x.grad, batch), self.eps, self.ball, batch)
         self._carried.append(following)
         stats = StepStats()
         stats.over_answers("loss/adversarial", adversarial, batch)
-        stats.over_samples("nrm/delta1_norm", torch.linalg.vector_norm(delta, dim=(1, 2)), batch.scope.any(1))
+        stats.over_samples("nrm/delta1_norm", batch.norm_per_sample(delta), batch.attacked)
         return stats
 
     def _delta_for(self, batch: Batch, e: Tensor) -> Tensor:

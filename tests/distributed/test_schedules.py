@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from formulas import anit
+from plain_loop import plain_loop
 from ranks import run as run_ranks
 from safetensors.torch import load_file
-from test_zero import OPTIMIZERS, REPOSITORY, one_process_reference
+from test_zero import OPTIMIZERS, REPOSITORY
 
 from anit_ds.config import Config
 
@@ -31,7 +33,7 @@ def test_every_way_ends_in_the_same_adapter(
         "data.instructions": "concise", "method.ball": "frobenius", "eval.test": False,
         "train.micro_batch": 8 // (number_of_ranks * accumulation), **OPTIMIZERS["sgd"],
     }  # fmt: skip
-    weights, _ = one_process_reference(make_config("reference", **shape))
+    weights, _ = plain_loop(make_config("reference", **shape), anit)
     runs = {
         (stage, way): make_config(
             f"{stage}-{way}", **shape, **changes, deepspeed=str(REPOSITORY / "ds_configs" / f"{stage}.json")
