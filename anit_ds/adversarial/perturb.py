@@ -119,19 +119,26 @@ class PerturbableLM:
 
         The replacements stay in place until `backward`, because activation checkpointing may run the forward again.
         """
-        return self._forward(self.engine or self.module, parts)
+        return self._forward(self._trained_through(), parts)
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Backpropagate a scalar made from `losses`; `last=False` where this micro-batch has another backward to
         come."""
+        self._backpropagate(loss, last)
+        self._parts = ()
+
+    def _trained_through(self) -> Any:
+        """What a training pass calls."""
+        return self.engine or self.module
+
+    def _backpropagate(self, loss: Tensor, last: bool) -> None:
         if self.engine is None:
             loss.backward()
-        else:
-            boundary = self.engine.micro_steps % self.engine.gradient_accumulation_steps()
-            is_boundary = boundary == self.engine.gradient_accumulation_steps() - 1
-            self.engine.set_gradient_accumulation_boundary(last and is_boundary)
-            self.engine.backward(loss)
-        self._parts = ()
+            return
+        boundary = self.engine.micro_steps % self.engine.gradient_accumulation_steps()
+        is_boundary = boundary == self.engine.gradient_accumulation_steps() - 1
+        self.engine.set_gradient_accumulation_boundary(last and is_boundary)
+        self.engine.backward(loss)
 
     def _forward(self, module: Any, parts: Sequence[tuple[Batch, Input]]) -> list[Tensor]:
         self._parts = tuple(parts)
