@@ -81,6 +81,6 @@ def draw(
         axes.set_title(title, fontsize=9)
         stem.parent.mkdir(parents=True, exist_ok=True)
         svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
-        figure.savefig(svg, metadata={"Date": None})
-        figure.savefig(png, dpi=160, metadata={"Software": None})
+        figure.savefig(svg, bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(png, dpi=160, bbox_inches="tight", metadata={"Software": None})
     return svg
