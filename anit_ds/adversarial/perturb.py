@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.head import AnswerHead
@@ -41,8 +42,7 @@ _FP16_ATTACK_SCALE = 2.0**6
 class PerturbableLM:
     """Wraps a transformers causal LM (PEFT's wrapper included); call `remove()` to take the hooks off again.
 
-    Build it BEFORE `deepspeed.initialize`, then set `engine`: ZeRO-3 wraps parameters in hooks of its own, which must
-    run outside ours.
+    Build it before `deepspeed.initialize` and give it the engine with `run_under`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,8 +51,20 @@ class PerturbableLM:
         self.head = AnswerHead(model)
         self._parts: tuple[tuple[Batch, Input], ...] = ()
         self._segments: SegmentAttention | None = None
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-        self._hook = embedding.register_forward_hook(self._replace_embeddings)
+        self._hook = self._hook_embeddings()
+
+    def _hook_embeddings(self) -> RemovableHandle:
+        embedding = self.module.get_input_embeddings()  # type: ignore[operator]
+        handle: RemovableHandle = embedding.register_forward_hook(self._replace_embeddings)
+        return handle
+
+    def run_under(self, engine: Any) -> None:
+        """Send training passes through a DeepSpeed engine made from this model."""
+        self.engine, self.module = engine, engine.module
+        # Behind ZeRO-3's own hooks from here on: if they saw an output that needs a gradient, which the frozen table's
+        # never does and an attacked one may, they would gather the whole table in the backward pass.
+        self._hook.remove()
+        self._hook = self._hook_embeddings()
 
     def remove(self) -> None:
         """Take the hook, the answer head and the attention by sample off the model."""

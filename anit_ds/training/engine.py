@@ -121,12 +121,12 @@ def learning_rate(train: TrainConfig, step: int, total_steps: int) -> float:
 def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any]) -> PerturbableLM:
     """The model under DeepSpeed, ready for a method: `lm.engine` is the engine, `lm.module` its module."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    lm = PerturbableLM(model)  # before initialize, so that ZeRO-3's hooks run outside ours
+    lm = PerturbableLM(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=build_optimizer(parameters, config.train), config=ds_config, dist_init_required=False
     )
-    lm.engine, lm.module = engine, engine.module
+    lm.run_under(engine)
     engine.train()
     return lm
 
