@@ -298,6 +298,10 @@ class TrainConfig(Section):
     an attention kernel a sample."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass (non-reentrant) to save memory."""
+    checkpoint_attack: bool = True
+    """With activation_checkpointing: recompute in an attack's own pass too. `false` keeps that pass's activations,
+    which a pass without parameter gradients and with half of the joined rows may have the memory for, and saves its
+    second forward."""
     checkpoint_every: int = Field(200, ge=0)
     """Optimizer steps between checkpoints; 0 keeps only the last."""
     keep: int = Field(2, ge=1)
@@ -358,8 +362,8 @@ class Config(Section):
 # Fields that may change between two starts of one run: they move where or how fast it computes, not what.
 _FREE_TO_CHANGE = {
     "out", "versions", "deepspeed", "eval.batch_size", "train.micro_batch", "train.keep", "train.checkpoint_every",
-    "train.log_every", "train.rank_timeout", "train.activation_checkpointing", "train.padding_free", "method.passes",
-    "method.schedule", "model.attn",
+    "train.log_every", "train.rank_timeout", "train.activation_checkpointing", "train.checkpoint_attack",
+    "train.padding_free", "method.passes", "method.schedule", "model.attn",
 }  # fmt: skip
 
 

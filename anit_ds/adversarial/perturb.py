@@ -17,7 +17,7 @@ The model is a plain `nn.Module` (any training loop) or a DeepSpeed engine (the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class PerturbableLM:
     def __init__(self, model: nn.Module) -> None:
         self.module = model
         self.engine: Any = None
+        self.checkpoint_attack = True  # False: an attack pass keeps its activations where a training pass recomputes
         self.head = AnswerHead(model)
         self._parts: tuple[tuple[Batch, Input], ...] = ()
         self._segments: SegmentAttention | None = None
@@ -107,12 +108,15 @@ class PerturbableLM:
         """
         point = AttackPoint(start)
         try:
-            with without_dropout(self.module):
+            with without_dropout(self.module), self._attack_checkpointing():
                 (losses,) = self._forward(self.module, [(batch, point)])
                 (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
         finally:
             self._parts = ()
         return point.e, point.x.detach(), g
+
+    def _attack_checkpointing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.checkpoint_attack else without_checkpointing(self.module)
 
     @staticmethod
     def attack_scale(dtype: torch.dtype) -> float:
@@ -226,6 +230,19 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
             dropout.training = True
         for attention, p in functional:
             attention.attention_dropout = p
+
+
+@contextmanager
+def without_checkpointing(model: nn.Module) -> Iterator[None]:
+    """Activation checkpointing off, everything else as it is."""
+    switched: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for module in switched:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.gradient_checkpointing = True
 
 
 def embedding_scale(model: nn.Module, rows: int = 8192) -> float:

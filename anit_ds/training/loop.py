@@ -114,6 +114,7 @@ class Trainer:
             use_activation_checkpointing(model)
         lm = build_engine(model, config, ds_config)
         method = build_method(config.method, seed=config.train.seed, scale=scale)
+        lm.checkpoint_attack = config.train.checkpoint_attack
         if config.train.padding_free:
             lm.take_packed_batches()
         if isinstance(method, PipelinedNRM):

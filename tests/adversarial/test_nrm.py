@@ -268,6 +268,25 @@ def test_dropout_is_off_in_the_attack_and_on_in_training():
     assert not torch.equal(one, two)
 
 
+def test_an_attack_may_keep_its_activations_where_training_recomputes():
+    plain, _ = gradients_after(NRM(alpha=0.3), ragged_batch())
+    model, forwards = lora_model().train(), []
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.get_base_model().model.layers[0].input_layernorm.register_forward_hook(
+        lambda m, args, out: forwards.append(len(out))
+    )
+    lm = PerturbableLM(model)
+    NRM(alpha=0.3).backward(lm, ragged_batch())
+    assert forwards == [4, 4, 8, 8]  # each forward and its recomputation
+    assert largest_difference(plain, lora_gradients(model)) <= 1e-6
+    model.zero_grad()
+    forwards.clear()
+    lm.checkpoint_attack = False
+    NRM(alpha=0.3).backward(lm, ragged_batch())
+    assert forwards == [4, 8, 8]
+    assert largest_difference(plain, lora_gradients(model)) <= 1e-6
+
+
 def test_losses_are_those_of_transformers():
     model, batch = lora_model("gemma2"), ragged_batch()  # soft-capped logits
     labels = torch.full_like(batch.input_ids, -100)
