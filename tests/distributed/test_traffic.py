@@ -1,0 +1,24 @@
+"""What a rank gathers at ZeRO 3, counted by benchmarks/traffic.py on two real ranks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "traffic.py"
+
+
+@pytest.mark.slow
+def test_passes_cost_the_sweeps_they_promise(tmp_path: Path):
+    report = tmp_path / "traffic.json"
+    done = subprocess.run([sys.executable, str(SCRIPT), "--json", str(report)], capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-2000:]
+    gathered = {row["mode"]: row["gathered_ratio_to_sft"] for row in json.loads(report.read_text())["rows"]}
+    assert gathered["anit_naive"] > 2.9
+    assert gathered["anit"] < 2.1 and gathered["anit_clean"] < 2.2
+    assert gathered["anit_pipelined"] < 1.3  # (4 + 1) / 4 sweeps, and the table for the head
