@@ -138,12 +138,12 @@ METHOD_KEYS: dict[str, frozenset[str]] = {
     "sft": frozenset(),
     "noisy_sft": frozenset(),
     "neftune": frozenset({"neftune_alpha"}),
-    "random": frozenset({"eps", "eps_unit", "lambda_", "ball", "tokens", "beta_scope", "beta", "passes"}),
-    "fgsm": frozenset({"eps", "eps_unit", "lambda_", "tokens"}),
-    "fgm": frozenset({"eps", "eps_unit", "lambda_", "tokens"}),
-    "pgd": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps"}),
-    "freelb": frozenset({"eps", "eps_unit", "alpha", "tokens", "steps", "init_norm"}),
-    "freeat": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps"}),
+    "random": frozenset({"eps", "eps_unit", "lambda_", "ball", "tokens", "beta_scope", "beta", "passes", "schedule"}),
+    "fgsm": frozenset({"eps", "eps_unit", "lambda_", "tokens", "schedule"}),
+    "fgm": frozenset({"eps", "eps_unit", "lambda_", "tokens", "schedule"}),
+    "pgd": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps", "schedule"}),
+    "freelb": frozenset({"eps", "eps_unit", "alpha", "tokens", "steps", "init_norm", "schedule"}),
+    "freeat": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps", "schedule"}),
     "anit": frozenset(
         {
             "preset",
@@ -198,11 +198,13 @@ class MethodConfig(Section):
     passes, not three)."""
     passes: Literal["joined", "separate"] = "joined"
     """Clean and adversarial rows in one forward (faster), or one after the other (half the activations)."""
-    schedule: Literal["three_pass", "pipelined"] = "three_pass"
+    schedule: Literal["three_pass", "pipelined", "shared_prefix"] = "three_pass"
     """anit: attack and training of a micro-batch one after the other, or (`pipelined`) the attack on micro-batch i + 1
     in the training pass of micro-batch i: the same result from G + 1 sweeps over the parameters in place of 2G for G
     micro-batches a step. It pays at ZeRO 3, where a sweep is what crosses the network, and needs room for half as many
-    rows again in a pass."""
+    rows again in a pass. `shared_prefix`, for every method with a perturbation: what stands before the instruction runs
+    forward and backward once for all passes, with the same result (dropout masks apart); it needs prompt.order:
+    instruction_last and method.tokens: instruction, and pays the more, the longer the context is."""
     steps: int = Field(3, ge=1)
     """pgd, freelb: K, the number of ascent steps; freeat: m, the number of optimizer steps on one minibatch."""
     init_norm: float = Field(0.0, ge=0)
@@ -237,6 +239,8 @@ class MethodConfig(Section):
 
     @model_validator(mode="after")
     def _pipelined_is_joined(self) -> MethodConfig:
+        if self.schedule == "pipelined" and self.name != "anit":
+            raise ValueError(f"schedule: pipelined is for the method anit, not {self.name}; use schedule: three_pass")
         if self.schedule == "pipelined" and (self.gradient, self.passes) != ("attack", "joined"):
             raise ValueError(
                 "schedule: pipelined is the attack of gradient: attack in the pass of passes: joined, not "
@@ -352,7 +356,20 @@ class Config(Section):
             self.distortion.normalise = "minmax"
         if self.method.name == "sft":
             self.noise.kind = "none"
+        if self.method.schedule == "shared_prefix":
+            self._check_shared_prefix()
         return self
+
+    def _check_shared_prefix(self) -> None:
+        needs = "method.schedule: shared_prefix needs"
+        if self.prompt.order != "instruction_last":
+            raise ValueError(f"{needs} prompt.order: instruction_last, so that the context stands before the attack")
+        if self.method.tokens != "instruction":
+            raise ValueError(f"{needs} method.tokens: instruction, not {self.method.tokens}; the context stays clean")
+        if self.train.activation_checkpointing:
+            raise ValueError(f"{needs} train.activation_checkpointing: false, because it keeps keys and values")
+        if self.train.padding_free:
+            raise ValueError(f"{needs} train.padding_free: false, because contexts and suffixes are padded apart")
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load_config` reads back to an equal object."""

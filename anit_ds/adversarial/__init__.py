@@ -22,6 +22,7 @@ from anit_ds.adversarial.perturb import PerturbableLM, embedding_scale
 from anit_ds.adversarial.pgd import PGD
 from anit_ds.adversarial.pipelined import PipelinedNRM
 from anit_ds.adversarial.plain import SFT
+from anit_ds.adversarial.shared_prefix import SharedPrefixLM
 from anit_ds.adversarial.single_step import SingleStep
 from anit_ds.adversarial.stats import StepStats
 from anit_ds.config import MethodConfig
@@ -33,6 +34,7 @@ __all__ = [
     "Method",
     "PerturbableLM",
     "PipelinedNRM",
+    "SharedPrefixLM",
     "StepStats",
     "build_method",
     "embedding_scale",

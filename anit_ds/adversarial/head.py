@@ -26,6 +26,7 @@ class AnswerHead:
         self.module: nn.Module = base.get_output_embeddings()
         self._original = self.module.forward
         self._where: tuple[Tensor, Tensor] | None = None
+        self._off = False
         self.module.forward = self._forward
 
     def remove(self) -> None:
@@ -41,7 +42,18 @@ class AnswerHead:
         finally:
             self._where = None
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, the head computes nothing and the model's logits are empty."""
+        self._off = True
+        try:
+            yield
+        finally:
+            self._off = False
+
     def _forward(self, hidden: Tensor) -> Tensor:
+        if self._off:
+            return hidden[:, :0]
         if self._where is None:
             return self._original(hidden)
         # Indexing copies the rows together: a strided slice here is 100 times slower on CPU in bfloat16.

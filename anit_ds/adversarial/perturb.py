@@ -91,6 +91,10 @@ class PerturbableLM:
                 seen.append(given)
         return join_tokens(seen, batches) if len(seen) > 1 else seen[0]
 
+    def prepare(self, batch: Batch, *, pad_to_multiple_of: int = 1) -> Batch:
+        """The batch as this class runs it, made where its sizes are still on the CPU; calling it is optional."""
+        return batch
+
     def embeddings(self, batch: Batch) -> Tensor:
         """What the embedding module returns for the batch: e [B, T, D], detached."""
         with torch.no_grad():
@@ -160,18 +164,16 @@ class PerturbableLM:
         self._parts = tuple(parts)
         batch = join([batch for batch, _ in parts])
         with self.head.only_at(batch.target_tensor_rows, batch.target_positions):
-            logits = module(
-                input_ids=batch.input_ids, position_ids=batch.position_ids(), use_cache=False,
-                **self._attention_arguments(batch),
-            ).logits  # [A, V] float32  # fmt: skip
+            logits = module(**self._arguments(batch)).logits  # [A, V] float32
         token_losses = F.cross_entropy(logits, batch.target_ids, reduction="none")
         per_sample = token_losses.new_zeros(batch.size).index_add(0, batch.target_rows, token_losses)
         return list(per_sample.split([batch.size for batch, _ in parts]))
 
-    def _attention_arguments(self, batch: Batch) -> dict[str, Any]:
-        if batch.lengths is None:
-            return {"attention_mask": batch.attended.long()}
-        return self.take_packed_batches().arguments(batch)
+    def _arguments(self, batch: Batch) -> dict[str, Any]:
+        """What the model is called with."""
+        packed = batch.lengths is not None
+        attention = self.take_packed_batches().arguments(batch) if packed else {"attention_mask": batch.attended.long()}
+        return {"input_ids": batch.input_ids, "position_ids": batch.position_ids(), "use_cache": False, **attention}
 
     def take_packed_batches(self) -> SegmentAttention:
         """Make ready for packed batches, as the first one does. Raises InputError where samples would see each
@@ -243,6 +245,14 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
     finally:
         for module in switched:
             module.gradient_checkpointing = True
+
+
+def uses_dropout(model: nn.Module) -> bool:
+    """Whether `without_dropout` would change a forward pass."""
+    return any(
+        m.training and ((isinstance(m, nn.Dropout) and m.p > 0) or getattr(m, "attention_dropout", 0.0) > 0)
+        for m in model.modules()
+    )
 
 
 def embedding_scale(model: nn.Module, rows: int = 8192) -> float:

@@ -183,7 +183,8 @@ class Trainer:
         })  # fmt: skip
 
     def _batch(self, micro: list[Encoded], answer_tokens: int) -> Batch:
-        return collate(
+        multiple = 1 if self.device.type == "cpu" else 8
+        batch = collate(
             micro,
             pad_id=self.tokenizer.pad_token_id,
             tokens=self.config.method.tokens,
@@ -192,9 +193,10 @@ class Trainer:
             # DeepSpeed averages over ranks and accumulation; this undoes it: sum over the global batch's answer tokens
             # divided by their number, however they fall on ranks and micro-batches.
             denominator=answer_tokens / (distributed.world_size() * self.accumulation),
-            pad_to_multiple_of=1 if self.device.type == "cpu" else 8,
+            pad_to_multiple_of=multiple,
             packed=self.config.train.padding_free,
-        ).to(self.device)
+        )
+        return self.lm.prepare(batch, pad_to_multiple_of=multiple).to(self.device)
 
     def _micro_batches(self, indices: np.ndarray) -> list[list[Encoded]]:
         dealt = deal(

@@ -1,0 +1,73 @@
+"""`schedule: shared_prefix` trains the adapter that whole sequences train, at every ZeRO stage and on several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ranks import run as run_ranks
+from safetensors.torch import load_file
+
+from anit_ds.config import Config
+
+REPOSITORY = Path(__file__).parents[2]
+# ZeRO-3 leaves parameters this small whole on every rank unless told otherwise.
+PARTITIONED = {"stage": 3, "stage3_param_persistence_threshold": 0}
+STAGES = {
+    name: str(REPOSITORY / "ds_configs" / f"{name}.json")
+    for name in ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+} | {"zero3-partitioned": {"zero_optimization": PARTITIONED}}
+METHODS = {
+    "anit": {"name": "anit", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
+    # Several backward passes a micro-batch, each with a gradient that the method reads.
+    "anit-clean": {"name": "anit", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "clean"},
+    "fgsm": {"name": "fgsm", "eps": 0.1},
+    "freelb": {"name": "freelb", "eps": 1.0, "alpha": 0.3, "steps": 3, "init_norm": 0.5},
+}
+# SGD shows wrong gradient scales, which Adam hides.
+SHAPE = {
+    "prompt.order": "instruction_last", "eval.test": False, "train.optimizer": "sgd", "train.lr": 0.3,
+    "train.weight_decay": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("number_of_ranks", [1, 2], ids="{}-ranks".format)
+def test_every_stage_trains_the_adapter_of_whole_sequences(
+    number_of_ranks: int, method: str, make_config: Callable[..., Config]
+):
+    whole = {**METHODS[method], "tokens": "instruction"}
+    reference = make_config("whole", method=whole, deepspeed=STAGES["zero0"], **SHAPE)
+    # All at once, and one sample a micro-batch: the short last batch of an epoch leaves some of these empty.
+    micro_batches = (8 // number_of_ranks, 1) if method == "anit" else (1,)
+    runs = {
+        (stage, micro): make_config(
+            f"{stage}-{micro}",
+            method={**whole, "schedule": "shared_prefix"},
+            deepspeed=deepspeed,
+            **SHAPE,
+            **{"train.micro_batch": micro},
+        )
+        for stage, deepspeed in STAGES.items()
+        for micro in micro_batches
+        if method == "anit" or stage in ("zero0", "zero2", "zero3-partitioned")
+    }
+    run_ranks(1, reference)
+    run_ranks(number_of_ranks, *runs.values())
+    expected = adapter(reference)
+    moved = max(weights.abs().max().item() for name, weights in expected.items() if "lora_B" in name)
+    assert moved > 1e-3, "lora_B starts at 0: a run that does not move it would agree with anything"
+    worst = 0.0
+    for (stage, micro), config in runs.items():
+        got = adapter(config)
+        assert expected.keys() == got.keys()
+        off = max((expected[name] - got[name]).abs().max().item() for name in expected)
+        print(f"{number_of_ranks} ranks {method:10} {stage:17} micro-batch {micro}: dparam {off:.1e}")
+        worst = max(worst, off)
+    assert worst <= 1e-5
+
+
+def adapter(config: Config) -> dict:
+    return load_file(Path(config.out) / "adapter" / "adapter_model.safetensors")
