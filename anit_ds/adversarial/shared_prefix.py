@@ -90,31 +90,44 @@ class _Context:
     """The keys and values [B, heads, C, width] of a batch's contexts, two tensors a layer."""
 
     outputs: tuple[Tensor, ...]  # as the model returned them, with their graph
+    end: Tensor  # an empty tensor that depends on everything the model computed
     leaves: tuple[Tensor, ...]  # the same values; what flows back into the suffixes' keys and values gathers here
-    pending: dict[nn.Module, int]
+    pending: dict[Any, int]  # ZeRO-3's count of each module's backward passes to come
 
     @classmethod
-    def of(cls, outputs: Sequence[Tensor], module: nn.Module) -> _Context:
+    def of(cls, outputs: Sequence[Tensor], end: Tensor, module: nn.Module) -> _Context:
         leaves = tuple(t.detach().requires_grad_(t.requires_grad) for t in outputs)
         # ZeRO-3 counts in each module the backward passes to come, to release its weights after the last one, and
         # starts to count anew at every forward; ours come between this forward and its backward.
-        pending = {m: m.ds_grads_remaining for m in module.modules() if hasattr(m, "ds_grads_remaining")}
-        return cls(tuple(outputs), leaves, pending)
+        pending: dict[Any, int] = {m: m.__dict__["ds_grads_remaining"] for m in module.modules() if _is_counting(m)}
+        return cls(tuple(outputs), end, leaves, pending)
 
     @property
     def constants(self) -> tuple[Tensor, ...]:
         return tuple(t.detach() for t in self.leaves)
 
-    def loss(self) -> Tensor | None:
-        """A zero whose gradient is what the leaves collected; None where nothing before the suffix is trained."""
+    @property
+    def trained(self) -> bool:
+        """Whether anything in the context's pass has a gradient to come."""
+        return any(out.requires_grad for out in self.outputs)
+
+    def loss(self, *, reach_everything: bool) -> Tensor:
+        """A zero whose gradient is what the leaves collected.
+
+        `reach_everything` sends a gradient of zero to what no key or value depends on, the end of the last layer.
+        """
         moved = [(out, leaf.grad) for out, leaf in zip(self.outputs, self.leaves, strict=True) if out.requires_grad]
-        if not moved:
-            return None
+        if reach_everything:
+            moved.append((self.end, torch.zeros_like(self.end)))
         for module, count in self.pending.items():
-            module.ds_grads_remaining = count  # type: ignore[assignment]
+            module.ds_grads_remaining = count
         outputs, gradients = zip(*moved, strict=True)
         result: Tensor = _Collected.apply(gradients, *outputs)
         return result
+
+
+def _is_counting(module: nn.Module) -> bool:
+    return "ds_grads_remaining" in module.__dict__
 
 
 class _Collected(torch.autograd.Function):
@@ -146,7 +159,9 @@ class SharedPrefixLM(PerturbableLM):
         self._cache_hook = model.register_forward_hook(self._return_keys_and_values)
         self._wants_context = False
         self._keys_and_values: tuple[Tensor, ...] = ()
-        self._forget()
+        self._batch: Batch | None = None
+        self._context: _Context | None = None
+        self._attacked: tuple[Tensor, ...] | None = None
 
     def remove(self) -> None:
         super().remove()
@@ -188,17 +203,27 @@ class SharedPrefixLM(PerturbableLM):
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         context = self._training_context()
-        trained = any(t.requires_grad for t in context.outputs)
-        super().backward(loss, last=last and not trained)
+        super().backward(loss, last=last and not context.trained)
         if not last:
             return
         self._forget()
-        if (collected := context.loss()) is not None:
+        if not context.trained:
+            return
+        offload = False
+        if self.engine is not None:
+            # An offloaded optimizer takes a gradient over in the step's last backward and forgets those of parameters
+            # that have no part in it.
+            offload = self.engine.zero_offload_optimizer() is not None
+            if offload and any(p.requires_grad for p in self.head.module.parameters()):
+                raise InputError(
+                    "method.schedule: shared_prefix cannot train the language-model head under an offloaded optimizer; "
+                    "use three_pass, or leave the head out of lora.modules_to_save"
+                )
             # ZeRO adds a gradient to the ones before it only where a forward of the engine came between; this is what
             # such a forward tells it.
-            if hasattr(optimizer := getattr(self.engine, "optimizer", None), "clear_backward_seen_flag"):
-                optimizer.clear_backward_seen_flag()
-            super().backward(collected, last=True)
+            if hasattr(self.engine.optimizer, "clear_backward_seen_flag"):
+                self.engine.optimizer.clear_backward_seen_flag()
+        super().backward(context.loss(reach_everything=offload), last=True)
 
     def _enter(self, batch: Batch) -> None:
         """Make `batch` the current one: the same object keeps the context it has."""
@@ -218,9 +243,7 @@ class SharedPrefixLM(PerturbableLM):
         )
 
     def _forget(self) -> None:
-        self._batch: Batch | None = None
-        self._context: _Context | None = None
-        self._attacked: tuple[Tensor, ...] | None = None
+        self._batch = self._context = self._attacked = None
 
     def _suffix_of(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, S, D]"""
@@ -229,7 +252,8 @@ class SharedPrefixLM(PerturbableLM):
     def _training_context(self) -> _Context:
         if self._context is None:
             assert self._batch is not None, "backward without losses"
-            self._context = _Context.of(self._run_context(self.engine or self.module), self.module)
+            *outputs, end = self._run_context(self.engine or self.module)
+            self._context = _Context.of(outputs, end, self.module)
         return self._context
 
     def _attack_context(self) -> tuple[Tensor, ...]:
@@ -237,10 +261,11 @@ class SharedPrefixLM(PerturbableLM):
             return self._training_context().constants
         if self._attacked is None:
             with torch.no_grad(), without_dropout(self.module):
-                self._attacked = self._run_context(self.module)
+                self._attacked = self._run_context(self.module)[:-1]
         return self._attacked
 
     def _run_context(self, module: Any) -> tuple[Tensor, ...]:
+        """Keys and values of each layer, then the empty logits."""
         split = self._split
         self._parts, self._wants_context = (), True
         try:
@@ -264,7 +289,7 @@ class SharedPrefixLM(PerturbableLM):
         layers = getattr(cache, "layers", [])
         if not layers or any(type(layer) is not DynamicLayer or not layer.is_initialized for layer in layers):
             raise _unsupported(module, "does not keep plain keys and values in every layer")
-        return tuple(tensor for layer in layers for tensor in (layer.keys, layer.values))
+        return *(tensor for layer in layers for tensor in (layer.keys, layer.values)), output.logits
 
     def _arguments(self, batch: Batch) -> dict[str, Any]:
         """`batch` holds one or more copies of the suffixes; each gets the context's keys and values."""

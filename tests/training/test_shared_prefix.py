@@ -1,0 +1,102 @@
+"""`method.schedule: shared_prefix` as a user meets it: refusals, prompts in its order, evaluation, dropout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from anit_ds.config import Config
+from anit_ds.errors import InputError
+from anit_ds.examples import Sample
+from anit_ds.instructions import load_instructions
+from anit_ds.prompts import PromptEncoder, render_prompt
+from anit_ds.run import RunFolder
+from anit_ds.rundata import RunData
+from anit_ds.tiny import tiny_tokenizer
+from anit_ds.training import train
+
+MakeConfig = Callable[..., Config]
+SHARED = {"prompt.order": "instruction_last", "method.tokens": "instruction", "method.schedule": "shared_prefix"}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"prompt.order": "paper"}, "shared_prefix needs prompt.order: instruction_last, so that the context stands"),
+        ({"method.tokens": "prompt"}, "shared_prefix needs method.tokens: instruction, not prompt; the context stays"),
+        (
+            {"train.activation_checkpointing": True},
+            "shared_prefix needs train.activation_checkpointing: false, because",
+        ),
+        ({"train.padding_free": True}, "shared_prefix needs train.padding_free: false, because contexts and suffixes"),
+        (
+            {"method": {"name": "neftune", "schedule": "shared_prefix"}},
+            "neftune does not use 'schedule'; it reads neft",
+        ),
+        ({"method": {"name": "sft", "schedule": "shared_prefix"}}, "sft does not use 'schedule'; it reads no settings"),
+        (
+            {"method": {"name": "pgd", "schedule": "pipelined"}},
+            "pipelined is for the method anit, not pgd; use schedule",
+        ),
+    ],
+    ids=["order", "tokens", "checkpointing", "padding-free", "neftune", "sft", "pipelined-pgd"],
+)
+def test_what_cannot_share_a_prefix_is_refused_in_a_sentence(make_config: MakeConfig, change: dict, said: str):
+    with pytest.raises(InputError) as refused:
+        make_config(**{**({} if "method" in change else SHARED), **change})
+    assert said in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("data_set", ["sst2", "conll2003", "scierc", "aste-laptop"])
+@pytest.mark.parametrize("version", ["concise", "detailed"])
+def test_the_instruction_stands_last_in_every_task(data_set: str, version: str):
+    told = load_instructions(data_set)
+    instruction = told.first(version)
+    sample = Sample(
+        "a/1", "a", "A text.", (), instruction, instruction, told.question, told.format, told.options, "x",
+        "none", 0, 0.0,
+    )  # fmt: skip
+    made = tiny_tokenizer()
+    (encoded,) = PromptEncoder(made, order="instruction_last", max_length=4000).encode([sample])
+    first, stop = encoded.instruction
+    assert made.decode(encoded.prompt[first:stop]) == instruction
+    assert made.decode(encoded.prompt[stop:]) == "\nAnswer:"
+    fields = ("Question", "Format", "Option", "Text")
+    lines = [line.split(": ")[0] for line in made.decode(encoded.prompt[:first]).splitlines()]
+    assert lines == [*fields, "Instruction"] or lines == [*fields, "Instruction:"]
+
+
+@pytest.mark.parametrize("method", ["sft", "anit"])
+def test_evaluation_asks_in_the_order_of_training(make_config: MakeConfig, method: str):
+    changes = SHARED if method == "anit" else {"prompt.order": "instruction_last", "method": {"name": "sft"}}
+    config = make_config(**changes, **{"train.epochs": 4, "train.lr": 1e-2, "lora.r": 8})
+    train(config)
+    predicted = (Path(config.out) / "eval" / "predictions-test.jsonl").read_text().splitlines()
+    samples = RunData.load(config, RunFolder(config.out).data)["jsonl"].split("test")
+    base = transformers.AutoModelForCausalLM.from_pretrained(config.model.name_or_path, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, str(Path(config.out) / "adapter")).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(config.model.name_or_path)
+    for sample, line in zip(samples, predicted, strict=True):
+        prompt = render_prompt(sample, "instruction_last")
+        assert prompt.endswith(f"\nInstruction: {sample.instruction}\nAnswer:")
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            answer = model.generate(ids, do_sample=False, max_new_tokens=config.eval.max_new_tokens)[0, ids.shape[1] :]
+        assert json.loads(line)["answer"] == tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+
+def test_a_run_with_dropout_depends_on_its_seed_alone(make_config: MakeConfig):
+    runs = [make_config(name, **SHARED, **{"lora.dropout": 0.3}) for name in ("one", "two")]
+    for config in runs:
+        train(config)
+    one, two = (load_file(Path(c.out) / "adapter" / "adapter_model.safetensors") for c in runs)
+    assert one and all(torch.equal(one[name], two[name]) for name in one)
+    steps = [json.loads(line) for line in (Path(runs[0].out) / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["nrm/nonfinite"] == 0 for line in steps if "nrm/nonfinite" in line)
