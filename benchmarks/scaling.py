@@ -1,0 +1,275 @@
+"""How a step's time and memory grow: with the length of a sample, with the micro-batch, and with ranks.
+
+    python benchmarks/scaling.py --model MODEL --json results/step_cost/scaling.json
+    python benchmarks/scaling.py --model MODEL --ranks 1 2     # real processes on ZeRO 1, also of this machine's cores
+    python benchmarks/scaling.py --model MODEL --curve         # the shared prefix against the context's share
+
+Samples are random tokens, all of one length, the last eight of them the answer. A slope is that of a straight line
+through log(cost) against log(size): 1 means that twice the size costs twice as much. What the weights do grows linearly
+in both directions. Attention grows with the square of the length: a layer of width H and P weights takes 4 T^2 H
+operations for its scores against 2 T P, on SmolLM2-135M (576 and 3.5 million) a third of the work at T = 1024 and half
+at 3100, so a slope above 1 over the lengths is attention's. What does not grow at all, such as the optimizer and
+starting thousands of small operators, pulls the slope of small sizes below 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import machine, peak_mb_of, show, spread, time_of
+from modes import MODES, Foundation, Mode, Stepper, known_modes, run_config
+
+from anit_ds.errors import InputError
+from anit_ds.prompts import Encoded
+
+LENGTHS, MICRO_BATCHES = (64, 128, 256, 512, 1024), (1, 2, 4, 8, 16)
+SHARES = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+_BETWEEN = 2, 128  # the micro-batch of the lengths, and the length of the micro-batches
+_ANSWER, _AFTER_INSTRUCTION = 8, 3
+_CURVE = ("sft_last", "anit_last", "anit_prefix")
+
+
+def synthetic(rows: int, length: int, *, context: int, vocabulary: int) -> list[Encoded]:
+    """Samples of `length` tokens whose instruction starts after `context` tokens and ends shortly before the answer."""
+    rng = np.random.default_rng([rows, length, context])
+    ids = rng.integers(3, vocabulary, (rows, length)).tolist()
+    instruction = (context, max(context + 1, length - _ANSWER - _AFTER_INSTRUCTION))
+    return [Encoded(key, row[:-_ANSWER], row[-_ANSWER:], instruction, 0.0, "random") for key, row in enumerate(ids)]
+
+
+def measure(steppers: Sequence[Stepper], batches: Sequence[list[Encoded]], steps: int) -> list[dict[str, Any]]:
+    """A row for each batch and mode, the modes taking turns; one step before the clock measures memory."""
+    rows = []
+    for samples in batches:
+        ready = [stepper.prepare(samples, beta=0.3) for stepper in steppers]
+        peaks = []
+        for stepper, batch in zip(steppers, ready, strict=True):
+            stepper.settle()
+            peaks.append(peak_mb_of(lambda: stepper.step(batch)))  # noqa: B023
+        costs = [[time_of(lambda: s.step(b)) for s, b in zip(steppers, ready, strict=True)] for _ in range(steps)]  # noqa: B023
+        for number, stepper in enumerate(steppers):
+            own = [turn[number] for turn in costs]
+            rows.append({
+                "mode": stepper.mode.name,
+                "micro_batch": len(samples),
+                "length": len(samples[0]),
+                "cpu_seconds": statistics.median(c.cpu for c in own),
+                "wall_seconds": statistics.median(c.wall for c in own),
+                "iqr": spread([c.counts for c in own]),
+                "ratio_to_sft": statistics.median(turn[number].counts / turn[0].counts for turn in costs),
+                "peak_mb": peaks[number],
+            })  # fmt: skip
+        print(f"{len(samples)} x {len(samples[0])} done", file=sys.stderr, flush=True)
+    return rows
+
+
+def slopes(rows: Sequence[dict[str, Any]], size: str, fixed: str, value: int) -> list[dict[str, Any]]:
+    """The exponents with which time and memory grow along `size`, over all its values and over the upper half."""
+    result = []
+    time = "wall_seconds" if torch.cuda.is_available() else "cpu_seconds"
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        own = sorted((r for r in rows if r["mode"] == mode and r[fixed] == value), key=lambda row: row[size])
+        found: dict[str, Any] = {"mode": mode, "along": size}
+        for name, cost in (("time", time), ("memory", "peak_mb")):
+            for which, part in ((f"{name}_slope", own), (f"{name}_slope_of_upper_half", own[len(own) // 2 :])):
+                found[which] = slope([r[size] for r in part], [r[cost] for r in part])
+        result.append(found)
+    return result
+
+
+def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Least squares through log(cost) against log(size); NaN for fewer than two sizes."""
+    if len(set(sizes)) < 2:
+        return float("nan")
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def growth(arguments: argparse.Namespace, foundation: Foundation) -> dict[str, Any]:
+    """Time and memory of sft, anit and anit_clean along both directions."""
+    steppers = [Stepper(mode, foundation) for mode in chosen(("sft", "anit", "anit_clean"), foundation.settings)]
+    micro_batch, length = _BETWEEN
+    sizes = {(micro_batch, t): None for t in arguments.lengths} | {(b, length): None for b in arguments.micro_batches}
+    if arguments.full:
+        sizes = {(b, t): None for b in arguments.micro_batches for t in arguments.lengths}
+    vocabulary = foundation.model.config.vocab_size
+    batches = [synthetic(b, t, context=0, vocabulary=vocabulary) for b, t in sizes]
+    rows = measure(steppers, batches, arguments.steps)
+    fits = slopes(rows, "length", "micro_batch", micro_batch) + slopes(rows, "micro_batch", "length", length)
+    return {"rows": rows, "slopes": fits}
+
+
+def curve(arguments: argparse.Namespace, foundation: Foundation) -> dict[str, Any]:
+    """Cost relative to sft of batches of one total length, against the share of tokens before the instruction.
+
+    Raises InputError where this version has no `method.schedule: shared_prefix`.
+    """
+    steppers = [Stepper(mode, foundation) for mode in chosen(_CURVE, foundation.settings)]
+    rows, length = 8, 128
+    found = []
+    for share in SHARES:
+        samples = synthetic(rows, length, context=round(share * length), vocabulary=foundation.model.config.vocab_size)
+        found += [{"context_share": share, **row} for row in measure(steppers, [samples], arguments.steps)]
+    return {"rows": found, "slopes": []}
+
+
+def chosen(names: Sequence[str], settings: dict[str, Any]) -> list[Mode]:
+    """Modes by name. Raises InputError for one that this version's YAML does not know."""
+    known = {mode.name: mode for mode in known_modes(MODES, settings)}
+    if missing := [name for name in names if name not in known]:
+        raise InputError(f"this version has no mode {', '.join(missing)}; there are {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def over_ranks(arguments: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """The same micro-batch on each of several ranks, through DeepSpeed at ZeRO 1: what a rank more costs.
+
+    Each rank is a process of its own with one thread; the time is rank 0's wall clock, collectives included.
+    """
+    context = multiprocessing.get_context("spawn")
+    rows: list[dict[str, Any]] = []
+    for ranks in arguments.ranks:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        results = context.SimpleQueue()
+        shared = (ranks, port, settings, arguments.steps, results)
+        processes = [context.Process(target=_rank, args=(rank, *shared)) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            raise SystemExit(f"a rank of {ranks} failed: exit codes {[process.exitcode for process in processes]}")
+        rows += results.get()
+    for row in rows:
+        alone = next((r["wall_seconds"] for r in rows if r["mode"] == row["mode"] and r["ranks"] == 1), None)
+        row["tokens_per_second"] = row["ranks"] * row["micro_batch"] * row["length"] / row["wall_seconds"]
+        row["efficiency"] = None if alone is None else alone / row["wall_seconds"]
+    return {"rows": rows, "slopes": []}
+
+
+def _rank(rank: int, ranks: int, port: int, settings: dict[str, Any], steps: int, results: Any) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    from anit_ds import distributed
+    from anit_ds.training.engine import build_engine, deepspeed_config
+
+    distributed.init()
+    foundation = Foundation.for_this_device(settings)
+    rows = []
+    for mode in chosen(("sft", "anit", "anit_clean"), settings):
+        micro_batch, length = _BETWEEN
+        mode = replace(mode, train={**mode.train, "micro_batch": micro_batch, "global_batch": ranks * micro_batch})
+        stepper = Stepper(mode, foundation)
+        config = run_config(settings, mode)
+        stepper.passes.lm.remove()
+        ds_config = deepspeed_config(config, ranks=ranks, accumulation=1, dtype=foundation.dtype)
+        lm = stepper.passes.lm = build_engine(stepper.passes.lm.module, config, ds_config)
+        samples = synthetic(micro_batch, length, context=0, vocabulary=foundation.model.config.vocab_size)
+        batch = stepper.prepare(samples, beta=0.3)
+        step = _engine_step(stepper, lm.engine, batch.inputs)
+        step()
+        costs = []
+        for _ in range(steps):
+            distributed.barrier()
+            costs.append(time_of(step))
+        rows.append({
+            "mode": mode.name,
+            "ranks": ranks,
+            "micro_batch": micro_batch,
+            "length": length,
+            "cpu_seconds": statistics.median(c.cpu for c in costs),
+            "wall_seconds": statistics.median(c.wall for c in costs),
+            "iqr": spread([c.wall for c in costs]),
+        })  # fmt: skip
+    if rank == 0:
+        results.put(rows)
+
+
+def _engine_step(stepper: Stepper, engine: Any, batches: Any) -> Callable[[], None]:
+    def step() -> None:
+        stepper.passes.backward(batches)
+        engine.step()
+
+    return step
+
+
+def draw(result: dict[str, Any], file: Path, along: Sequence[str]) -> None:
+    """A panel for each direction: cost against size, a line a mode."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = result["rows"]
+    panels = [(size, cost) for size in along for cost in ("cpu_seconds", "peak_mb")]
+    if along == ("context_share",):
+        panels = [("context_share", "ratio_to_sft")]
+    elif along == ("ranks",):
+        panels = [("ranks", "wall_seconds"), ("ranks", "tokens_per_second")]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.5 * len(panels), 4), layout="constrained", squeeze=False)
+    fixed = {"length": ("micro_batch", _BETWEEN[0]), "micro_batch": ("length", _BETWEEN[1])}
+    for (size, cost), panel in zip(panels, axes[0], strict=True):
+        key, value = fixed.get(size, (size, None))
+        for mode in dict.fromkeys(row["mode"] for row in rows):
+            own = [row for row in rows if row["mode"] == mode and value in (None, row[key])]
+            own.sort(key=lambda row: row[size])  # noqa: B023
+            panel.plot([row[size] for row in own], [row[cost] for row in own], marker="o", label=mode)
+        if size in fixed:
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+        panel.set_xlabel(size.replace("_", " "))
+        panel.set_ylabel(cost.replace("_", " "))
+        panel.legend()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="hub id or folder")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=MICRO_BATCHES)
+    parser.add_argument("--full", action="store_true", help="every length with every micro-batch")
+    parser.add_argument("--ranks", type=int, nargs="+", help="instead: the same micro-batch on this many ranks")
+    parser.add_argument("--curve", action="store_true", help="instead: shared prefix against the context's share")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each mode at each size")
+    parser.add_argument("--json", type=Path, help="also write the rows here, and a chart beside them")
+    arguments = parser.parse_args(argv)
+    settings = {"model": {"name_or_path": arguments.model}}
+    try:
+        if arguments.ranks:
+            result, along = over_ranks(arguments, settings), ("ranks",)
+        else:
+            foundation = Foundation.for_this_device(settings)
+            how, along = (curve, ("context_share",)) if arguments.curve else (growth, ("length", "micro_batch"))
+            result = how(arguments, foundation)
+    except InputError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    show(result["rows"], list(result["rows"][0]))
+    if result["slopes"]:
+        print()
+        show(result["slopes"], list(result["slopes"][0]))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": machine(), "model": arguments.model, **result}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        draw(result, arguments.json.with_suffix(".png"), along)
+
+
+if __name__ == "__main__":
+    main()
