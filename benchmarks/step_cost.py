@@ -2,7 +2,6 @@
 
     python benchmarks/step_cost.py --data DATA --json results/step_cost/step_cost.json
     python benchmarks/step_cost.py --data DATA --datasets sst2 --modes trl,sft,anit --steps 3
-    python benchmarks/step_cost.py --curve        # the shared prefix against the context's share of the tokens
 
 DATA holds a folder a data set, as `data.path` of a run names it. Modes are interleaved round by round, each round on
 another batch; a row holds medians over the rounds, and a ratio is the median of the rounds' ratios. A round before the
@@ -12,7 +11,8 @@ attention and, but for trl_defaults, without gradient checkpointing. modes.py sa
 
 peak_mb is a step's largest memory above what is held before it (weights, adapters, AdamW's moments). ratio_to_trl and
 ratio_to_sft compare CPU time; on a GPU, where this has not run yet, the time until the device is done. TRL 1.16 scores
-only labelled tokens where it finds Triton, and every token elsewhere: expect its lead over the full head on a GPU only.
+only labelled tokens where it has a device for Triton and every token elsewhere, so its step is cheaper on a GPU than the
+ratios from a CPU say.
 """
 
 from __future__ import annotations
