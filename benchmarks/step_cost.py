@@ -11,8 +11,7 @@ attention and, but for trl_defaults, without gradient checkpointing. modes.py sa
 
 peak_mb is a step's largest memory above what is held before it (weights, adapters, AdamW's moments). ratio_to_trl and
 ratio_to_sft compare CPU time; on a GPU, where this has not run yet, the time until the device is done. TRL 1.16 scores
-only labelled tokens where it has a device for Triton and every token elsewhere, so its step is cheaper on a GPU than the
-ratios from a CPU say.
+only labelled tokens where it has a device for Triton and every token elsewhere, so expect higher ratios to it on a GPU.
 """
 
 from __future__ import annotations
