@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(result["slopes"], list(result["slopes"][0]))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": machine(), "model": arguments.model, **result}
+        content = {"machine": machine(), "model": Path(arguments.model).name, **result}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         draw(result, arguments.json.with_suffix(".png"), along)
 

@@ -6,8 +6,8 @@
 DATA holds a folder a data set, as `data.path` of a run names it. Modes are interleaved round by round, each round on
 another batch; a row holds medians over the rounds, and a ratio is the median of the rounds' ratios. A round before the
 clock starts measures memory. Before any of it the gate: in float32 every mode that promises another mode's gradients
-must give them, or nothing is timed. All modes run without dropout, so that they compute the same thing, with sdpa
-attention and, but for trl_defaults, without gradient checkpointing. modes.py says what a step is.
+must give them, or nothing is timed. All modes run without dropout, so that they compute the same thing, with the
+same attention and, but for trl_defaults, without gradient checkpointing. modes.py says what a step is.
 
 peak_mb is a step's largest memory above what is held before it (weights, adapters, AdamW's moments). ratio_to_trl and
 ratio_to_sft compare CPU time; on a GPU, where this has not run yet, the time until the device is done. TRL 1.16 scores
@@ -173,7 +173,8 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything the command does but printing and writing. Raises InputError for unknown modes or data sets."""
-    settings = {"model": {"name_or_path": arguments.model}, "data": {"instructions": arguments.instructions}}
+    model = {"name_or_path": arguments.model, "attn": arguments.attn}
+    settings = {"model": model, "data": {"instructions": arguments.instructions}}
     modes = known_modes(MODES, settings)
     if arguments.modes:
         names = arguments.modes.split(",")
@@ -190,7 +191,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": machine(),
         "dtype": str(foundation.dtype).removeprefix("torch."),
-        "model": arguments.model,
+        "model": Path(arguments.model).name,
+        "attn": arguments.attn,
         "batch": arguments.rows,
         "gate": checked,
         "rows": rows,
@@ -207,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--modes", help=f"names, separated by commas; by default all: {', '.join(m.name for m in MODES)}"
     )
     parser.add_argument("--instructions", choices=["concise", "detailed"], default="concise")
+    parser.add_argument("--attn", default="sdpa", help="the attention of every mode, as model.attn")
     parser.add_argument("--rows", type=int, default=8, help="samples of a batch")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each mode on each data set")
     parser.add_argument("--json", type=Path, help="also write the rows here, and a bar chart beside them")
