@@ -64,7 +64,11 @@ def _load(path: str) -> Mapping[str, Any]:
         return datasets.load_dataset(name, config or None, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"data.path: cannot load {path!r} from files or from the hub ({reason})") from error
+        if Path(path).is_dir():
+            raise InputError(f"data.path: cannot read the Parquet files in {path} ({reason})") from error
+        raise InputError(
+            f"data.path: there is no file or folder {path}, and the hub has no set of that name for us ({reason})"
+        ) from error
 
 
 def _parquet_files(folder: Path) -> dict[str, list[str]]:

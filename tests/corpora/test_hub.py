@@ -89,5 +89,11 @@ def test_columns_of_another_set_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_set_that_is_nowhere_is_one_sentence() -> None:
-    with pytest.raises(InputError, match="cannot load 'no-such-owner/no-such-set' from files or from the hub"):
+    with pytest.raises(InputError, match="there is no file or folder no-such-owner/no-such-set, and the hub has no"):
         load_corpus("sst2", "no-such-owner/no-such-set")
+
+
+def test_parquet_files_that_are_none_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"not parquet")
+    with pytest.raises(InputError, match=f"cannot read the Parquet files in {tmp_path}"):
+        load_corpus("sst2", tmp_path)
