@@ -15,8 +15,9 @@ from anit_ds.errors import InputError
 from anit_ds.modeling import load_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.run import RunFolder
 
-# Largest difference of the merged model's logits from base + adapter's, relative to their spread. Merging rounds W + BA
-# once to the weights' dtype where base + adapter rounds two products, so half precision differs in its last bits.
+# How far the merged model's logits may be from base + adapter's: root mean square, relative to their spread. Merging
+# rounds W + BA once to the weights' dtype where base + adapter rounds two products, so in half precision they differ as
+# much as either does from float32: 0.05 on SmolLM2-135M in bfloat16, where an adapter of two steps moves them by 0.23.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
@@ -49,7 +50,7 @@ def export_run(run_path: Path, out: Path, *, merge: bool = False) -> str:
     tokenizer.save_pretrained(temporary)
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(temporary, dtype=dtype).eval()(input_ids=probe).logits.float()
-    difference = ((merged - expected).abs().max() / expected.std()).item()
+    difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
     if difference > _TOLERANCE[dtype]:
         shutil.rmtree(temporary)
         raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")

@@ -122,3 +122,20 @@ def test_export_merged_answers_as_base_and_adapter(run: Config, tmp_path: Path, 
     ids = torch.randint(2, 250, (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.allclose(alone(ids).logits, both(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merge_that_loses_the_adapter_is_refused(
+    dtype: str, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    config = make_config(**{
+        "model.dtype": dtype, "deepspeed": {"zero_optimization": {"stage": 1}},
+        "train.epochs": 4, "train.lr": 1e-2, "eval.test": False,
+    })  # fmt: skip
+    train(config)
+    anit(monkeypatch, "export", config.out, tmp_path / "merged", "--merge")
+    assert "merged model written" in capsys.readouterr().out
+    monkeypatch.setattr(peft.PeftModel, "merge_and_unload", lambda model: model.unload(), raising=False)
+    with pytest.raises(RuntimeError, match="differ from base"):
+        anit(monkeypatch, "export", config.out, tmp_path / "lost", "--merge")
+    assert not (tmp_path / "lost").exists()
