@@ -164,6 +164,7 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     for axes, name, title in zip(both, ("ratio_to_trl", "ratio_to_sft"), ("TRL's step", "our sft's step"), strict=True):
         bars = axes.barh([row["label"] for row in means], [row[name] or 0.0 for row in means])
         axes.bar_label(bars, fmt="%.2f", padding=3)
+        axes.margins(x=0.12)
         axes.axvline(1.0, color="grey", linewidth=0.8)
         axes.set_xlabel(f"time of a step, {title} = 1")
     both[0].invert_yaxis()
