@@ -82,18 +82,6 @@ MODES = (
 # fmt: on
 
 
-def known_modes(modes: Sequence[Mode], settings: dict[str, Any]) -> list[Mode]:
-    """The modes whose switches this version's YAML has."""
-    known = []
-    for mode in modes:
-        try:
-            run_config(settings, mode)
-        except InputError:
-            continue
-        known.append(mode)
-    return known
-
-
 def run_config(settings: dict[str, Any], mode: Mode | None = None) -> Config:
     """The run's YAML of a mode. `settings` are sections that all modes share: model, and data where there is any."""
     raw = {
@@ -214,10 +202,10 @@ class _Ours:
 
     def __init__(self, model: nn.Module, mode: Mode, config: Config, foundation: Foundation) -> None:
         self.mode, self.config, self.foundation = mode, config, foundation
-        shared = config.method.model_dump().get("schedule") == "shared_prefix"
+        shared = config.method.schedule == "shared_prefix"
         self.lm: Any = (adversarial.SharedPrefixLM if shared else adversarial.PerturbableLM)(model)
         self.method: Any = adversarial.build_method(config.method, seed=config.train.seed, scale=foundation.scale)
-        self.pipelined = hasattr(self.method, "foresee")
+        self.pipelined = isinstance(self.method, adversarial.PipelinedNRM)
         if self.pipelined:
             self.method.prepare(self.lm)
 
@@ -234,15 +222,10 @@ class _Ours:
                 beta=[beta] * len(micro),
                 step=0,
                 denominator=answer_tokens,
-                **self._collation(),
+                packed=self.config.train.padding_free,
             )
-            if hasattr(self.lm, "prepare"):
-                batch = self.lm.prepare(batch)
-            batches.append(batch.to(self.foundation.device))
+            batches.append(self.lm.prepare(batch).to(self.foundation.device))
         return batches, sum(batch.attended.numel() for batch in batches)
-
-    def _collation(self) -> dict[str, bool]:
-        return {"packed": True} if self.mode.train.get("padding_free") else {}
 
     def backward(self, batches: list[Batch]) -> Tensor:
         stats = StepStats()

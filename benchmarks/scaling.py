@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import machine, peak_mb_of, show, spread, time_of
-from modes import MODES, Foundation, Mode, Stepper, known_modes, run_config
+from modes import MODES, Foundation, Mode, Stepper, run_config
 
 from anit_ds.errors import InputError
 from anit_ds.prompts import Encoded
@@ -124,11 +124,11 @@ def curve(arguments: argparse.Namespace, foundation: Foundation) -> dict[str, An
     return {"rows": found, "slopes": []}
 
 
-def chosen(names: Sequence[str], settings: dict[str, Any]) -> list[Mode]:
-    """Modes by name. Raises InputError for one that this version's YAML does not know."""
-    known = {mode.name: mode for mode in known_modes(MODES, settings)}
+def chosen(names: Sequence[str]) -> list[Mode]:
+    """Modes by name. Raises InputError for one that is not there."""
+    known = {mode.name: mode for mode in MODES}
     if missing := [name for name in names if name not in known]:
-        raise InputError(f"this version has no mode {', '.join(missing)}; there are {', '.join(known)}")
+        raise InputError(f"there is no mode {', '.join(missing)}; there are {', '.join(known)}")
     return [known[name] for name in names]
 
 
