@@ -98,7 +98,7 @@ def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 def growth(arguments: argparse.Namespace, foundation: Foundation) -> dict[str, Any]:
     """Time and memory of sft, anit and anit_clean along both directions."""
-    steppers = [Stepper(mode, foundation) for mode in chosen(("sft", "anit", "anit_clean"), foundation.settings)]
+    steppers = [Stepper(mode, foundation) for mode in chosen(("sft", "anit", "anit_clean"))]
     micro_batch, length = _BETWEEN
     sizes = {(micro_batch, t): None for t in arguments.lengths} | {(b, length): None for b in arguments.micro_batches}
     if arguments.full:
@@ -115,7 +115,7 @@ def curve(arguments: argparse.Namespace, foundation: Foundation) -> dict[str, An
 
     Raises InputError where this version has no `method.schedule: shared_prefix`.
     """
-    steppers = [Stepper(mode, foundation) for mode in chosen(_CURVE, foundation.settings)]
+    steppers = [Stepper(mode, foundation) for mode in chosen(_CURVE)]
     rows, length = 8, 128
     found = []
     for share in SHARES:
@@ -170,7 +170,7 @@ def _rank(rank: int, ranks: int, port: int, settings: dict[str, Any], steps: int
     distributed.init()
     foundation = Foundation.for_this_device(settings)
     rows = []
-    for mode in chosen(("sft", "anit", "anit_clean"), settings):
+    for mode in chosen(("sft", "anit", "anit_clean")):
         micro_batch, length = _BETWEEN
         mode = replace(mode, train={**mode.train, "micro_batch": micro_batch, "global_batch": ranks * micro_batch})
         stepper = Stepper(mode, foundation)
