@@ -66,6 +66,9 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
 def train_(config: str, overrides: tuple[str, ...], fresh: bool, local_rank: int | None) -> None:
     """Train CONFIG, alone or under a launcher (the same command); go on from the last good checkpoint if there is
     one."""
+    from anit_ds.signals import Signals
+
+    signals = Signals()  # before the imports, which take seconds: a scheduler's signal must find somebody who listens
     from anit_ds.config import load_config
 
     settings = load_config(config, overrides)
@@ -73,7 +76,7 @@ def train_(config: str, overrides: tuple[str, ...], fresh: bool, local_rank: int
     from anit_ds.report import describe_summary
     from anit_ds.training import train
 
-    summary = train(settings, fresh=fresh)
+    summary = train(settings, fresh=fresh, signals=signals)
     if summary is not None and distributed.rank() == 0:
         click.echo(describe_summary(summary, Path(settings.out)))
 

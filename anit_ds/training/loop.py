@@ -34,6 +34,7 @@ from anit_ds.modeling import (
 from anit_ds.prompts import Encoded, PromptEncoder
 from anit_ds.run import RunFolder, log_to
 from anit_ds.rundata import RunData
+from anit_ds.signals import Signals
 from anit_ds.training.adapter import read_adapter, save_adapter
 from anit_ds.training.batching import accumulation, collate, deal, filler, plan_epoch, steps_per_epoch
 from anit_ds.training.checkpoint import (
@@ -45,7 +46,6 @@ from anit_ds.training.checkpoint import (
 )
 from anit_ds.training.engine import build_engine, deepspeed_config, learning_rate, sharded_loading, whole_weights
 from anit_ds.training.monitor import Monitor, peak_memory_mb
-from anit_ds.training.signals import Signals
 
 
 @dataclass
@@ -56,12 +56,13 @@ class Best:
     step: int = 0
 
 
-def train(config: Config, *, fresh: bool = False) -> dict[str, Any] | None:
+def train(config: Config, *, fresh: bool = False, signals: Signals | None = None) -> dict[str, Any] | None:
     """Run or resume a training; returns the summary, or None when a signal asked for a requeue.
 
+    `signals` are those that the process has listened to since it began; by default they count from here on.
     Raises InputError for anything wrong in the configuration or the data.
     """
-    signals = Signals()  # one that comes while the model loads counts as well
+    signals = signals or Signals()
     distributed.init()
     run = RunFolder(config.out)
     distributed.from_main(lambda: run.prepare(config, fresh=fresh))

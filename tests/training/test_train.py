@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -138,6 +140,30 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_config: MakeCon
     events = EventAccumulator(str(Path(stopped.out) / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss/clean")] == steps
+
+
+def test_a_signal_that_comes_while_the_process_starts_is_not_lost(make_config: MakeConfig, tmp_path: Path):
+    config = make_config()
+    file = tmp_path / "run.yaml"
+    file.write_text(config.to_yaml())
+    process = subprocess.Popen([sys.executable, "-m", "anit_ds.cli", "train", str(file)])
+    deadline = time.monotonic() + 60
+    while not _listens_to(process.pid, signal.SIGUSR1) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=120) == 0
+    assert (Path(config.out) / "requeue").read_text().startswith("SIGUSR1 at step 1")
+    assert not (Path(config.out) / "summary.json").exists()
+
+
+def _listens_to(pid: int, which: signal.Signals) -> bool:
+    """Whether the process has a handler of its own for the signal."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (which - 1) & 1)
 
 
 def test_a_damaged_checkpoint_is_passed_over(make_config: MakeConfig, caplog: pytest.LogCaptureFixture):
