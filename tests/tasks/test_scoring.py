@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Sequence
 
 import pytest
+from corruptions import corrupt_items, corrupt_tags, entities, numbered
 from seqeval.metrics import f1_score as seqeval_f1
 from seqeval.scheme import IOB2
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-from anit_ds.examples import Item
 from anit_ds.tasks import Parsed, score
 
 TYPES = ["person", "location", "group"]
@@ -67,70 +65,16 @@ def _tagged_sentence(rng: random.Random) -> tuple[list[str], list[str]]:
     return words, tags[: len(words)]
 
 
-def _entities(words: list[str], tags: list[str]) -> list[Item]:
-    found: list[list[str]] = []
-    for word, tag in zip(words, tags, strict=True):
-        if tag.startswith("B-"):
-            found.append([tag[2:], word])
-        elif tag.startswith("I-"):
-            found[-1][1] += f" {word}"
-    return [(kind, span) for kind, span in found]
-
-
-def _corrupt_tags(tags: list[str], rng: random.Random) -> list[str]:
-    """Entities dropped, retyped, cut short or added, as valid IOB2."""
-    corrupted, kind = [], "O"
-    for tag in tags:
-        if tag.startswith("B-"):
-            kind = rng.choice([tag[2:], tag[2:], tag[2:], "O", *TYPES])
-            corrupted.append("O" if kind == "O" else f"B-{kind}")
-        elif tag.startswith("I-"):
-            kind = kind if rng.random() < 0.8 else "O"
-            corrupted.append("O" if kind == "O" else f"I-{kind}")
-        else:
-            kind = "O"
-            corrupted.append("O" if rng.random() < 0.9 else f"B-{rng.choice(TYPES)}")
-    return corrupted
-
-
 def test_entities_agree_with_seqeval() -> None:
     rng = random.Random(2)
     sentences = [_tagged_sentence(rng) for _ in range(SENTENCES)]
-    corrupted = [_corrupt_tags(tags, rng) for _, tags in sentences]
-    gold = [_entities(words, tags) for words, tags in sentences]
-    predicted = [Parsed(tuple(_entities(w, tags))) for (w, _), tags in zip(sentences, corrupted, strict=True)]
+    corrupted = [corrupt_tags(tags, TYPES, rng) for _, tags in sentences]
+    gold = [entities(words, tags) for words, tags in sentences]
+    predicted = [Parsed(tuple(entities(w, tags))) for (w, _), tags in zip(sentences, corrupted, strict=True)]
     reference = seqeval_f1([tags for _, tags in sentences], corrupted, mode="strict", scheme=IOB2)
     result = score(gold, predicted)
     assert result.micro_f1 == pytest.approx(reference, abs=1e-12)
     assert 0.3 < result.micro_f1 < 0.9
-
-
-def _corrupt_items(items: Sequence[Item], rng: random.Random) -> list[Item]:
-    """Items dropped, repeated, retyped, altered in their text, or added."""
-    corrupted: list[Item] = []
-    for item in items:
-        change = rng.random()
-        if change < 0.1:
-            continue
-        if change < 0.2:
-            corrupted.append((rng.choice(TYPES), *item[1:]))
-        elif change < 0.3:
-            corrupted.append((item[0], f"{item[1]} x", *item[2:]))
-        else:
-            corrupted += [item] * (2 if change < 0.4 else 1)
-    if rng.random() < 0.2:
-        corrupted.append((rng.choice(TYPES), "added", "too"))
-    return corrupted
-
-
-def _numbered(items: Sequence[Item]) -> set[tuple[Item, int]]:
-    """A multiset as a set: each repeat carries its number."""
-    seen: Counter[Item] = Counter()
-    numbered = set()
-    for item in items:
-        numbered.add((item, seen[item]))
-        seen[item] += 1
-    return numbered
 
 
 def test_triplets_agree_with_sets_of_numbered_items() -> None:
@@ -140,8 +84,8 @@ def test_triplets_agree_with_sets_of_numbered_items() -> None:
         [(rng.choice(TYPES), rng.choice(spans), rng.choice(spans)) for _ in range(rng.randrange(5))]
         for _ in range(SENTENCES)
     ]
-    said = [_corrupt_items(items, rng) for items in gold]
-    hits = sum(len(_numbered(g) & _numbered(s)) for g, s in zip(gold, said, strict=True))
+    said = [corrupt_items(items, TYPES, rng) for items in gold]
+    hits = sum(len(numbered(g) & numbered(s)) for g, s in zip(gold, said, strict=True))
     precision, recall = hits / sum(map(len, said)), hits / sum(map(len, gold))
     result = score(gold, [Parsed(tuple(items)) for items in said])
     assert (result.precision, result.recall) == pytest.approx((precision, recall), abs=1e-12)
