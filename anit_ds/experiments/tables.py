@@ -103,7 +103,7 @@ def table4(results: Sequence[Result]) -> Table:
                 is_baseline=label == _BASELINE,
             )
             rows.append([f"{source} → {target}", label, *row])
-    columns = ["direction", "first training", *(f"{fraction:.0%}" for fraction in fractions)]
+    columns = ["direction", "first training", *(f"{100 * fraction:g}%" for fraction in fractions)]
     return Table("table4", "Table 4. Transfer, gone on with by plain SFT", columns, rows, _notes(moved))
 
 
