@@ -41,7 +41,8 @@ def omega(axes: Axes, results: Sequence[Result]) -> bool:
         level = 100 * mean([r["micro_f1"] for r in group])
         axes.axhline(level, linestyle=":", color="grey", label=f"{dataset}, sft" if several_sets else "sft")
     axes.set(xlabel="omega: share of the words that the noise touches", ylabel="test micro-F1 (%)")
-    axes.legend(fontsize=7)
+    if lines:
+        axes.legend(fontsize=7)
     return bool(lines)
 
 
@@ -64,7 +65,7 @@ def dev_curves(axes: Axes, results: Sequence[Result]) -> bool:
     for r in drawn:
         axes.plot(*zip(*r["dev_curve"], strict=True), marker=".", linewidth=1, label=f"{name(r)}, seed {r['seed']}")
     axes.set(xlabel="optimizer step", ylabel="dev micro-F1")
-    if len(drawn) <= 16:
+    if 0 < len(drawn) <= 16:
         axes.legend(fontsize=6)
     return bool(drawn)
 
