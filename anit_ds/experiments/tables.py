@@ -183,11 +183,12 @@ def _row(
     scores: dict[int, Interval] = {}
     differences: dict[int, Interval] = {}
     for number, column in enumerate(columns):
-        ours = _runs([r for r in group if belongs(r, column)], inner(column))
+        mine = [r for r in group if belongs(r, column)]
+        ours = _runs(mine, inner(column))
         if not ours:
             continue
         scores[number] = statistics.score(list(ours.values()))
-        beside = [r for r in baseline if all(r[axis] == group[0][axis] for axis in _SHARED_WITH_BASELINE)]
+        beside = [r for r in baseline if all(r[axis] == mine[0][axis] for axis in _SHARED_WITH_BASELINE)]
         theirs = _runs([r for r in beside if belongs(r, column)], inner(column))
         shared = [seed for seed in ours if seed in theirs and len(ours[seed]) == len(theirs[seed])]
         if shared and not is_baseline:

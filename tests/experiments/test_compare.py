@@ -223,6 +223,7 @@ def test_transfer_goes_on_from_each_arm_by_plain_sft(write, review_folder: Path,
         ["jsonl → movie-reviews", "sft"], ["jsonl → movie-reviews", "anit"],
         ["movie-reviews → jsonl", "sft"], ["movie-reviews → jsonl", "anit"],
     ]  # fmt: skip
+    assert all(re.search(r"\] [+-]\d", text) for row in (rows[2], rows[4]) for text in row[2:]), "each has a difference"
     target = next(r for r in moved if r["arm"] == "anit")
     config = yaml.safe_load((tmp_path / "comparison" / target["run"] / "config.yaml").read_text())
     assert "-anit-" in config["lora"]["init_from"] and config["method"]["name"] == "sft"
