@@ -45,7 +45,7 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
 
     Overrides are written section.key=value, such as noise.omega=0.3.
     """
-    from anit_ds.config import load_config
+    from anit_ds.configfile import load_config
     from anit_ds.report import describe_data
     from anit_ds.run import RunFolder
     from anit_ds.rundata import RunData
@@ -69,7 +69,7 @@ def train_(config: str, overrides: tuple[str, ...], fresh: bool, local_rank: int
     from anit_ds.signals import Signals
 
     signals = Signals()  # before the imports, which take seconds: a scheduler's signal must find somebody who listens
-    from anit_ds.config import load_config
+    from anit_ds.configfile import load_config
 
     settings = load_config(config, overrides)
     from anit_ds import distributed
@@ -146,7 +146,7 @@ def compare(config: str, overrides: tuple[str, ...], jobs: int | None, dry_run: 
 @cli.command("config", short_help="Print every field with its meaning and default.")
 def config_() -> None:
     """Print every field of a configuration with its meaning and default, as YAML to start from."""
-    from anit_ds.config import annotated_yaml
+    from anit_ds.configfile import annotated_yaml
 
     click.echo(annotated_yaml())
 

@@ -27,7 +27,8 @@ from typing import Any
 import click
 import platformdirs
 
-from anit_ds.config import Config, validate
+from anit_ds.config import Config
+from anit_ds.configfile import validate
 from anit_ds.errors import InputError
 from anit_ds.files import sha256_of, write_atomically
 from anit_ds.run import RunFolder

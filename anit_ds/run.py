@@ -11,7 +11,8 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from anit_ds.config import Config, differences, load_config
+from anit_ds.config import Config, differences
+from anit_ds.configfile import load_config
 from anit_ds.errors import InputError
 from anit_ds.files import write_atomically
 

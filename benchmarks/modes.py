@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from anit_ds import adversarial
 from anit_ds.adversarial import Batch, StepStats, embedding_scale
-from anit_ds.config import Config, validate
+from anit_ds.config import Config
+from anit_ds.configfile import validate
 from anit_ds.errors import InputError
 from anit_ds.modeling import add_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.prompts import Encoded, PromptEncoder

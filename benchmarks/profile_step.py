@@ -23,7 +23,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
-from anit_ds.config import Config, MethodConfig, validate
+from anit_ds.config import Config, MethodConfig
+from anit_ds.configfile import validate
 from anit_ds.modeling import add_adapter, load_model, load_tokenizer
 from anit_ds.prompts import PromptEncoder
 from anit_ds.rundata import RunData

@@ -33,7 +33,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from anit_ds.config import Config, validate
+from anit_ds.config import Config
+from anit_ds.configfile import validate
 from anit_ds.tiny import tiny_model, tiny_tokenizer
 
 METHODS: dict[str, dict[str, Any]] = {

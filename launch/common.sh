@@ -78,7 +78,7 @@ run_folder() {
     done
     python - "${words[@]}" <<'PYTHON'
 import os, sys
-from anit_ds.config import load_config
+from anit_ds.configfile import load_config
 from anit_ds.errors import InputError
 try:
     print(os.path.abspath(load_config(sys.argv[1], sys.argv[2:]).out))

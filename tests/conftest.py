@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from anit_ds.config import Config, validate
+from anit_ds.config import Config
+from anit_ds.configfile import validate
 
 # How long one example takes says nothing on a machine that other work shares.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from anit_ds.cli import main
-from anit_ds.config import annotated_yaml, load_config
+from anit_ds.configfile import annotated_yaml, load_config
 
 INSTRUCTIONS = {
     "task": "classification", "question": "Which?", "format": "one label",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from anit_ds.config import load_config
+from anit_ds.configfile import load_config
 from anit_ds.tiny import tiny_model
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

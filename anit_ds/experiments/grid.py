@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from anit_ds.config import METHOD_KEYS, Config, MixItem, NoiseKind, Section, identity, load_yaml, set_field, validate
+from anit_ds.config import METHOD_KEYS, Config, MixItem, NoiseKind, Section, identity
+from anit_ds.configfile import load_yaml, set_field, validate
 from anit_ds.errors import InputError
 
 Shown = Literal[
