@@ -44,14 +44,23 @@ def compare(config: CompareConfig, *, jobs: int | None = None, report_only: bool
     chosen = _choose(trials, results)
     grid = cells(config, {key: best["settings"] for key, best in chosen.items()})
 
+    def with_choice(cell: Cell, result: Result) -> Result:
+        return {**result, "tuned": chosen.get((cell.arm, cell.dataset), {}).get("settings")}
+
+    # Read once: a large grid's counts are hundreds of megabytes, and results.json, written after each cell, has none.
+    here = ((cell, result) for cell in grid if (result := results.read(cell)) is not None)
+    records = {cell.hash: _record(with_choice(cell, result)) for cell, result in here}
+
     def tell(cell: Cell, result: Result) -> None:
         progress.tell(cell, result)
-        _write_results(config, grid, results, chosen)
+        records[cell.hash] = _record(with_choice(cell, result))
+        _write_results(config, grid, records)
 
     if not report_only:
         progress.expect("cells", grid, results)
         run_cells(grid, results, jobs=jobs, launcher=config.launcher, tell=tell)
-    made = _write_results(config, grid, results, chosen)
+    _write_results(config, grid, records)
+    made = [with_choice(cell, result) for cell in grid if (result := results.read(cell)) is not None]
     _write_sweeps(out, trials, results, chosen)
     from anit_ds.experiments.report import write_report
 
@@ -66,13 +75,13 @@ def describe_plan(config: CompareConfig) -> str:
     trials = [cell for _, _, cell in tuning_cells(config)]
     grid = cells(config)
     done = [r for cell in (*trials, *grid) if (r := results.finished(cell)) is not None]
+    finished = {result["config_hash"] for result in done}
     gpu, threads = _device()
     lines, known, unknown = [], [], 0
     for kind, cell in [("trial", c) for c in trials] + [("cell", c) for c in grid]:
-        took = seconds(cell, done, gpu=gpu, threads=threads)
-        if results.finished(cell) is not None:
+        if cell.hash in finished:
             estimate = "done"
-        elif took is None:
+        elif (took := seconds(cell, done, gpu=gpu, threads=threads)) is None:
             unknown += 1
             estimate = "time unknown (its data are not here)"
         else:
@@ -100,10 +109,10 @@ class _Progress:
         self._total = 0
 
     def expect(self, what: str, grid: Sequence[Cell], results: Cells) -> None:
-        done = [r for cell in grid if (r := results.finished(cell)) is not None]
-        self._left = {cell.hash: cell for cell in grid if results.finished(cell) is None}
-        self._done, self._total = done, len(grid)
-        click.echo(f"{len(grid)} {what}, {len(done)} of them done")
+        found = [results.finished(cell) for cell in grid]
+        self._left = {cell.hash: cell for cell, result in zip(grid, found, strict=True) if result is None}
+        self._done, self._total = [result for result in found if result is not None], len(grid)
+        click.echo(f"{len(grid)} {what}, {len(self._done)} of them done")
 
     def tell(self, cell: Cell, result: Result) -> None:
         self._left.pop(cell.hash, None)
@@ -132,19 +141,15 @@ def _choose(trials: Iterable[tuple[tuple[str, str], dict[str, Any], Cell]], resu
     return best
 
 
-def _write_results(
-    config: CompareConfig, grid: Sequence[Cell], results: Cells, chosen: Mapping[tuple[str, str], Any]
-) -> list[Result]:
-    """results.json from the cells that there are; returns them whole."""
-    made = []
-    for cell in grid:
-        result = results.read(cell)
-        if result is not None:
-            made.append({**result, "tuned": chosen.get((cell.arm, cell.dataset), {}).get("settings")})
-    records = [{k: v for k, v in result.items() if k not in _RECORD_ONLY} for result in made]
+def _record(result: Result) -> Result:
+    return {key: value for key, value in result.items() if key not in _RECORD_ONLY}
+
+
+def _write_results(config: CompareConfig, grid: Sequence[Cell], records: Mapping[str, Result]) -> None:
+    """results.json: the records that there are, in the grid's order."""
+    made = [records[cell.hash] for cell in grid if cell.hash in records]
     about = {"title": config.title, "versions": versions(), "missing": len(grid) - len(made)}
-    write_json(results.out / "results.json", {**about, "cells": records})
-    return made
+    write_json(Path(config.out) / "results.json", {**about, "cells": made})
 
 
 def _write_sweeps(out: Path, trials: Sequence[Any], results: Cells, chosen: Mapping[tuple[str, str], Any]) -> None:

@@ -11,14 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from anit_ds.adversarial import build_method
 from anit_ds.cli import main
+from anit_ds.config import METHOD_KEYS, MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.experiments import load_compare_config
+from anit_ds.experiments.estimate import passes_of
 from anit_ds.experiments.grid import cells, tuning_cells
 
 
@@ -129,6 +133,7 @@ def test_tables_figures_and_report_come_from_the_cells(write, monkeypatch: pytes
     needed = {"dataset", "method", "preset", "model", "distortion", "instructions", "noise", "omega", "phi", "fraction",
               "transfer_from", "seed", "split", "micro_f1", "passes", "train_seconds", "config_hash"}  # fmt: skip
     assert all(needed <= r.keys() for r in made)
+    assert [r["tuned"] is not None for r in made] == [False, True, True]
     trials = json.loads((out / "sweeps.json").read_text())["trials"]
     assert len(trials) == 2 and sum(t["chosen"] for t in trials) == 1
     rows = list(csv.reader((out / "tables" / "table2.csv").open()))
@@ -250,3 +255,11 @@ def test_the_plan_lists_every_cell_with_its_time(write, monkeypatch: pytest.Monk
     said = capsys.readouterr().out
     assert said.count("a step, about") == 4
     assert "4 cells, 0 done; about" in said and "rough count of operations" in said
+
+
+def test_the_plan_counts_the_passes_that_the_methods_make():
+    for name in METHOD_KEYS:
+        for more in ({}, {"gradient": "clean"}) if name == "anit" else ({},):
+            method = MethodConfig(name=name, **more)
+            settings = SimpleNamespace(method=method)
+            assert passes_of(settings) == build_method(method, seed=1, scale=1.0).passes, name
