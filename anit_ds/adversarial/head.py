@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -64,18 +63,36 @@ class AnswerHead:
 
 
 class _FrozenHead(torch.autograd.Function):
-    """hidden [A, H] -> float32 logits [A, V] for a frozen weight in half precision, keeping no float32 copy of it.
+    """hidden [A, H] -> float32 logits [A, V] for a frozen weight in half precision, a slice of it in float32 at a time.
 
-    Half-precision logits near 20 are 1/8 apart, which is the size of the differences the attack lives on.
+    Half-precision logits near 20 are 1/8 apart, which is the size of the differences the attack lives on. A float32
+    copy of the whole weight would be 2 GB for Llama 3's vocabulary, and on a CPU costs more than the product itself:
+    for SmolLM2's and 24 answer tokens 68 ms against 18 ms in slices, for 300 tokens 238 against 193.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.dtype = hidden.dtype
-        return F.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+        logits = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=torch.float32)
+        exact = hidden.float()
+        for into, part in zip(logits.split(_slice(weight), dim=1), weight.split(_slice(weight)), strict=True):
+            torch.mm(exact, part.float().t(), out=into)
+        return logits if bias is None else logits.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return (grads[0] @ weight.float()).to(ctx.dtype), None, None
+        gradient = grads[0].new_zeros(grads[0].shape[0], weight.shape[1])
+        for back, part in zip(grads[0].split(_slice(weight), dim=1), weight.split(_slice(weight)), strict=True):
+            gradient.addmm_(back, part.float())
+        return gradient.to(ctx.dtype), None, None
+
+
+def _slice(weight: Tensor) -> int:
+    """Rows of the weight to convert at a time: 8 MB in a CPU's cache, 128 MB where every launch counts; all, if there
+    is nothing to convert."""
+    if weight.dtype is torch.float32:
+        return weight.shape[0]
+    elements = 2**21 if weight.device.type == "cpu" else 2**25
+    return max(1, elements // weight.shape[1])
