@@ -34,6 +34,7 @@ class Batch:
     target_ids: Tensor  # [A] int64: the token to predict
     step: int = 0  # the optimizer step this batch belongs to: part of the random numbers' counter
     denominator: float | None = None  # what the summed loss is divided by; None: the answer tokens of this batch
+    right_padded: bool = False  # known to have padding behind the tokens only, where causal attention never looks
     # Packed only. On the host too, so that attention can be cut at the samples without waiting for the device.
     lengths: tuple[int, ...] | None = None  # tokens of each sample
     cu_seqlens: Tensor | None = None  # [S + 1] int32: the same as running sums from 0

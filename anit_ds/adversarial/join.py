@@ -34,6 +34,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         target_rows=torch.cat([b.target_rows + n for b, n in zip(batches, before, strict=True)]),
         target_positions=torch.cat([b.target_positions + n for b, n in zip(batches, tokens_before, strict=True)]),
         target_ids=torch.cat([b.target_ids for b in batches]),
+        right_padded=all(b.right_padded for b in batches),
         lengths=lengths,
         cu_seqlens=cu_seqlens,
     )

@@ -171,9 +171,18 @@ class PerturbableLM:
 
     def _arguments(self, batch: Batch) -> dict[str, Any]:
         """What the model is called with."""
-        packed = batch.lengths is not None
-        attention = self.take_packed_batches().arguments(batch) if packed else {"attention_mask": batch.attended.long()}
-        return {"input_ids": batch.input_ids, "position_ids": batch.position_ids(), "use_cache": False, **attention}
+        called: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.lengths is not None:
+            return called | {"position_ids": batch.position_ids()} | self.take_packed_batches().arguments(batch)
+        if batch.right_padded and self._causal:
+            # No token looks at the padding behind it, and positions count from 0 as they are. Given a mask,
+            # transformers would wait for the device to look at it, and SDPA would lose its flash kernel.
+            return called
+        return called | {"position_ids": batch.position_ids(), "attention_mask": batch.attended.long()}
+
+    @property
+    def _causal(self) -> bool:
+        return not getattr(getattr(self.module, "config", None), "use_bidirectional_attention", False)
 
     def take_packed_batches(self) -> SegmentAttention:
         """Make ready for packed batches, as the first one does. Raises InputError where samples would see each

@@ -127,6 +127,7 @@ def collate(
         target_ids=torch.tensor(targets, dtype=torch.int64),
         step=step,
         denominator=denominator,
+        right_padded=not pad_left,
     )
     return batch.packed() if packed else batch
 

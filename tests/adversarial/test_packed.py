@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,9 @@ from anit_ds.adversarial import Batch, PerturbableLM, build_method
 from anit_ds.adversarial.join import join, join_tokens, split_tokens
 from anit_ds.config import METHOD_KEYS, MethodConfig
 from anit_ds.errors import InputError
+from anit_ds.prompts import Encoded
 from anit_ds.tiny import FAMILIES, tiny_model
+from anit_ds.training.batching import collate
 
 LENGTHS = (13, 1, 9, 17)
 ANSWERS = (3, 0, 2, 4)  # the second sample is a filler: one token, nothing to predict, nothing in scope
@@ -115,6 +118,28 @@ def test_attention_of_every_family(variant: str, checkpointing: bool):
     off = largest_difference(padded, packed)
     print(f"{variant}: gradients differ by {off:.1e}")
     assert off <= 1e-5 and packed_stats == pytest.approx(padded_stats, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_behind_the_tokens_needs_no_mask(variant: str):
+    family, changes = VARIANTS[variant]
+    method = METHODS["anit-frobenius-joined-attack"]
+    masked, masked_stats = outcome(method, ragged_batch(), lora_model(family, **changes))
+    model, given = lora_model(family, **changes), []
+    model.register_forward_pre_hook(lambda _, args, kwargs: given.append(set(kwargs)), with_kwargs=True)
+    plain, plain_stats = outcome(method, replace(ragged_batch(), right_padded=True), model)
+    assert given == [{"input_ids", "use_cache"}] * 2  # the attack's pass and the joined one
+    off = largest_difference(masked, plain)
+    print(f"{variant}: gradients differ by {off:.1e}")
+    assert off <= 1e-5 and plain_stats == pytest.approx(masked_stats, rel=1e-4, abs=1e-6)
+
+
+def test_batches_of_a_run_are_known_to_be_padded_on_the_right():
+    samples = [Encoded(key, [1] * n, [2] * 2, (0, n), 0.0, "x") for key, n in enumerate((3, 5))]
+    settings: dict[str, Any] = {"pad_id": 0, "tokens": "prompt", "beta": [0.0] * 2, "step": 0, "denominator": 4.0}
+    assert collate(samples, **settings).right_padded
+    assert not collate(samples, pad_left=True, **settings).right_padded
+    assert not ragged_batch().right_padded  # padded on either side, for all that from_labels knows
 
 
 def test_a_model_that_took_packed_batches_still_takes_padded_ones():
