@@ -6,6 +6,7 @@ Each function draws into matplotlib's axes what `results` hold and returns wheth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,16 @@ def omega(axes: Axes, results: Sequence[Result]) -> bool:
 
 
 def time_against_f1(axes: Axes, results: Sequence[Result]) -> bool:
-    """Figures 2b, 2c: mean training time against mean test micro-F1, a point a method (its passes beside it)."""
+    """Figures 2b, 2c: mean training time against mean test micro-F1, a point a method (its passes in the legend)."""
     groups = grouped([r for r in results if not r["transfer_from"]], row_names(results))
-    for label, group in groups.items():
+    for (label, group), marker in zip(groups.items(), cycle("osD^vPX<>"), strict=False):
         x, y = mean([r["train_seconds"] for r in group]), 100 * mean([r["micro_f1"] for r in group])
-        axes.scatter(x, y, s=36)
-        axes.annotate(f"{label} ({group[0]['passes']})", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        # Beside the axes and by shape: methods that cost and score the same lie on top of each other.
+        axes.scatter(x, y, s=40, alpha=0.7, marker=marker, label=f"{label} ({group[0]['passes']})")
     axes.margins(0.15)
     axes.set(xlabel="training time (s); in brackets: passes a step", ylabel="test micro-F1 (%)")
+    if groups:
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return bool(groups)
 
 
@@ -75,7 +78,7 @@ def draw(
 ) -> Path | None:
     """STEM.svg and STEM.png of a figure; returns the SVG, or None where there was nothing to draw."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes = figure.subplots()
         if not what(axes, results):
             return None
