@@ -68,6 +68,7 @@ MODES = (
     Mode("sft_packed", "sft, padding-free", method=_SFT, train=_PACKED, reference="sft"),
     Mode("anit_naive", "anit by hand", "naive", method=_ANIT),
     Mode("anit", "anit", method=_ANIT, reference="anit_naive"),
+    Mode("anit_separate", "anit, passes: separate", method={**_ANIT, "passes": "separate"}, reference="anit"),
     Mode("anit_packed", "anit, padding-free", method=_ANIT, train=_PACKED, reference="anit"),
     Mode("anit_micro2", "anit, two micro-batches", method=_ANIT, micro_batches=2, reference="anit"),
     Mode("anit_pipelined", "anit, two, pipelined", method=_PIPELINED, micro_batches=2, reference="anit"),

@@ -51,12 +51,15 @@ def synthetic(rows: int, length: int, *, context: int, vocabulary: int) -> list[
 
 def measure(steppers: Sequence[Stepper], batches: Sequence[list[Encoded]], steps: int) -> list[dict[str, Any]]:
     """A row for each batch and mode, the modes taking turns; one step before the clock measures memory."""
+    for stepper in steppers:
+        stepper.settle()
+        # What PyTorch allocates once for all sizes is no size's memory.
+        stepper.gradients(stepper.prepare(batches[0], beta=0.3))
     rows = []
     for samples in batches:
         ready = [stepper.prepare(samples, beta=0.3) for stepper in steppers]
         peaks = []
         for stepper, batch in zip(steppers, ready, strict=True):
-            stepper.settle()
             peaks.append(peak_mb_of(lambda: stepper.step(batch)))  # noqa: B023
         costs = [[time_of(lambda: s.step(b)) for s, b in zip(steppers, ready, strict=True)] for _ in range(steps)]  # noqa: B023
         for number, stepper in enumerate(steppers):
