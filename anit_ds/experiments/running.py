@@ -6,6 +6,7 @@ run again; what was interrupted goes on from its checkpoint; what fails is recor
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -152,10 +154,14 @@ def _start(context: Any, cell: Cell, launcher: str | None, slot: int) -> BasePro
 
 def _train(asked: str, launcher: str | None, slot: int) -> None:
     """In the cell's process: `anit train`, its output in the run's folder."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(Path(asked).with_name("output.txt"), "a", encoding="utf-8") as output:
+        # A comparison that was killed may have left this cell's process behind, which saves and ends: not two of them
+        # in one folder. The lock is the open file's, so it lasts as long as anything that writes there.
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(output, fcntl.LOCK_EX)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     if launcher is not None:
         sys.exit(subprocess.call([*shlex.split(launcher), "anit", "train", asked]))
     os.environ.update(_device_of(slot))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import re
@@ -188,6 +189,38 @@ def test_a_killed_grid_resumes_without_repeating_a_finished_cell(
     assert len(told) == 4 - len(before)
     assert all(path.read_bytes() == content for path, content in before.items())
     assert [r["status"] for r in results(file)] == ["done"] * 4
+
+
+@pytest.mark.slow
+def test_a_cell_waits_for_the_process_that_an_earlier_comparison_left_in_its_folder(write):
+    file = write(grid={"methods": ["sft"]})
+    (cell,) = cells(load_compare_config(str(file)))
+    folder = Path(cell.config.out)
+    folder.mkdir(parents=True)
+    with open(folder / "output.txt", "a") as left_behind:
+        fcntl.flock(left_behind, fcntl.LOCK_EX)
+        process = subprocess.Popen([sys.executable, "-m", "anit_ds.cli", "compare", str(file)])
+        deadline = time.monotonic() + 120
+        while not _others_with(folder / "output.txt") and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert _others_with(folder / "output.txt")
+        time.sleep(3)  # a cell that did not wait would have made its data by now
+        assert sorted(path.name for path in folder.iterdir()) == ["asked.yaml", "output.txt"]
+    assert process.wait(120) == 0
+    assert [r["status"] for r in results(file)] == ["done"]
+
+
+def _others_with(file: Path) -> list[int]:
+    """Other processes that have this file open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(process.name) != os.getpid() and any(link.resolve() == file for link in process.glob("fd/*")):
+                found.append(int(process.name))
+        except OSError:
+            continue  # it ended while we looked, or is not ours
+    return found
 
 
 def _training_under(folder: Path) -> list[int]:
