@@ -22,10 +22,10 @@ from anit_ds import adversarial
 from anit_ds.adversarial import Batch, StepStats, embedding_scale
 from anit_ds.config import Config
 from anit_ds.configfile import validate
+from anit_ds.data.prompts import Encoded, PromptEncoder
+from anit_ds.data.rundata import RunData
 from anit_ds.errors import InputError
 from anit_ds.modeling import add_adapter, load_model, load_tokenizer, resolve_dtype
-from anit_ds.prompts import Encoded, PromptEncoder
-from anit_ds.rundata import RunData
 from anit_ds.training.batching import collate, plan_epoch
 
 IGNORE = -100

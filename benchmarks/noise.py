@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from anit_ds.config import DataConfig, DistortionConfig, NoiseConfig
-from anit_ds.corpora import Corpus
-from anit_ds.distortion import measure
-from anit_ds.examples import Example, RecordFile
-from anit_ds.instructions import load_instructions
-from anit_ds.noise import build_noisy_set
-from anit_ds.noise.vocabulary import english_vocabulary
+from anit_ds.data.corpora import Corpus
+from anit_ds.data.distortion import measure
+from anit_ds.data.examples import Example, RecordFile
+from anit_ds.data.instructions import load_instructions
+from anit_ds.data.noise import build_noisy_set
+from anit_ds.data.noise.vocabulary import english_vocabulary
 
 
 def write_examples(path: Path, count: int, prefix: str) -> RecordFile[Example]:

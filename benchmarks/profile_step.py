@@ -25,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
 from anit_ds.config import Config, MethodConfig
 from anit_ds.configfile import validate
+from anit_ds.data.prompts import PromptEncoder
+from anit_ds.data.rundata import RunData
 from anit_ds.modeling import add_adapter, load_model, load_tokenizer
-from anit_ds.prompts import PromptEncoder
-from anit_ds.rundata import RunData
 from anit_ds.training.batching import collate
 
 # name: (method, packed, activation checkpointing, checkpointing of the attack)

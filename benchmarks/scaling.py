@@ -31,8 +31,8 @@ import torch
 from measuring import machine, peak_mb_of, show, spread, time_of
 from modes import MODES, Foundation, Mode, Stepper, run_config
 
+from anit_ds.data.prompts import Encoded
 from anit_ds.errors import InputError
-from anit_ds.prompts import Encoded
 
 LENGTHS, MICRO_BATCHES = (64, 128, 256, 512, 1024), (1, 2, 4, 8, 16)
 SHARES = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -167,7 +167,7 @@ def _rank(rank: int, ranks: int, port: int, settings: dict[str, Any], steps: int
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    from anit_ds import distributed
+    from anit_ds.ranks import distributed
     from anit_ds.training.engine import build_engine, deepspeed_config
 
     distributed.init()

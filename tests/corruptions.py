@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from anit_ds.examples import Item
+from anit_ds.data.examples import Item
 
 
 def entities(words: list[str], tags: list[str]) -> list[Item]:

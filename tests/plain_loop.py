@@ -14,9 +14,9 @@ from formulas import Step
 from torch import Tensor
 
 from anit_ds.config import Config
+from anit_ds.data.prompts import PromptEncoder
+from anit_ds.data.rundata import RunData
 from anit_ds.modeling import add_adapter, load_model, load_tokenizer
-from anit_ds.prompts import PromptEncoder
-from anit_ds.rundata import RunData
 from anit_ds.training.batching import collate, plan_epoch
 from anit_ds.training.engine import learning_rate
 

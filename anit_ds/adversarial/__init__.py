@@ -14,16 +14,16 @@ from collections.abc import Callable
 from typing import Protocol
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.freeat import FreeAT
-from anit_ds.adversarial.freelb import FreeLB
-from anit_ds.adversarial.noise_only import NEFTune, RandomStart
-from anit_ds.adversarial.nrm import NRM
+from anit_ds.adversarial.methods.freeat import FreeAT
+from anit_ds.adversarial.methods.freelb import FreeLB
+from anit_ds.adversarial.methods.noise_only import NEFTune, RandomStart
+from anit_ds.adversarial.methods.nrm import NRM
+from anit_ds.adversarial.methods.pgd import PGD
+from anit_ds.adversarial.methods.pipelined import PipelinedNRM
+from anit_ds.adversarial.methods.sft import SFT
+from anit_ds.adversarial.methods.single_step import SingleStep
 from anit_ds.adversarial.perturb import PerturbableLM, embedding_scale
-from anit_ds.adversarial.pgd import PGD
-from anit_ds.adversarial.pipelined import PipelinedNRM
-from anit_ds.adversarial.plain import SFT
 from anit_ds.adversarial.shared_prefix import SharedPrefixLM
-from anit_ds.adversarial.single_step import SingleStep
 from anit_ds.adversarial.stats import StepStats
 from anit_ds.config import MethodConfig
 

@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.nrm import NRM
+from anit_ds.adversarial.methods.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 

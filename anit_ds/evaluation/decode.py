@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from anit_ds import distributed
+from anit_ds.ranks import distributed
 
 
 @torch.no_grad()

@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from anit_ds import distributed
 from anit_ds.config import Config
+from anit_ds.data.examples import Sample
+from anit_ds.data.noise import noisy_split, opposites_for
+from anit_ds.data.prompts import PromptEncoder
+from anit_ds.data.rundata import DataSet, RunData
+from anit_ds.data.tasks import Parsed, score
 from anit_ds.evaluation.decode import greedy_answers
-from anit_ds.examples import Sample
 from anit_ds.files import write_atomically, write_json
-from anit_ds.noise import noisy_split, opposites_for
-from anit_ds.prompts import PromptEncoder
-from anit_ds.rundata import DataSet, RunData
-from anit_ds.tasks import Parsed, score
+from anit_ds.ranks import distributed
 
 # Tokens beyond the split's longest gold answer before a model is cut off: room for a wrong answer to be wrong in its
 # way.

@@ -19,7 +19,7 @@ from anit_ds.experiments.estimate import clock, passes_of, seconds
 from anit_ds.experiments.grid import Cell, CompareConfig, cells, tuning_cells
 from anit_ds.experiments.running import Cells, Result, run_cells
 from anit_ds.files import write_json
-from anit_ds.run import versions
+from anit_ds.runfolder import versions
 
 _RECORD_ONLY = ("counts", "dev_curve")  # what cells/NAME.json has beside a record of results.json
 

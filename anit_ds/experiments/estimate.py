@@ -15,8 +15,8 @@ from statistics import median
 from typing import Any
 
 from anit_ds.config import Config
-from anit_ds.corpora import load_corpus
-from anit_ds.corpora.hub import is_hub_path
+from anit_ds.data.corpora import load_corpus
+from anit_ds.data.corpora.hub import is_hub_path
 from anit_ds.errors import InputError
 from anit_ds.experiments.grid import Cell
 

@@ -17,7 +17,7 @@ from anit_ds.experiments.estimate import clock
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.tables import TABLES, Table
 from anit_ds.files import write_atomically
-from anit_ds.run import versions
+from anit_ds.runfolder import versions
 
 _CELL_COLUMNS = (
     "dataset", "arm", "noise", "omega", "instructions", "distortion", "fraction", "transfer_from", "seed",

@@ -28,7 +28,7 @@ from typing import Any
 from anit_ds.experiments.grid import Cell
 from anit_ds.experiments.statistics import example_counts
 from anit_ds.files import write_atomically, write_json
-from anit_ds.run import RunFolder
+from anit_ds.runfolder import RunFolder
 
 Result = dict[str, Any]
 """One cell's record in results.json; `status` is "done" or "failed"."""
@@ -166,7 +166,7 @@ def _train(asked: str, launcher: str | None, slot: int) -> None:
         sys.exit(subprocess.call([*shlex.split(launcher), "anit", "train", asked]))
     os.environ.update(_device_of(slot))
     sys.argv = ["anit", "train", asked]
-    from anit_ds.cli import main
+    from anit_ds.commands.cli import main
 
     main()
 

@@ -13,7 +13,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from anit_ds import distributed
+from anit_ds.ranks import distributed
 from anit_ds.training.checkpoint import trainable
 
 _FILE = "adapter_model.safetensors"

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.data.prompts import Encoded
 from anit_ds.errors import InputError
-from anit_ds.prompts import Encoded
 
 # Batches are cut from runs of this many global batches sorted by length: long enough that a batch is even, short enough
 # that an epoch stays shuffled.

@@ -25,9 +25,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anit_ds import distributed
 from anit_ds.errors import InputError
 from anit_ds.files import sha256_of, write_json
+from anit_ds.ranks import distributed
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 logger = logging.getLogger("anit")

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from anit_ds import distributed
 from anit_ds.adversarial import Batch, Method, PerturbableLM, PipelinedNRM, StepStats, build_method, embedding_scale
 from anit_ds.config import Config
+from anit_ds.data.prompts import Encoded, PromptEncoder
+from anit_ds.data.rundata import RunData
 from anit_ds.evaluation import Evaluation, Evaluator, beside_raw, write_evaluation
 from anit_ds.files import write_atomically, write_json
 from anit_ds.modeling import (
@@ -31,10 +32,9 @@ from anit_ds.modeling import (
     resolve_dtype,
     use_activation_checkpointing,
 )
-from anit_ds.prompts import Encoded, PromptEncoder
-from anit_ds.run import RunFolder, log_to
-from anit_ds.rundata import RunData
-from anit_ds.signals import Signals
+from anit_ds.ranks import distributed
+from anit_ds.ranks.signals import Signals
+from anit_ds.runfolder import RunFolder, log_to
 from anit_ds.training.adapter import read_adapter, save_adapter
 from anit_ds.training.batching import accumulation, collate, deal, filler, plan_epoch, steps_per_epoch
 from anit_ds.training.checkpoint import (

@@ -17,10 +17,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from anit_ds import distributed
 from anit_ds.adversarial.stats import StepStats
 from anit_ds.files import write_atomically
-from anit_ds.run import RunFolder
+from anit_ds.ranks import distributed
+from anit_ds.runfolder import RunFolder
 
 
 class Monitor:

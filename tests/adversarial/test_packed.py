@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
 from anit_ds.adversarial.join import join, join_tokens, split_tokens
 from anit_ds.config import METHOD_KEYS, MethodConfig
+from anit_ds.data.prompts import Encoded
 from anit_ds.errors import InputError
-from anit_ds.prompts import Encoded
 from anit_ds.tiny import FAMILIES, tiny_model
 from anit_ds.training.batching import collate
 

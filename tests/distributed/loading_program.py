@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401 (not to be counted as the model's)
 
-from anit_ds import distributed
 from anit_ds.config import ModelConfig
 from anit_ds.modeling import load_model
+from anit_ds.ranks import distributed
 from anit_ds.training.engine import sharded_loading
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from anit_ds import distributed, watchdog
+from anit_ds.ranks import distributed, watchdog
 
 
 def main() -> None:

@@ -24,12 +24,12 @@ atexit.register(say)
 """
 COLLECTIVES = """
 import torch
-from anit_ds import distributed
+from anit_ds.ranks import distributed
 distributed.init()
 for _ in range(20):
     distributed.all_reduce_sum(torch.ones(4))
 """
-COMMAND = "from anit_ds.cli import main; main()"
+COMMAND = "from anit_ds.commands.cli import main; main()"
 
 
 def two_ranks(program: str, *arguments: object) -> list[tuple[int, str]]:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from anit_ds.distributed import Ranks, ranks_from
 from anit_ds.errors import InputError
+from anit_ds.ranks.distributed import Ranks, ranks_from
 
 MEET = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_refused(environment: dict[str, str], said: str) ->
 
 
 def test_runs_side_by_side_do_not_meet_on_a_port() -> None:
-    program = "from anit_ds import distributed as d; print(d.init().world_size, d.any_rank(True))"
+    program = "from anit_ds.ranks import distributed as d; print(d.init().world_size, d.any_rank(True))"
     environment = {"PATH": "", "OMP_NUM_THREADS": "1", **MEET, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     both = [
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from ranks import free_port
 
-from anit_ds.watchdog import Seen, Status, Watchdog, judge
+from anit_ds.ranks.watchdog import Seen, Status, Watchdog, judge
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 TIMEOUT = 3.0

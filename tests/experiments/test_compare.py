@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from anit_ds.adversarial import build_method
-from anit_ds.cli import main
+from anit_ds.commands.cli import main
 from anit_ds.config import METHOD_KEYS, MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.experiments import load_compare_config
@@ -172,7 +172,9 @@ def test_a_killed_grid_resumes_without_repeating_a_finished_cell(
     write, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ):
     file = write(grid={"methods": ["sft", "noisy_sft", "random", "anit"]})
-    process = subprocess.Popen([sys.executable, "-m", "anit_ds.cli", "compare", str(file)], start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anit_ds.commands.cli", "compare", str(file)], start_new_session=True
+    )
     finished = tmp_path / "comparison" / "cells"
     deadline = time.monotonic() + 300
     while len(list(finished.glob("*.json"))) < 2 and time.monotonic() < deadline:
@@ -199,7 +201,7 @@ def test_a_cell_waits_for_the_process_that_an_earlier_comparison_left_in_its_fol
     folder.mkdir(parents=True)
     with open(folder / "output.txt", "a") as left_behind:
         fcntl.flock(left_behind, fcntl.LOCK_EX)
-        process = subprocess.Popen([sys.executable, "-m", "anit_ds.cli", "compare", str(file)])
+        process = subprocess.Popen([sys.executable, "-m", "anit_ds.commands.cli", "compare", str(file)])
         deadline = time.monotonic() + 120
         while not _others_with(folder / "output.txt") and time.monotonic() < deadline:
             assert process.poll() is None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anit_ds.config import Config
-from anit_ds.rundata import RunData
+from anit_ds.data.rundata import RunData
 from anit_ds.training import train
 
 

@@ -13,12 +13,12 @@ import transformers
 from safetensors.torch import load_file
 
 from anit_ds.config import Config
+from anit_ds.data.examples import Sample
+from anit_ds.data.instructions import load_instructions
+from anit_ds.data.prompts import PromptEncoder, render_prompt
+from anit_ds.data.rundata import RunData
 from anit_ds.errors import InputError
-from anit_ds.examples import Sample
-from anit_ds.instructions import load_instructions
-from anit_ds.prompts import PromptEncoder, render_prompt
-from anit_ds.run import RunFolder
-from anit_ds.rundata import RunData
+from anit_ds.runfolder import RunFolder
 from anit_ds.tiny import tiny_tokenizer
 from anit_ds.training import train
 

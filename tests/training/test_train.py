@@ -146,7 +146,7 @@ def test_a_signal_that_comes_while_the_process_starts_is_not_lost(make_config: M
     config = make_config()
     file = tmp_path / "run.yaml"
     file.write_text(config.to_yaml())
-    process = subprocess.Popen([sys.executable, "-m", "anit_ds.cli", "train", str(file)])
+    process = subprocess.Popen([sys.executable, "-m", "anit_ds.commands.cli", "train", str(file)])
     deadline = time.monotonic() + 60
     while not _listens_to(process.pid, signal.SIGUSR1) and time.monotonic() < deadline:
         time.sleep(0.005)

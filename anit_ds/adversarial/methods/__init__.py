@@ -1,0 +1,1 @@
+"""The methods, one idea a file, and the steps and projections that they share."""

@@ -1,0 +1,47 @@
+"""`freelb`: the mean over K ascent steps of the parameter gradient at each delta, without a clean term; K passes.
+
+Zhu et al., ICLR 2020, algorithm 1: one backward gives the parameters' gradient and delta's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.ball import direction, project
+from anit_ds.adversarial.methods.delta import perturbed_start
+from anit_ds.adversarial.perturb import PerturbableLM
+from anit_ds.adversarial.stats import StepStats
+
+
+class FreeLB:
+    """eps: largest norm of a sample's delta, 0 for none (their max_norm); alpha: step (adv_lr); steps: K.
+
+    init_norm: the random start is U(-1, 1) * init_norm / sqrt(N) (their init_mag), drawn by NRM's counter-based
+    generator.
+    """
+
+    def __init__(self, *, eps: float, alpha: float, steps: int, init_norm: float = 0.0, seed: int = 42) -> None:
+        self.eps, self.alpha, self.steps, self.init_norm, self.seed = eps, alpha, steps, init_norm, seed
+        self.passes = steps
+
+    def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
+        e = lm.embeddings(batch)
+        delta = self._start(e.float(), batch)
+        stats = StepStats()
+        for step in range(self.steps):
+            x = (e.float() + delta).to(e.dtype).requires_grad_(True)
+            (loss,) = lm.losses(batch, (x,))
+            lm.backward(loss.sum() / (self.steps * batch.mean_over), last=step == self.steps - 1)
+            stats.over_answers("loss/adversarial", loss, batch)
+            assert x.grad is not None
+            delta = delta + self.alpha * direction(x.grad, batch)
+            delta = project(delta, self.eps, "frobenius" if self.eps > 0 else "none", batch)
+        stats.over_samples("nrm/delta1_norm", batch.norm_per_sample(delta), batch.attacked)
+        return stats
+
+    def _start(self, e: torch.Tensor, batch: Batch) -> torch.Tensor:
+        # delta0 of eq. 7 with eps = init_norm / 10 and beta = 0 is U(-1, 1) * init_norm / sqrt(N).
+        return perturbed_start(
+            torch.zeros_like(e), batch, seed=self.seed, eps=self.init_norm / 10, beta=torch.zeros_like(batch.beta)
+        )

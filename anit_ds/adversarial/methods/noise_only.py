@@ -1,0 +1,57 @@
+"""Methods that add noise and take no gradient for it.
+
+neftune   L(e + u), u = U(-1, 1) * a / sqrt(T * D)     Jain et al., ICLR 2024; one pass
+random    L(e) + lambda L(e + Proj(delta0))            ANIT without its gradient: shows whether the attack
+matters; two
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.delta import perturbed_start
+from anit_ds.adversarial.methods.nrm import NRM
+from anit_ds.adversarial.perturb import PerturbableLM
+from anit_ds.adversarial.stats import StepStats
+
+
+class NEFTune:
+    """alpha: their a. T counts a sample's real tokens, so padding does not weaken the noise (for full rows: as
+    theirs)."""
+
+    passes = 1
+
+    def __init__(self, *, alpha: float = 5.0, seed: int = 42) -> None:
+        self.alpha, self.seed = alpha, seed
+
+    def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
+        # delta0 of eq. 7 with eps = alpha / 10, beta = 0 and every real token in scope.
+        x = perturbed_start(
+            lm.embeddings(batch), batch, seed=self.seed, eps=self.alpha / 10, beta=torch.zeros_like(batch.beta),
+            scope=batch.attended,
+        )  # fmt: skip
+        (loss,) = lm.losses(batch, (x,))
+        lm.backward(loss.sum() / batch.mean_over)
+        stats = StepStats()
+        stats.over_answers("loss/adversarial", loss, batch)
+        return stats
+
+
+class RandomStart(NRM):
+    """NRM with delta1 = Proj(delta0): the same start, ball, scope and passes over rows, and no attack."""
+
+    def __init__(
+        self, *, eps: float, lambda_: float, ball: Literal["frobenius", "linf", "none"], seed: int,
+        passes: Literal["joined", "separate"],
+    ) -> None:  # fmt: skip
+        super().__init__(eps=eps, alpha=0.0, lambda_=lambda_, ball=ball, seed=seed, passes=passes)
+        self.passes = 2
+
+    def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
+        e = lm.embeddings(batch)
+        x1, nrm = self._step(torch.zeros_like(e), e, batch)
+        clean, adversarial = self._train(lm, batch, x1)
+        return self._stats(lm, batch, clean, adversarial, e, nrm)

@@ -1,0 +1,115 @@
+"""NRM, the Noise Response Method: a two-step attack on the input embeddings whose strength answers to the noise.
+
+    delta0 = m * (10 / sqrt(N)) * U(-eps, eps) * (1 - beta)          eq. 7: a random start, weaker where noise bent more
+    g      = d L(e + delta0) / d delta0                              an attack pass
+    delta1 = Proj_eps(delta0 + alpha * g / ||g||_F)                  eq. 5, 6: one step, projected
+    loss   = L(e) + lambda * L(e + delta1)                           eq. 8; delta1 is a constant here
+
+Section 4 of method.md gives every symbol, and which choices are ours and not the paper's (per-sample norms over the
+tokens in scope, the guard against gradients that are not finite, `gradient: clean`). delta's life is in `anit_kernels`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.delta import perturbed_start, perturbed_step
+from anit_ds.adversarial.perturb import PerturbableLM
+from anit_ds.adversarial.stats import StepStats
+from anit_kernels import Ball, NrmStats
+
+
+class NRM:
+    """The method `anit`: three passes, two with `gradient="clean"`.
+
+    eps, alpha: radius and step in the units of the embeddings (multiply by `embedding_scale(model)` for relative ones).
+    seed: 64-bit; delta0 is a pure function of (seed, batch.step, sample id, element).
+    passes_: "joined" runs clean and adversarial rows in one forward, "separate" one after the other in half the memory.
+    gradient: "attack" takes g at delta0; "clean" (ours) at delta = 0, where the clean pass gives it for free.
+    Source: ANIT (AAAI 2025), section 3.3 and algorithm 1, as settled in method.md section 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float = 1.0,
+        alpha: float = 1e-3,
+        lambda_: float = 1.0,
+        ball: Ball = "frobenius",
+        seed: int = 42,
+        passes: Literal["joined", "separate"] = "joined",
+        gradient: Literal["attack", "clean"] = "attack",
+    ) -> None:
+        self.eps, self.alpha, self.lambda_, self.ball, self.seed = eps, alpha, lambda_, ball, seed
+        self.joined = passes == "joined"
+        self.gradient = gradient
+        self.passes = 3 if gradient == "attack" else 2
+
+    def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
+        """One micro-batch of eq. 8, backpropagated; the statistics name every quantity above."""
+        if self.gradient == "clean":
+            e, g, clean = self._clean_gradient(lm, batch)
+            x1, nrm = self._step(g, e, batch)
+            (adversarial,) = lm.losses(batch, (x1,))
+            lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
+        else:
+            e, _, g = lm.input_gradient(batch, lambda e: self._start(e, batch))
+            x1, nrm = self._step(g, e, batch)
+            clean, adversarial = self._train(lm, batch, x1)
+        return self._stats(lm, batch, clean, adversarial, e, nrm)
+
+    def _stats(
+        self, lm: PerturbableLM, batch: Batch, clean: Tensor, adversarial: Tensor, e: Tensor, nrm: NrmStats
+    ) -> StepStats:
+        stats = StepStats()
+        stats.over_answers("loss/clean", clean, batch)
+        stats.over_answers("loss/adversarial", adversarial, batch)
+        describe_attack(stats, nrm, e, batch, grad_scale=lm.attack_scale(e.dtype))
+        return stats
+
+    def _start(self, e: Tensor, batch: Batch) -> Tensor:
+        return perturbed_start(e, batch, seed=self.seed, eps=self.eps)
+
+    def _step(self, g: Tensor, e: Tensor, batch: Batch) -> tuple[Tensor, NrmStats]:
+        return perturbed_step(g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball)
+
+    def _train(self, lm: PerturbableLM, batch: Batch, x1: Tensor) -> tuple[Tensor, Tensor]:
+        if self.joined:
+            clean, adversarial = lm.losses(batch, (None, x1))
+            lm.backward((clean.sum() + self.lambda_ * adversarial.sum()) / batch.mean_over)
+            return clean, adversarial
+        (clean,) = lm.losses(batch)
+        lm.backward(clean.sum() / batch.mean_over, last=False)
+        (adversarial,) = lm.losses(batch, (x1,))
+        lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
+        return clean, adversarial
+
+    def _clean_gradient(self, lm: PerturbableLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        e = lm.embeddings(batch)
+        x = e.clone().requires_grad_(True)
+        (clean,) = lm.losses(batch, (x,))
+        lm.backward(clean.sum() / batch.mean_over, last=False)
+        assert x.grad is not None
+        return e, x.grad, clean
+
+
+def describe_attack(stats: StepStats, nrm: NrmStats, e: Tensor, batch: Batch, *, grad_scale: float = 1.0) -> None:
+    """Norms, clipping and direction of an attack as `nrm/...` statistics, means over the samples with tokens in scope.
+
+    nrm/cosine is the cosine of delta1 and g: how much of the perturbation is the attack and not the random start.
+    nrm/delta_to_embedding is ||delta1|| / ||e||, both over the tokens in scope. nrm/nonfinite is a share of samples.
+    """
+    attacked = batch.attacked
+    finite = attacked & nrm.finite
+    e_norm = batch.norm_per_sample(e.float() * batch.scope.unsqueeze(-1))
+    cosine = nrm.delta_dot_grad / (nrm.delta1_norm * nrm.grad_norm).clamp_min(1e-30)
+    stats.over_samples("nrm/delta0_norm", nrm.delta0_norm, attacked)
+    stats.over_samples("nrm/delta1_norm", nrm.delta1_norm, attacked)
+    stats.over_samples("nrm/grad_norm", nrm.grad_norm / grad_scale, finite)
+    stats.over_samples("nrm/clipped_share", nrm.clipped.float(), attacked)
+    stats.over_samples("nrm/cosine", cosine, finite)
+    stats.over_samples("nrm/delta_to_embedding", nrm.delta1_norm / e_norm.clamp_min(1e-30), attacked)
+    stats.over_samples("nrm/nonfinite", (~nrm.finite).float(), attacked)

@@ -1,0 +1,76 @@
+"""What the commands print: short tables for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from anit_ds.data.rundata import DataSet, RunData
+
+_WIDTH = 110
+
+
+def describe_data(data: RunData, folder: Path) -> str:
+    """Counts, beta and three examples of each data set, raw beside noisy."""
+    return "\n\n".join(_describe_set(s) for s in data.sets) + f"\n\nwritten to {folder}"
+
+
+def _describe_set(of: DataSet) -> str:
+    manifest = of.noisy.manifest
+    counts, noise, measured = manifest["counts"], manifest["noise"], manifest["distortion"]
+    lines = [
+        f"{of.name} ({of.task.name}): {counts['train']} train, {counts['dev']} dev, {counts['test']} test"
+        + (f", {counts['skipped']} lines skipped" if counts["skipped"] else ""),
+        f"noise {noise['kind']}, omega {noise['omega']}, phi {noise['phi']}: "
+        f"{counts['noisy']} noisy, {counts['raw']} raw instructions",
+        f"beta {measured['beta']:.4f} ({measured['kind']}, normalised by {measured['normalised_by']}"
+        + (f": {measured['why']})" if measured.get("why") else ")"),
+        *(f"note: {note}" for note in manifest["notes"]),
+    ]
+    noisy = [s for _, s in zip(range(1000), of.split("train"), strict=False) if s.noise != "none"][:3]
+    for sample in noisy:
+        lines += [
+            f"  {sample.id}  d = {sample.distance}, d' = {sample.distortion:.3f}",
+            f"    raw    {shorten(sample.raw_instruction, _WIDTH)}",
+            f"    noisy  {shorten(sample.instruction, _WIDTH)}",
+        ]
+    return "\n".join(lines)
+
+
+def describe_summary(summary: dict[str, Any], folder: Path) -> str:
+    """The end of a training: scores, time, and where things are."""
+    lines = [f"{summary['method']} on {summary['dataset']}: {summary['steps']} steps, {summary['train_seconds']:.0f} s"]
+    if summary["before"]:
+        lines.append(f"test micro-F1 before  {summary['before']['micro_f1']:.4f}")
+    if summary["dev"]:
+        lines.append(f"dev  micro-F1         {summary['dev']['micro_f1']:.4f}  (step {summary['dev']['step']}, kept)")
+    if summary["after"]:
+        lines.append(f"test micro-F1 after   {summary['after']['micro_f1']:.4f}")
+    for noise, under in summary["robustness"].items():
+        lines.append(
+            f"  under {noise:<12}     {under['micro_f1']:.4f}  ({under['gap']:+.4f}, {under['consistency']:.1%} equal)"
+        )
+    if summary["truncated"]:
+        lines.append(f"{summary['truncated']} texts were cut to fit data.max_length")
+    lines += [f"adapter      {folder / 'adapter'}", f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}"]
+    return "\n".join(lines)
+
+
+def describe_evaluation(name: str, report: dict[str, Any], folder: Path) -> str:
+    """A score, a data set a line, and where the predictions are."""
+    rows = report.get("datasets") or {report["dataset"]: report}
+    lines = []
+    for dataset, r in rows.items():
+        lines.append(
+            f"{dataset} {name}: micro-F1 {r['micro_f1']:.4f}  precision {r['precision']:.4f}  "
+            f"recall {r['recall']:.4f}  unparsed answers {r['parse_failures']:.1%}  n {r['n']}"
+        )
+        lines += [f"  {note}" for note in r["notes"]]
+    if "consistency" in report:
+        lines.append(
+            f"  against raw instructions: micro-F1 {report['gap']:+.4f}, equal answers {report['consistency']:.1%}"
+        )
+    if len(rows) > 1:
+        lines.append(f"mean micro-F1 {report['micro_f1']:.4f}")
+    return "\n".join([*lines, f"written to {folder / 'eval' / name}.json and predictions-{name}.jsonl beside it"])

@@ -1,0 +1,108 @@
+"""The data sets known by name: their task, their instructions, their reader and the file names people have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anit_ds.data.corpora.agnews import read_agnews
+from anit_ds.data.corpora.aste import read_aste
+from anit_ds.data.corpora.conll import read_columns, read_ontonotes
+from anit_ds.data.corpora.jsonl import read_jsonl
+from anit_ds.data.corpora.reading import Reader
+from anit_ds.data.corpora.scierc import read_scierc
+from anit_ds.data.corpora.sst2 import has_labels, read_sst2
+from anit_ds.data.corpora.triples import read_triples
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """How to read one data set.
+
+    `task` is None where the instructions decide it; `files` maps a split to file-name patterns: the files
+    of the first pattern that matches any are the split; `labelled` tells whether a test file carries labels at all;
+    examples whose ids have one `group_of` come from one document and are never carved into different splits.
+    """
+
+    task: str | None
+    instructions: str | None
+    reader: Reader
+    files: Mapping[str, tuple[str, ...]]
+    labelled: Callable[[Path], bool] = field(default=lambda path: True)
+    group_of: Callable[[str], str] = field(default=lambda id: id)
+
+
+_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation"), "test": ("test",)}
+
+
+def _named(*patterns: str, **more: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """File-name patterns in which `{}` stands for train, for dev (also valid, validation) and for test.
+
+    `more` gives a split's further names, which are looked for first.
+    """
+    return {
+        split: (*more.get(split, ()), *(pattern.format(name) for pattern in patterns for name in _NAMES[split]))
+        for split in SPLITS
+    }
+
+
+def _aste(instructions: str) -> DatasetInfo:
+    return DatasetInfo("absa", instructions, read_aste, _named("{}_triplets.txt", "{}.txt"))
+
+
+def _triples(instructions: str) -> DatasetInfo:
+    return DatasetInfo("relation", instructions, read_triples, _named("{}_triples.json", "{}.json", "{}.jsonl"))
+
+
+_COLUMNS = ("{}.txt", "{}.conll", "{}.tsv", "{}.bio", "{}.iob")
+
+DATASETS: dict[str, DatasetInfo] = {
+    "jsonl": DatasetInfo(None, None, read_jsonl, _named("{}.jsonl", "{}.json")),
+    "movie-reviews": DatasetInfo("classification", "movie-reviews", read_jsonl, _named("{}.jsonl")),
+    "sst2": DatasetInfo("classification", "sst2", read_sst2, _named("{}.tsv"), has_labels),
+    "agnews": DatasetInfo("classification", "agnews", read_agnews, _named("{}.csv")),
+    "conll2003": DatasetInfo(
+        "ner",
+        "conll2003",
+        read_columns,
+        _named(*_COLUMNS, train=("eng.train",), dev=("eng.testa",), test=("eng.testb",)),
+    ),
+    "ontonotes5": DatasetInfo(
+        "ner",
+        "ontonotes5",
+        read_ontonotes,
+        _named(
+            *_COLUMNS,
+            train=("onto.train.ner", "train/**/*gold_conll"),
+            dev=("onto.development.ner", "development/**/*gold_conll", "dev/**/*gold_conll"),
+            test=("onto.test.ner", "test/**/*gold_conll"),
+        ),
+    ),
+    "wnut17": DatasetInfo(
+        "ner",
+        "wnut17",
+        read_columns,
+        _named(
+            *_COLUMNS,
+            train=("wnut17train.conll",),
+            dev=("emerging.dev.conll",),
+            test=("emerging.test.annotated",),
+        ),
+    ),
+    "nyt24": _triples("nyt24"),
+    "webnlg": _triples("webnlg"),
+    "scierc": DatasetInfo(
+        "relation",
+        "scierc",
+        read_scierc,
+        _named("{}.json", "{}.jsonl"),
+        group_of=lambda id: id.rpartition(".")[0],
+    ),
+    "14lap": _aste("aste-laptop"),
+    "14res": _aste("aste-restaurant"),
+    "15res": _aste("aste-restaurant"),
+    "16res": _aste("aste-restaurant"),
+}

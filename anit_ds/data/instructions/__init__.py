@@ -1,0 +1,138 @@
+"""What a model is told to do: for each data set one YAML with its instructions, question, format and label words.
+
+`load_instructions("sst2")` reads a shipped file, `load_instructions("mine.yaml")` a user's own. The
+shipped ones have concise instructions (the goal only) and detailed ones (step-by-step guidance), at least four
+paraphrases of each, and for the noise `opposite` instructions that ask for something confusingly else. A user's file
+needs one instruction of the version that is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from anit_ds.data.tasks.answers import NONE, fold
+from anit_ds.errors import InputError
+
+Version = Literal["concise", "detailed"]
+Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\n]*$")]
+"""Text on one line: a prompt has one field a line."""
+
+
+class Opposites(BaseModel):
+    """Instructions that ask for something else, for each version."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    concise: list[Line] = Field(default_factory=list)
+    detailed: list[Line] = Field(default_factory=list)
+
+
+class Instructions(BaseModel):
+    """The fixed parts of a data set's prompts (method.md section 1). Every string is one line."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    task: Literal["classification", "ner", "relation", "absa"]
+    """The task, which decides how an answer is written and parsed."""
+    question: Line
+    """The prompt's Question field."""
+    format: Line
+    """The prompt's Format field: how the answer must be written."""
+    labels: dict[str, Line] = Field(min_length=1)
+    """From a raw label to the words a model says for it, in the order in which the Option field shows them."""
+    options_shown: int | None = Field(None, ge=1)
+    """How many labels the Option field lists where there are too many for a prompt; all by default."""
+    concise: list[Line] = Field(default_factory=list)
+    """Instructions that name the goal only; paraphrases of each other."""
+    detailed: list[Line] = Field(default_factory=list)
+    """Instructions with step-by-step guidance; paraphrases of each other."""
+    opposite: Opposites = Field(default_factory=Opposites)
+    """Instructions that ask for something confusingly else: the noise `opposite` takes its text from here."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_as_text(cls, labels: object) -> object:
+        """A YAML key such as 0 or true is a label too."""
+        return {str(k): v for k, v in labels.items()} if isinstance(labels, dict) else labels
+
+    @model_validator(mode="after")
+    def _labels_can_be_told_apart(self) -> Instructions:
+        said: dict[str, str] = {fold(NONE): "the empty set"}
+        for raw, words in self.labels.items():
+            if fold(words) in said:
+                raise ValueError(f"labels: {raw!r} and {said[fold(words)]} are both called {words!r}")
+            said[fold(words)] = repr(raw)
+        return self
+
+    @cached_property
+    def options(self) -> str:
+        """The prompt's Option field: the labels' words, and that there are more where not all are shown."""
+        words = list(self.labels.values())
+        shown = ", ".join(words[: self.options_shown])
+        hidden = self.options_shown is not None and self.options_shown < len(words)
+        return f"{shown}, or another one named in the same way" if hidden else shown
+
+    def first(self, version: Version) -> str:
+        """The instruction that dev and test use."""
+        return self.texts(version)[0]
+
+    def pick(self, version: Version, seed: int, example_id: str, paraphrases: int | None = None) -> str:
+        """A training sample's instruction: one of the first `paraphrases` (all by default), from (seed, id) alone."""
+        texts = self.texts(version)[:paraphrases]
+        id = example_id.encode("utf-8", "surrogatepass")
+        digest = blake2b(id, digest_size=8, key=seed.to_bytes(8, "little"), person=b"paraphrase").digest()
+        return texts[int.from_bytes(digest, "little") % len(texts)]
+
+    def opposites(self, version: Version) -> list[str]:
+        """Opposite instructions of this version; empty where the file gives none."""
+        return self.opposite.concise if version == "concise" else self.opposite.detailed
+
+    def texts(self, version: Version) -> list[str]:
+        """All paraphrases of a version. Raises InputError when there is none."""
+        texts = self.concise if version == "concise" else self.detailed
+        if not texts:
+            raise InputError(f"data.instructions: the instructions file has no {version} instructions")
+        return texts
+
+
+_FOLDER = Path(__file__).parent
+
+
+def load_instructions(name_or_path: str | Path) -> Instructions:
+    """The shipped instructions called `name`, or those in a YAML file.
+
+    Raises InputError: no such name or file, not YAML, a missing or unknown field, two labels with the same words.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = _FOLDER / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise InputError(f"no instructions are called {str(name_or_path)!r}; {_nearest(str(name_or_path))}")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the instructions ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(fields, Mapping):
+        raise InputError(f"{path}: expected the fields {', '.join(Instructions.model_fields)}")
+    try:
+        return Instructions.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise InputError(f"{path}: {field + ': ' if field else ''}{problem['msg']}") from error
+
+
+def _nearest(name: str) -> str:
+    names = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}; or give a .yaml file of your own"

@@ -1,0 +1,9 @@
+"""Noisy instructions: six ways to bend one, and the builder of a data set whose instructions are bent."""
+
+from __future__ import annotations
+
+from anit_ds.data.noise.builder import NoisySet, build_noisy_set, estimate_embedding, noisy_split
+from anit_ds.data.noise.functions import NOISES, Sources
+from anit_ds.data.noise.opposites import opposites_for
+
+__all__ = ["NOISES", "NoisySet", "Sources", "build_noisy_set", "estimate_embedding", "noisy_split", "opposites_for"]

@@ -1,7 +1,0 @@
-"""Aspect sentiment triplets: `sentiment: aspect, opinion; ...`; a triplet counts when all three parts are exact."""
-
-from __future__ import annotations
-
-from anit_ds.tasks.answers import SetTask
-
-ABSA = SetTask("absa", ("sentiment", "aspect", "opinion"))

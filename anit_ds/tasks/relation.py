@@ -1,7 +1,0 @@
-"""Relation extraction: `relation: head, tail; ...`; a triple counts when relation, head and tail are exact."""
-
-from __future__ import annotations
-
-from anit_ds.tasks.answers import SetTask
-
-RELATION = SetTask("relation", ("relation", "head", "tail"))

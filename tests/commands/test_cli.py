@@ -1,0 +1,164 @@
+"""The command `anit` as a user meets it: help without torch, and bad input as one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anit_ds.commands.cli import main
+from anit_ds.configfile import annotated_yaml, load_config
+
+INSTRUCTIONS = {
+    "task": "classification", "question": "Which?", "format": "one label",
+    "labels": {"a": "alpha", "b": "beta"}, "detailed": ["Say which one it is of the two that there are."],
+}  # fmt: skip
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[..., Path]:
+    """`write_config(**{"noise.omega": 1.7})`: a valid configuration on disk but for the changes."""
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "instructions.yaml").write_text(yaml.safe_dump(INSTRUCTIONS))
+
+    def write(**changes: object) -> Path:
+        raw = {
+            "model": {"name_or_path": str(tmp_path / "no-model"), "dtype": "float32"},
+            "data": {"dataset": "jsonl", "path": str(tmp_path),
+                     "instructions_file": str(tmp_path / "instructions.yaml")},
+            "out": str(tmp_path / "run"),
+        }  # fmt: skip
+        for path, value in changes.items():
+            section, _, key = path.partition(".")
+            if key:
+                raw.setdefault(section, {})[key] = value
+            else:
+                raw[section] = value
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(raw, sort_keys=False))
+        return file
+
+    return write
+
+
+def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    """Run `anit ARGUMENTS`, which must exit with 2 and one sentence; returns it."""
+    monkeypatch.setattr(sys, "argv", ["anit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1, said
+    return said.strip()
+
+
+def line_of(file: Path, text: str) -> int:
+    return next(n for n, line in enumerate(file.read_text().splitlines(), 1) if text in line)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"train.epoch": 3}, "train.epoch: unknown key; did you mean epochs?"),
+        ({"train.lr": "fast"}, "train.lr: input should be a valid number"),
+        ({"noise.omega": 1.7}, "noise.omega: input should be less than or equal to 1, not 1.7"),
+        ({"noise.kind": "shufle"}, "noise.kind: input should be 'none', 'truncation', 'shuffle'"),
+        ({"method": {"name": "anitt"}}, "no method is called 'anitt'"),
+        ({"method": {"name": "fgsm", "alpha": 3.0}}, "fgsm does not use 'alpha'; it reads eps, eps_unit, lambda"),
+        ({"modle": {}}, "modle: unknown key; did you mean model?"),
+    ],
+)
+def test_a_wrong_field_is_named_with_file_and_line(
+    change: dict, said: str, write_config: Callable[..., Path], capsys, monkeypatch
+):
+    file = write_config(**change)
+    message = refusal(capsys, monkeypatch, "data", file)
+    field = next(iter(change)).split(".")[-1]
+    assert said in message and f"{file}:{line_of(file, field + ':')}: " in message
+
+
+def test_a_wrong_override_is_named(write_config, capsys, monkeypatch):
+    message = refusal(capsys, monkeypatch, "data", write_config(), "noise.omega=1.7")
+    assert "command line: noise.omega" in message
+    assert "written key=value" in refusal(capsys, monkeypatch, "data", write_config(), "omega")
+    message = refusal(capsys, monkeypatch, "data", write_config(), "nosie.omega=0.3")
+    assert "command line: nosie: unknown key; did you mean noise?" in message
+
+
+def test_a_missing_data_file_is_named(write_config, capsys, monkeypatch, tmp_path):
+    message = refusal(capsys, monkeypatch, "data", write_config(**{"data.path": str(tmp_path / "nowhere")}))
+    assert str(tmp_path / "nowhere") in message
+
+
+def test_a_start_that_failed_can_be_corrected(write_config, capsys, monkeypatch, tmp_path):
+    file = write_config()
+    refusal(capsys, monkeypatch, "data", file, f"data.path={tmp_path / 'nowhere'}")
+    monkeypatch.setattr(sys, "argv", ["anit", "data", str(file)])
+    main()
+    assert "20 train" in capsys.readouterr().out
+
+
+def test_a_line_without_a_label_is_named(write_config, capsys, monkeypatch, tmp_path):
+    file = write_config()
+    with open(tmp_path / "train.jsonl", "a") as train:
+        train.write('{"text": "no label here"}\n')
+    message = refusal(capsys, monkeypatch, "data", file)
+    assert f"{tmp_path / 'train.jsonl'}:21" in message and "label" in message
+
+
+def test_an_unwritable_output_folder_is_named(write_config, capsys, monkeypatch, tmp_path):
+    (tmp_path / "occupied").write_text("a file, not a folder")
+    message = refusal(capsys, monkeypatch, "data", write_config(out=str(tmp_path / "occupied" / "run")))
+    assert "out: cannot write into" in message
+
+
+def test_a_folder_of_another_configuration_is_refused(write_config, capsys, monkeypatch):
+    file = write_config()
+    monkeypatch.setattr(sys, "argv", ["anit", "data", str(file)])
+    main()
+    capsys.readouterr()
+    message = refusal(capsys, monkeypatch, "data", file, "noise.omega=0.4")
+    assert "another configuration (noise.omega: 0.2 there, 0.4 here)" in message
+    monkeypatch.setattr(sys, "argv", ["anit", "data", str(file), "noise.omega=0.4", "--fresh"])
+    main()
+    assert "omega 0.4" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there_is_named(write_config, capsys, monkeypatch, tmp_path):
+    message = refusal(capsys, monkeypatch, "train", write_config())
+    assert f"model.name_or_path: there is no folder {tmp_path / 'no-model'}; give" in message
+
+
+def test_a_run_that_is_not_there_is_named(capsys, monkeypatch, tmp_path):
+    assert "no run here" in refusal(capsys, monkeypatch, "eval", tmp_path / "nothing")
+
+
+def test_an_unknown_lora_field_is_named(write_config, capsys, monkeypatch, tiny_folder):
+    file = write_config(**{"lora.rankk": 3, "model.name_or_path": str(tiny_folder)})
+    assert "lora.rankk: peft" in refusal(capsys, monkeypatch, "train", file)
+
+
+def test_help_and_data_do_without_torch(write_config):
+    program = "import sys; from anit_ds.commands.cli import cli\n"
+    program += "try: cli(sys.argv[1:], standalone_mode=True)\nexcept SystemExit as e: code = e.code\n"
+    program += "assert not {'torch', 'transformers', 'deepspeed'} & set(sys.modules); sys.exit(code)"
+    for arguments in (["--help"], ["train", "--help"], ["data", str(write_config())]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env={**os.environ}
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_printed_configuration_is_a_valid_one(tmp_path: Path):
+    file = tmp_path / "my.yaml"
+    file.write_text(annotated_yaml())
+    assert load_config(file).train.epochs == 3.0
+    assert file.read_text().count("#") > 60

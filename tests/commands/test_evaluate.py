@@ -1,0 +1,141 @@
+"""`anit eval`, `anit predict` and `anit export` on a trained run, beside what transformers and PEFT do alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+
+from anit_ds.commands.cli import main
+from anit_ds.config import Config
+from anit_ds.data.prompts import render_prompt
+from anit_ds.data.rundata import RunData
+from anit_ds.runfolder import RunFolder
+from anit_ds.training import train
+
+
+@pytest.fixture
+def run(make_config: Callable[..., Config]) -> Config:
+    config = make_config(**{"train.epochs": 4, "train.lr": 1e-2, "lora.r": 8, "eval.max_new_tokens": 12})
+    train(config)
+    return config
+
+
+def anit(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["anit", *map(str, arguments)])
+    main()
+
+
+def greedy_one_by_one(model: torch.nn.Module, tokenizer, prompt: str, length: int) -> str:
+    """Greedy decoding written out: no batch, no padding, no cache."""
+    ids = tokenizer(prompt)["input_ids"]
+    start = len(ids)
+    for _ in range(length):
+        with torch.no_grad():
+            following = model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item()
+        if following == tokenizer.eos_token_id:
+            break
+        ids.append(following)
+    return tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+def test_peft_alone_gives_the_answers_of_predict(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    samples = RunData.load(run, RunFolder(run.out).data)["jsonl"].split("test")
+    texts, answers = tmp_path / "texts.jsonl", tmp_path / "answers.jsonl"
+    texts.write_text("".join(json.dumps({"text": s.text, "mine": i}) + "\n" for i, s in enumerate(samples)))
+    anit(monkeypatch, "predict", run.out, "--input", texts, "--output", answers, "--dtype", "float32")
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    base = transformers.AutoModelForCausalLM.from_pretrained(run.model.name_or_path, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, str(Path(run.out) / "adapter")).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.model.name_or_path)
+    expected = [greedy_one_by_one(model, tokenizer, render_prompt(s), 12) for s in samples]
+    assert [row["answer"] for row in rows] == expected
+    assert any(expected) and [row["mine"] for row in rows] == list(range(len(samples)))
+
+
+def test_eval_gives_the_score_that_training_wrote(run: Config, monkeypatch: pytest.MonkeyPatch):
+    folder = Path(run.out) / "eval"
+    trained = json.loads((folder / "test.json").read_text())
+    (folder / "test.json").unlink()
+    anit(monkeypatch, "eval", run.out)
+    again = json.loads((folder / "test.json").read_text())
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in trained.items() if k != "seconds"}
+
+
+def test_eval_under_a_noise_bends_every_instruction(run: Config, monkeypatch: pytest.MonkeyPatch):
+    anit(monkeypatch, "eval", run.out, "--noise", "replacement", "--split", "dev")
+    folder = Path(run.out) / "eval"
+    rows = [json.loads(line) for line in (folder / "predictions-dev-replacement.jsonl").read_text().splitlines()]
+    assert json.loads((folder / "dev-replacement.json").read_text())["noise"] == "replacement"
+    raw = "Say whether the text is good or bad."
+    assert rows and all(row["instruction"] != raw for row in rows)
+
+
+def test_eval_under_all_noises_says_how_many_answers_stay(run: Config, monkeypatch: pytest.MonkeyPatch, capsys):
+    anit(monkeypatch, "eval", run.out, "--noise", "all")
+    folder = Path(run.out) / "eval"
+    said = capsys.readouterr().out
+
+    def answers(name: str) -> dict[str, list]:
+        rows = [json.loads(line) for line in (folder / f"predictions-{name}.jsonl").read_text().splitlines()]
+        return {row["id"]: [sorted(row["predicted"]), row["malformed"]] for row in rows}
+
+    raw, f1 = answers("test"), json.loads((folder / "test.json").read_text())["micro_f1"]
+    for noise in ("truncation", "shuffle", "insertion", "replacement", "padding", "opposite"):
+        report, noisy = json.loads((folder / f"test-{noise}.json").read_text()), answers(f"test-{noise}")
+        assert report["consistency"] == sum(raw[id] == noisy[id] for id in raw) / len(raw)
+        assert report["gap"] == report["micro_f1"] - f1
+        assert f"equal answers {report['consistency']:.1%}" in said
+
+
+def test_training_scores_the_noises_it_is_asked_for(make_config: Callable[..., Config]):
+    config = make_config(**{"eval.noises": ["shuffle"], "train.epochs": 1})
+    summary = train(config)
+    assert summary is not None
+    report = json.loads((Path(config.out) / "eval" / "test-shuffle.json").read_text())
+    assert summary["robustness"] == {"shuffle": {key: report[key] for key in ("micro_f1", "gap", "consistency")}}
+
+
+@pytest.mark.parametrize("line, said", [('{"txt": 1}', 'expected an object with a "text"'), ("{", "not JSON")])
+def test_predict_names_a_broken_line(line: str, said: str, run: Config, tmp_path: Path, monkeypatch, capsys):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(SystemExit) as exit:
+        anit(monkeypatch, "predict", run.out, "--input", texts)
+    assert exit.value.code == 2
+    assert f"{texts}:2: {said}" in capsys.readouterr().err
+
+
+def test_export_merged_answers_as_base_and_adapter(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    merged, adapter = tmp_path / "merged", tmp_path / "adapter"
+    anit(monkeypatch, "export", run.out, merged, "--merge")
+    anit(monkeypatch, "export", run.out, adapter)
+    alone = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    base = transformers.AutoModelForCausalLM.from_pretrained(run.model.name_or_path, dtype=torch.float32)
+    both = peft.PeftModel.from_pretrained(base, str(adapter)).eval()
+    ids = torch.randint(2, 250, (2, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(alone(ids).logits, both(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merge_that_loses_the_adapter_is_refused(
+    dtype: str, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    config = make_config(**{
+        "model.dtype": dtype, "deepspeed": {"zero_optimization": {"stage": 1}},
+        "train.epochs": 4, "train.lr": 1e-2, "eval.test": False,
+    })  # fmt: skip
+    train(config)
+    anit(monkeypatch, "export", config.out, tmp_path / "merged", "--merge")
+    assert "merged model written" in capsys.readouterr().out
+    monkeypatch.setattr(peft.PeftModel, "merge_and_unload", lambda model: model.unload(), raising=False)
+    with pytest.raises(RuntimeError, match="differ from base"):
+        anit(monkeypatch, "export", config.out, tmp_path / "lost", "--merge")
+    assert not (tmp_path / "lost").exists()

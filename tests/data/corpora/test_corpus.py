@@ -1,0 +1,135 @@
+"""From a name and a path to splits: found, carved, thinned, and explained."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from anit_ds.data.corpora import load_corpus
+from anit_ds.data.examples import RecordFile
+from anit_ds.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("dataset", "counts"),
+    [
+        ("wnut17", (3394, 1009, 1287)),
+        ("sst2", (6920, 872, 1821)),
+        ("14lap", (906, 219, 328)),
+        ("agnews", (30014, 0, 0)),
+        ("webnlg", (5019, 500, 0)),
+        ("14res", (1266, 310, 0)),
+    ],
+)
+def test_counts_of_real_data(dataset: str, counts: tuple[int, int, int], shared_data: Path) -> None:
+    """A split without a file is carved from train, so train is counted together with what was carved from it."""
+    corpus = load_corpus(dataset, shared_data / dataset)
+    found = {"train": len(corpus.train), "dev": len(corpus.dev), "test": len(corpus.test)}
+    for split in ("dev", "test"):
+        if split not in corpus.sources:
+            found["train"] += found[split]
+            found[split] = 0
+    assert tuple(found.values()) == counts
+
+
+def test_scierc_documents_are_counted_and_carved_whole(shared_data: Path) -> None:
+    corpus = load_corpus("scierc", shared_data / "scierc")
+    train, dev, test = ({e.id.rpartition(".")[0] for e in split} for split in (corpus.train, corpus.dev, corpus.test))
+    assert (len(train) + len(test), len(dev)) == (350, 50)
+    assert not train & test
+
+
+def _jsonl(path: Path, rows: int, labels: int = 2) -> Path:
+    lines = [json.dumps({"text": f"text {i}", "label": f"l{i % labels}"}) for i in range(rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_one_file_is_carved_with_notes_and_by_the_seed(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "all.jsonl", 200)
+    corpus = load_corpus("jsonl", path, seed=1)
+    ids = [{e.id for e in split} for split in (corpus.train, corpus.dev, corpus.test)]
+    assert [len(s) for s in ids] == [162, 18, 20]
+    assert len(set.union(*ids)) == 200
+    assert any(note.startswith("dev: seeded 10%") for note in corpus.notes)
+    assert load_corpus("jsonl", path, seed=1).train == corpus.train
+    assert load_corpus("jsonl", path, seed=2).train != corpus.train
+
+
+def test_glue_without_test_labels_uses_its_validation_split(tmp_path: Path) -> None:
+    rows = "".join(f"sentence {i}\t{i % 2}\n" for i in range(50))
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + rows)
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nvalidation\t1\n")
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\tunlabelled\n")
+    corpus = load_corpus("sst2", tmp_path)
+    assert [e.text for e in corpus.test] == ["validation"]
+    assert (len(corpus.train), len(corpus.dev)) == (45, 5)
+    assert "validation split is the test" in " ".join(corpus.notes)
+
+
+def test_a_fraction_is_stratified_and_nested(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "all.jsonl", 1000, labels=4)
+    small, large = (load_corpus("jsonl", path, fraction=f, task="classification") for f in (0.05, 0.2))
+    whole = Counter(e.items for e in load_corpus("jsonl", path).train)
+    assert Counter(e.items for e in small.train) == {items: round(0.05 * n) for items, n in whole.items()}
+    assert {e.id for e in small.train} < {e.id for e in large.train}
+    assert small.dev == large.dev
+
+
+def test_at_most_so_many(tmp_path: Path) -> None:
+    corpus = load_corpus("jsonl", _jsonl(tmp_path / "all.jsonl", 200), max_train=7, max_dev=3, max_test=2)
+    assert (len(corpus.train), len(corpus.dev), len(corpus.test)) == (7, 3, 2)
+
+
+def test_skipped_lines_are_counted_and_noted(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "all.jsonl", 100)
+    path.write_text(path.read_text() + '{"text": "no label"}\n')
+    corpus = load_corpus("jsonl", path, on_error="skip")
+    assert corpus.skipped == 1
+    assert "all.jsonl:101" in " ".join(corpus.notes)
+    with pytest.raises(InputError, match=r'all\.jsonl:101: no "label"'):
+        load_corpus("jsonl", path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("14lab", "."), "did you mean 14lap"),
+        (("14lap", None), "needs the folder"),
+        (("14lap", "no/such folder"), "there is no file or folder no/such folder"),
+        (("14lap", "EMPTY"), "no training file of 14lap; expected train_triplets.txt"),
+    ],
+)
+def test_what_is_wrong_with_name_or_path(arguments, message: str, tmp_path: Path) -> None:
+    dataset, path = arguments
+    with pytest.raises(InputError, match=message):
+        load_corpus(dataset, tmp_path if path == "EMPTY" else path)
+
+
+def test_items_of_another_shape_and_repeated_ids(tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    path.write_text('{"text": "a", "items": [["person", "a"]]}\n' * 30)
+    with pytest.raises(InputError, match="the task relation needs items"):
+        load_corpus("jsonl", path, task="relation")
+    path.write_text('{"text": "a", "label": "x", "id": "same"}\n' * 2)
+    with pytest.raises(InputError, match="the id 'same' occurs twice"):
+        load_corpus("jsonl", path)
+
+
+def test_a_large_split_is_kept_in_a_file_that_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _jsonl(tmp_path / "all.jsonl", 500)
+    small = load_corpus("jsonl", path, fraction=0.9)
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    monkeypatch.setattr("anit_ds.data.corpora.spool.IN_MEMORY", 100)
+    monkeypatch.setattr("tempfile.tempdir", str(spool))
+    large = load_corpus("jsonl", path, fraction=0.9)
+    assert isinstance(large.train, RecordFile)
+    for split in ("train", "dev", "test"):
+        assert list(getattr(large, split)) == list(getattr(small, split))
+    assert large.labels == small.labels
+    del large
+    assert list(spool.iterdir()) == []
