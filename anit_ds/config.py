@@ -11,6 +11,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from anit_ds.adversarial.rules import METHODS
+
 NoiseKind = Literal["none", "truncation", "shuffle", "insertion", "replacement", "padding", "opposite"]
 
 
@@ -126,43 +128,6 @@ class PromptConfig(Section):
     """Instruction first (the paper), or just before Answer (ours)."""
 
 
-# What each method reads beside `name`; a key that a method does not read is refused rather than ignored.
-METHOD_KEYS: dict[str, frozenset[str]] = {
-    "sft": frozenset(),
-    "noisy_sft": frozenset(),
-    "neftune": frozenset({"neftune_alpha"}),
-    "random": frozenset({"eps", "eps_unit", "lambda_", "ball", "tokens", "beta_scope", "beta", "passes", "schedule"}),
-    "fgsm": frozenset({"eps", "eps_unit", "lambda_", "tokens", "schedule"}),
-    "fgm": frozenset({"eps", "eps_unit", "lambda_", "tokens", "schedule"}),
-    "pgd": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps", "schedule"}),
-    "freelb": frozenset({"eps", "eps_unit", "alpha", "tokens", "steps", "init_norm", "schedule"}),
-    "freeat": frozenset({"eps", "eps_unit", "alpha", "ball", "tokens", "steps", "schedule"}),
-    "anit": frozenset(
-        {
-            "preset",
-            "eps",
-            "eps_unit",
-            "alpha",
-            "lambda_",
-            "ball",
-            "tokens",
-            "beta_scope",
-            "beta",
-            "passes",
-            "gradient",
-            "schedule",
-        }
-    ),
-}
-
-# A preset fills what the YAML leaves unsaid. `paper` is the published text, `authors` what their code ran.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"ball": "frobenius", "tokens": "prompt", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3},
-    "authors": {"ball": "none", "tokens": "all", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3, "beta": 0.0},
-    "ours": {"ball": "linf", "tokens": "prompt", "eps": 0.3, "eps_unit": "relative", "alpha": 0.1},
-}
-
-
 class MethodConfig(Section):
     name: str = "anit"
     """sft, noisy_sft, neftune, random, fgsm, fgm, pgd, freelb, freeat or anit (method.md section 5). `sft` is raw
@@ -216,19 +181,17 @@ class MethodConfig(Section):
         if not isinstance(raw, dict):
             return raw
         name = raw.get("name", "anit")
-        if name not in METHOD_KEYS:
-            raise ValueError(f"no method is called {name!r}; there are {', '.join(METHOD_KEYS)}")
+        rules = METHODS.get(name) if isinstance(name, str) else None
+        if rules is None:
+            raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
         # A resolved configuration lists every field; only one that was CHANGED and is not read is a mistake.
         for key, value in raw.items():
             field = "lambda_" if key == "lambda" else key
             known = cls.model_fields.get(field)
-            if field != "name" and known and field not in METHOD_KEYS[name] and value != known.default:
-                reads = ", ".join(sorted(k.rstrip("_") for k in METHOD_KEYS[name])) or "no settings"
+            if field != "name" and known and field not in rules.reads and value != known.default:
+                reads = ", ".join(sorted(k.rstrip("_") for k in rules.reads))
                 raise ValueError(f"{name} does not use {key!r}; it reads {reads}")
-        if name == "anit":
-            preset = PRESETS.get(raw.get("preset", "ours"), {})
-            return {**preset, **raw}
-        return raw
+        return {**rules.presets.get(raw.get("preset", "ours"), {}), **raw}
 
     @model_validator(mode="after")
     def _pipelined_is_joined(self) -> MethodConfig:

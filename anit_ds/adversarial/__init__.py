@@ -6,26 +6,31 @@ plain PyTorch loop:
     lm = PerturbableLM(model)
     method = NRM(eps=1.0, alpha=0.3, ball="linf")
     stats = method.backward(lm, Batch.from_labels(input_ids, attention_mask, labels, beta=0.3, step=step))
+
+Names are imported when they are first asked for: reading a configuration needs `adversarial.rules`, and no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.freeat import FreeAT
-from anit_ds.adversarial.methods.freelb import FreeLB
-from anit_ds.adversarial.methods.noise_only import NEFTune, RandomStart
-from anit_ds.adversarial.methods.nrm import NRM
-from anit_ds.adversarial.methods.pgd import PGD
-from anit_ds.adversarial.methods.pipelined import PipelinedNRM
-from anit_ds.adversarial.methods.sft import SFT
-from anit_ds.adversarial.methods.single_step import SingleStep
-from anit_ds.adversarial.perturb import PerturbableLM, embedding_scale
-from anit_ds.adversarial.shared_prefix import SharedPrefixLM
-from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
+if TYPE_CHECKING:
+    from anit_ds.adversarial.batch import Batch
+    from anit_ds.adversarial.method import Method, build_method
+    from anit_ds.adversarial.methods.nrm import NRM
+    from anit_ds.adversarial.methods.pipelined import PipelinedNRM
+    from anit_ds.adversarial.methods.sft import SFT
+    from anit_ds.adversarial.perturb import PerturbableLM, embedding_scale
+    from anit_ds.adversarial.shared_prefix import SharedPrefixLM
+    from anit_ds.adversarial.stats import StepStats
+
+_WHERE = {
+    "NRM": "methods.nrm", "PipelinedNRM": "methods.pipelined", "SFT": "methods.sft",
+    "Method": "method", "build_method": "method",
+    "PerturbableLM": "perturb", "embedding_scale": "perturb", "SharedPrefixLM": "shared_prefix",
+    "Batch": "batch", "StepStats": "stats",
+}  # fmt: skip
 
 __all__ = [
     "NRM",
@@ -41,41 +46,7 @@ __all__ = [
 ]
 
 
-class Method(Protocol):
-    """A way of training: `passes` forward-and-backward passes over a batch end with gradients in place."""
-
-    passes: int
-
-    def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats: ...
-
-
-def build_method(config: MethodConfig, *, seed: int, scale: float) -> Method:
-    """The method a configuration names. `scale` is `embedding_scale(model)`, used where `eps_unit: relative` asks for
-    it."""
-    unit = scale if config.eps_unit == "relative" else 1.0
-    eps, alpha = config.eps * unit, config.alpha * unit
-    if config.schedule == "pipelined":
-        return PipelinedNRM(eps=eps, alpha=alpha, lambda_=config.lambda_, ball=config.ball, seed=seed)
-    builders: dict[str, Callable[[], Method]] = {
-        "sft": SFT,
-        "noisy_sft": SFT,
-        "neftune": lambda: NEFTune(alpha=config.neftune_alpha, seed=seed),
-        "random": lambda: RandomStart(
-            eps=eps, lambda_=config.lambda_, ball=config.ball, seed=seed, passes=config.passes
-        ),
-        "fgsm": lambda: SingleStep(eps=eps, lambda_=config.lambda_, step="sign"),
-        "fgm": lambda: SingleStep(eps=eps, lambda_=config.lambda_, step="norm"),
-        "pgd": lambda: PGD(eps=eps, alpha=alpha, steps=config.steps, ball=config.ball),
-        "freelb": lambda: FreeLB(eps=eps, alpha=alpha, steps=config.steps, init_norm=config.init_norm, seed=seed),
-        "freeat": lambda: FreeAT(eps=eps, alpha=alpha, replays=config.steps, ball=config.ball),
-        "anit": lambda: NRM(
-            eps=eps,
-            alpha=alpha,
-            lambda_=config.lambda_,
-            ball=config.ball,
-            seed=seed,
-            passes=config.passes,
-            gradient=config.gradient,
-        ),
-    }
-    return builders[config.name]()
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

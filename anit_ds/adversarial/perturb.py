@@ -147,6 +147,20 @@ class PerturbableLM:
         self._backpropagate(loss, last)
         self._parts = ()
 
+    def trained_input_gradient(
+        self, batch: Batch, x: Tensor, *, weight: float = 1.0, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """A training pass at the embeddings x [B, T, D], backpropagated, that gives x's gradient as well.
+
+        What is backpropagated is weight * (sum of the answer losses) / batch.mean_over; `last` as in `backward`.
+        Returns (each sample's summed loss [S], the gradient of x [B, T, D]).
+        """
+        x = x.detach().requires_grad_(True)
+        (losses,) = self.losses(batch, (x,))
+        self.backward(weight * losses.sum() / batch.mean_over, last=last)
+        assert x.grad is not None
+        return losses, x.grad
+
     def _trained_through(self) -> Any:
         """What a training pass calls."""
         return self.engine or self.module

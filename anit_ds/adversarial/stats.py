@@ -15,6 +15,25 @@ from anit_ds.adversarial.batch import Batch
 class StepStats(dict[str, Tensor]):
     """Name -> float32 pair [2]: (weighted sum of the values, sum of the weights)."""
 
+    @classmethod
+    def of(
+        cls,
+        batch: Batch,
+        *,
+        clean: Tensor | None = None,
+        adversarial: Tensor | None = None,
+        delta: Tensor | None = None,
+    ) -> StepStats:
+        """What a method says at its end: its losses [S], and the norm of the last perturbation [B, T, D]."""
+        stats = cls()
+        if clean is not None:
+            stats.over_answers("loss/clean", clean, batch)
+        if adversarial is not None:
+            stats.over_answers("loss/adversarial", adversarial, batch)
+        if delta is not None:
+            stats.over_samples("attack/delta_norm", batch.norm_per_sample(delta), batch.attacked)
+        return stats
+
     def over_samples(self, name: str, values: Tensor, counted: Tensor) -> None:
         """The mean of `values` [B] over the samples where `counted` [B] is true."""
         # A sample that does not count may hold NaN (nothing in scope): it must not reach the sum.
@@ -22,7 +41,8 @@ class StepStats(dict[str, Tensor]):
 
     def over_answers(self, name: str, losses: Tensor, batch: Batch) -> None:
         """The mean loss of an answer token, from each sample's summed loss [B]."""
-        self._add(name, losses.detach().float().sum(), losses.new_tensor(float(len(batch.target_ids))).float())
+        # new_full and not new_tensor: a copy from the host would wait for the device.
+        self._add(name, losses.detach().float().sum(), losses.new_full((), len(batch.target_ids), dtype=torch.float32))
 
     def _add(self, name: str, total: Tensor, weight: Tensor) -> None:
         pair = torch.stack([total, weight])

@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from anit_ds.config import METHOD_KEYS, Config, MixItem, NoiseKind, Section, identity
+from anit_ds.adversarial.rules import METHODS
+from anit_ds.config import Config, MixItem, NoiseKind, Section, identity
 from anit_ds.configfile import load_yaml, set_field, validate
 from anit_ds.errors import InputError
 
@@ -49,8 +50,8 @@ class MethodSpec(BaseModel):
 
     @model_validator(mode="after")
     def _is_called(self) -> MethodSpec:
-        if self.name not in METHOD_KEYS:
-            raise ValueError(f"no method is called {self.name!r}; there are {', '.join(METHOD_KEYS)}")
+        if self.name not in METHODS:
+            raise ValueError(f"no method is called {self.name!r}; there are {', '.join(METHODS)}")
         if not self.label:
             preset = (self.model_extra or {}).get("preset")
             self.label = f"{self.name} ({preset})" if preset else self.name
@@ -292,7 +293,7 @@ def _cell(
 ) -> Cell:
     data, method = place.data, spec.name
     noise = "none" if method == "sft" else place.noise
-    feels_beta = noise != "none" and "beta_scope" in METHOD_KEYS[method]
+    feels_beta = noise != "none" and "beta_scope" in METHODS[method].reads
     raw = copy.deepcopy(config.base)
     where = {"mix": [m.model_dump() for m in data.mix]} if data.mix else {"dataset": data.dataset, "path": data.path}
     raw["data"] = {**raw.get("data", {}), **where, "instructions": place.version, "fraction": place.fraction}

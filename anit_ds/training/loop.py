@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from anit_ds.adversarial import Batch, Method, PerturbableLM, PipelinedNRM, StepStats, build_method, embedding_scale
+from anit_ds.adversarial import Batch, Method, PerturbableLM, StepStats, build_method, embedding_scale
 from anit_ds.config import Config
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData
@@ -118,8 +118,7 @@ class Trainer:
         lm.checkpoint_attack = config.train.checkpoint_attack
         if config.train.padding_free:
             lm.take_packed_batches()
-        if isinstance(method, PipelinedNRM):
-            method.prepare(lm)
+        method.attach(lm)
         return lm, method
 
     @property
@@ -168,8 +167,7 @@ class Trainer:
         for number, batch in enumerate(batches):
             # Dropout masks follow from the position, so a resumed run draws the same ones without saved RNG states.
             torch.manual_seed(_mix(self.config.train.seed, self.step, number, distributed.rank()))
-            if isinstance(self.method, PipelinedNRM):
-                self.method.foresee(batches[number + 1] if number + 1 < len(batches) else None)
+            self.method.foresee(batches[number + 1] if number + 1 < len(batches) else None)
             stats.merge(self.method.backward(self.lm, batch))
             self.lm.engine.step()
         self.step += 1

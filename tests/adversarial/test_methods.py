@@ -12,7 +12,8 @@ from formulas import Step, formulas
 from torch import Tensor, nn
 
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
-from anit_ds.config import METHOD_KEYS, MethodConfig
+from anit_ds.adversarial.rules import METHODS
+from anit_ds.config import MethodConfig
 from anit_ds.tiny import tiny_model
 
 EPS, ALPHA, LAMBDA = 0.7, 0.3, 0.6
@@ -128,5 +129,5 @@ def test_freeat_carries_delta_from_replay_to_replay_and_starts_anew():
 
 
 def test_every_method_of_the_configuration_can_be_built():
-    for name in METHOD_KEYS:
+    for name in METHODS:
         assert build_method(MethodConfig(name=name), seed=1, scale=1.0).passes >= 1

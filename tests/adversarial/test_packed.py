@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
 from anit_ds.adversarial.join import join, join_tokens, split_tokens
-from anit_ds.config import METHOD_KEYS, MethodConfig
+from anit_ds.adversarial.rules import METHODS as RULES
+from anit_ds.config import MethodConfig
 from anit_ds.data.prompts import Encoded
 from anit_ds.errors import InputError
 from anit_ds.tiny import FAMILIES, tiny_model
@@ -25,7 +26,7 @@ LENGTHS = (13, 1, 9, 17)
 ANSWERS = (3, 0, 2, 4)  # the second sample is a filler: one token, nothing to predict, nothing in scope
 # Every way of making a delta and of running its passes.
 METHODS: dict[str, MethodConfig] = {
-    **{name: MethodConfig(name=name) for name in METHOD_KEYS},
+    **{name: MethodConfig(name=name) for name in RULES},
     "freelb-start": MethodConfig(name="freelb", eps=0.5, alpha=0.2, init_norm=0.4),
     "pgd-linf": MethodConfig(name="pgd", eps=0.05, alpha=0.2, ball="linf"),
     **{

@@ -49,7 +49,7 @@ def train(method: NRM, model: nn.Module, batches: list[Batch]) -> tuple[dict[str
     """Gradients and statistics of a window, each micro-batch under a seed of its own as the trainer does it."""
     lm, stats = PerturbableLM(model), StepStats()
     if isinstance(method, PipelinedNRM):
-        method.prepare(lm)
+        method.attach(lm)
     for number, batch in enumerate(batches):
         torch.manual_seed(number)
         if isinstance(method, PipelinedNRM):
@@ -119,7 +119,7 @@ def test_half_precision_keeps_the_attacks_scale():
     batches, stats = window(), []
     for kind in (PerturbableLM, Scaling):
         lm, method, total = kind(lora_model()), PipelinedNRM(**SETTINGS), StepStats()
-        method.prepare(lm)
+        method.attach(lm)
         for batch, upcoming in zip(batches, [*batches[1:], None], strict=True):
             method.foresee(upcoming)
             total.merge(method.backward(lm, batch))
@@ -143,7 +143,7 @@ def test_half_precision_keeps_the_attacks_scale():
 def test_what_it_cannot_keep_apart_is_refused(lora: dict, base: dict, what: str):
     model = lora_model(base=base, **lora)
     with pytest.raises(InputError, match=rf"method\.schedule: .*{what}.*; use method\.schedule=three_pass"):
-        PipelinedNRM(**SETTINGS).prepare(PerturbableLM(model))
+        PipelinedNRM(**SETTINGS).attach(PerturbableLM(model))
 
 
 @pytest.mark.parametrize("change", [{"gradient": "clean"}, {"passes": "separate"}, {"name": "random"}], ids=str)

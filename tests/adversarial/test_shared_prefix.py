@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from anit_ds.adversarial import Batch, PerturbableLM, SharedPrefixLM, build_method
+from anit_ds.adversarial.rules import METHODS as RULES
 from anit_ds.adversarial.shared_prefix import split_at_scope
-from anit_ds.config import METHOD_KEYS, MethodConfig
+from anit_ds.config import MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.tiny import FAMILIES, tiny_model
 
 SETTINGS = {"eps": 0.7, "alpha": 0.3, "lambda": 0.6, "steps": 3, "init_norm": 0.5, "eps_unit": "absolute"}
 METHODS: dict[str, dict[str, object]] = {
-    name: {"name": name, **{k: v for k, v in SETTINGS.items() if k.replace("lambda", "lambda_") in keys}}
-    for name, keys in METHOD_KEYS.items()
-    if "schedule" in keys or name.endswith("sft")
+    name: {"name": name, **{k: v for k, v in SETTINGS.items() if k.replace("lambda", "lambda_") in rules.reads}}
+    for name, rules in RULES.items()
+    if name != "neftune"  # which perturbs the context
 } | {
     "anit-clean": {"name": "anit", "gradient": "clean", "alpha": 0.3, "eps": 0.7},
     "anit-separate": {"name": "anit", "passes": "separate", "alpha": 0.3, "eps": 0.7},

@@ -19,8 +19,9 @@ import pytest
 import yaml
 
 from anit_ds.adversarial import build_method
+from anit_ds.adversarial.rules import METHODS
 from anit_ds.commands.cli import main
-from anit_ds.config import METHOD_KEYS, MethodConfig
+from anit_ds.config import MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.experiments import load_compare_config
 from anit_ds.experiments.estimate import passes_of
@@ -293,7 +294,7 @@ def test_the_plan_lists_every_cell_with_its_time(write, monkeypatch: pytest.Monk
 
 
 def test_the_plan_counts_the_passes_that_the_methods_make():
-    for name in METHOD_KEYS:
+    for name in METHODS:
         for more in ({}, {"gradient": "clean"}) if name == "anit" else ({},):
             method = MethodConfig(name=name, **more)
             settings = SimpleNamespace(method=method)

@@ -37,16 +37,11 @@ SHARED = {"prompt.order": "instruction_last", "method.tokens": "instruction", "m
         ),
         ({"train.padding_free": True}, "shared_prefix needs train.padding_free: false, because contexts and suffixes"),
         (
-            {"method": {"name": "neftune", "schedule": "shared_prefix"}},
-            "neftune does not use 'schedule'; it reads neft",
-        ),
-        ({"method": {"name": "sft", "schedule": "shared_prefix"}}, "sft does not use 'schedule'; it reads no settings"),
-        (
             {"method": {"name": "pgd", "schedule": "pipelined"}},
             "pipelined is for the method anit, not pgd; use schedule",
         ),
     ],
-    ids=["order", "tokens", "checkpointing", "padding-free", "neftune", "sft", "pipelined-pgd"],
+    ids=["order", "tokens", "checkpointing", "padding-free", "pipelined-pgd"],
 )
 def test_what_cannot_share_a_prefix_is_refused_in_a_sentence(make_config: MakeConfig, change: dict, said: str):
     with pytest.raises(InputError) as refused:

@@ -9,17 +9,20 @@ cannot be carried to the next one), and a step is Frobenius-normalised per sampl
 from __future__ import annotations
 
 from collections import deque
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, project
+from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
 
 
-class FreeAT:
+class FreeAT(OneBatchAtATime):
     """eps, alpha: radius and step in the units of the embeddings; replays: m.
 
     Replay number batch.step % m of a minibatch expects its micro-batches in the order of the replay before.
@@ -32,19 +35,16 @@ class FreeAT:
         self._carried: deque[Tensor] = deque()  # the deltas of this step's micro-batches, first in first out
         self._step = -1
 
+    @classmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        return cls(eps=config.eps * unit, alpha=config.alpha * unit, replays=config.steps, ball=config.ball)
+
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         e = lm.embeddings(batch)
         delta = self._delta_for(batch, e)
-        x = (e.float() + delta).to(e.dtype).requires_grad_(True)
-        (adversarial,) = lm.losses(batch, (x,))
-        lm.backward(adversarial.sum() / batch.mean_over)
-        assert x.grad is not None
-        following = project(delta + self.alpha * direction(x.grad, batch), self.eps, self.ball, batch)
-        self._carried.append(following)
-        stats = StepStats()
-        stats.over_answers("loss/adversarial", adversarial, batch)
-        stats.over_samples("nrm/delta1_norm", batch.norm_per_sample(delta), batch.attacked)
-        return stats
+        adversarial, g = lm.trained_input_gradient(batch, (e.float() + delta).to(e.dtype), last=True)
+        self._carried.append(project(delta + self.alpha * direction(g, batch), self.eps, self.ball, batch))
+        return StepStats.of(batch, adversarial=adversarial, delta=delta)
 
     def _delta_for(self, batch: Batch, e: Tensor) -> Tensor:
         if batch.step % self.replays:

@@ -5,16 +5,20 @@ Zhu et al., ICLR 2020, algorithm 1: one backward gives the parameters' gradient 
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, project
+from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.methods.delta import perturbed_start
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
 
 
-class FreeLB:
+class FreeLB(OneBatchAtATime):
     """eps: largest norm of a sample's delta, 0 for none (their max_norm); alpha: step (adv_lr); steps: K.
 
     init_norm: the random start is U(-1, 1) * init_norm / sqrt(N) (their init_mag), drawn by NRM's counter-based
@@ -25,19 +29,24 @@ class FreeLB:
         self.eps, self.alpha, self.steps, self.init_norm, self.seed = eps, alpha, steps, init_norm, seed
         self.passes = steps
 
+    @classmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        return cls(
+            eps=config.eps * unit, alpha=config.alpha * unit, steps=config.steps, init_norm=config.init_norm, seed=seed
+        )
+
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         e = lm.embeddings(batch)
         delta = self._start(e.float(), batch)
         stats = StepStats()
         for step in range(self.steps):
-            x = (e.float() + delta).to(e.dtype).requires_grad_(True)
-            (loss,) = lm.losses(batch, (x,))
-            lm.backward(loss.sum() / (self.steps * batch.mean_over), last=step == self.steps - 1)
-            stats.over_answers("loss/adversarial", loss, batch)
-            assert x.grad is not None
-            delta = delta + self.alpha * direction(x.grad, batch)
+            loss, g = lm.trained_input_gradient(
+                batch, (e.float() + delta).to(e.dtype), weight=1 / self.steps, last=step == self.steps - 1
+            )
+            delta = delta + self.alpha * direction(g, batch)
             delta = project(delta, self.eps, "frobenius" if self.eps > 0 else "none", batch)
-        stats.over_samples("nrm/delta1_norm", batch.norm_per_sample(delta), batch.attacked)
+            stats.merge(StepStats.of(batch, adversarial=loss))
+        stats.merge(StepStats.of(batch, delta=delta))
         return stats
 
     def _start(self, e: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -1,24 +1,26 @@
 """Methods that add noise and take no gradient for it.
 
 neftune   L(e + u), u = U(-1, 1) * a / sqrt(T * D)     Jain et al., ICLR 2024; one pass
-random    L(e) + lambda L(e + Proj(delta0))            ANIT without its gradient: shows whether the attack
-matters; two
+random    L(e) + lambda L(e + Proj(delta0))            ANIT without its gradient: shows whether the
+                                                       attack matters; two
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.methods.delta import perturbed_start
 from anit_ds.adversarial.methods.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
 
 
-class NEFTune:
+class NEFTune(OneBatchAtATime):
     """alpha: their a. T counts a sample's real tokens, so padding does not weaken the noise (for full rows: as
     theirs)."""
 
@@ -26,6 +28,10 @@ class NEFTune:
 
     def __init__(self, *, alpha: float = 5.0, seed: int = 42) -> None:
         self.alpha, self.seed = alpha, seed
+
+    @classmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        return cls(alpha=config.neftune_alpha, seed=seed)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         # delta0 of eq. 7 with eps = alpha / 10, beta = 0 and every real token in scope.
@@ -35,9 +41,7 @@ class NEFTune:
         )  # fmt: skip
         (loss,) = lm.losses(batch, (x,))
         lm.backward(loss.sum() / batch.mean_over)
-        stats = StepStats()
-        stats.over_answers("loss/adversarial", loss, batch)
-        return stats
+        return StepStats.of(batch, adversarial=loss)
 
 
 class RandomStart(NRM):
@@ -49,6 +53,10 @@ class RandomStart(NRM):
     ) -> None:  # fmt: skip
         super().__init__(eps=eps, alpha=0.0, lambda_=lambda_, ball=ball, seed=seed, passes=passes)
         self.passes = 2
+
+    @classmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        return cls(eps=config.eps * unit, lambda_=config.lambda_, ball=config.ball, seed=seed, passes=config.passes)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         e = lm.embeddings(batch)

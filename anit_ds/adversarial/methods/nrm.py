@@ -11,23 +11,25 @@ tokens in scope, the guard against gradients that are not finite, `gradient: cle
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.methods.delta import perturbed_start, perturbed_step
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
 from anit_kernels import Ball, NrmStats
 
 
-class NRM:
+class NRM(OneBatchAtATime):
     """The method `anit`: three passes, two with `gradient="clean"`.
 
     eps, alpha: radius and step in the units of the embeddings (multiply by `embedding_scale(model)` for relative ones).
     seed: 64-bit; delta0 is a pure function of (seed, batch.step, sample id, element).
-    passes_: "joined" runs clean and adversarial rows in one forward, "separate" one after the other in half the memory.
+    passes: "joined" runs clean and adversarial rows in one forward, "separate" one after the other in half the memory.
     gradient: "attack" takes g at delta0; "clean" (ours) at delta = 0, where the clean pass gives it for free.
     Source: ANIT (AAAI 2025), section 3.3 and algorithm 1, as settled in method.md section 4.
     """
@@ -48,10 +50,18 @@ class NRM:
         self.gradient = gradient
         self.passes = 3 if gradient == "attack" else 2
 
+    @classmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        return cls(
+            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball, seed=seed,
+            passes=config.passes, gradient=config.gradient,
+        )  # fmt: skip
+
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         """One micro-batch of eq. 8, backpropagated; the statistics name every quantity above."""
         if self.gradient == "clean":
-            e, g, clean = self._clean_gradient(lm, batch)
+            e = lm.embeddings(batch)
+            clean, g = lm.trained_input_gradient(batch, e, last=False)
             x1, nrm = self._step(g, e, batch)
             (adversarial,) = lm.losses(batch, (x1,))
             lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
@@ -64,9 +74,7 @@ class NRM:
     def _stats(
         self, lm: PerturbableLM, batch: Batch, clean: Tensor, adversarial: Tensor, e: Tensor, nrm: NrmStats
     ) -> StepStats:
-        stats = StepStats()
-        stats.over_answers("loss/clean", clean, batch)
-        stats.over_answers("loss/adversarial", adversarial, batch)
+        stats = StepStats.of(batch, clean=clean, adversarial=adversarial)
         describe_attack(stats, nrm, e, batch, grad_scale=lm.attack_scale(e.dtype))
         return stats
 
@@ -86,14 +94,6 @@ class NRM:
         (adversarial,) = lm.losses(batch, (x1,))
         lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
         return clean, adversarial
-
-    def _clean_gradient(self, lm: PerturbableLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        e = lm.embeddings(batch)
-        x = e.clone().requires_grad_(True)
-        (clean,) = lm.losses(batch, (x,))
-        lm.backward(clean.sum() / batch.mean_over, last=False)
-        assert x.grad is not None
-        return e, x.grad, clean
 
 
 def describe_attack(stats: StepStats, nrm: NrmStats, e: Tensor, batch: Batch, *, grad_scale: float = 1.0) -> None:

@@ -5,20 +5,28 @@ Madry et al., ICLR 2018, on embeddings, with per-sample Frobenius-normalised ste
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, project
+from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
 
 
-class PGD:
+class PGD(OneBatchAtATime):
     """eps, alpha: radius and step in the units of the embeddings; steps: K."""
 
     def __init__(self, *, eps: float, alpha: float, steps: int, ball: str = "frobenius") -> None:
         self.eps, self.alpha, self.steps, self.ball = eps, alpha, steps, ball
         self.passes = steps + 1
+
+    @classmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        return cls(eps=config.eps * unit, alpha=config.alpha * unit, steps=config.steps, ball=config.ball)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         e = lm.embeddings(batch).float()
@@ -30,7 +38,4 @@ class PGD:
         dtype = g.dtype
         (adversarial,) = lm.losses(batch, ((e + delta).to(dtype),))
         lm.backward(adversarial.sum() / batch.mean_over)
-        stats = StepStats()
-        stats.over_answers("loss/adversarial", adversarial, batch)
-        stats.over_samples("nrm/delta1_norm", batch.norm_per_sample(delta), batch.attacked)
-        return stats
+        return StepStats.of(batch, adversarial=adversarial, delta=delta)

@@ -14,7 +14,7 @@ other ranks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,10 +25,11 @@ from anit_ds.adversarial.methods.nrm import NRM, Ball
 from anit_ds.adversarial.partly_trained import PartlyTrainedLora
 from anit_ds.adversarial.perturb import AttackPoint, PerturbableLM
 from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
 
 
 class PipelinedNRM(NRM):
-    """NRM with joined passes and a gradient of its own. Call `prepare(lm)` once and `foresee(batch)` before each
+    """NRM with joined passes and a gradient of its own. Call `attach(lm)` once and `foresee(batch)` before each
     `backward`.
 
     LoRA's dropout is on in the training rows and off in the attack rows, as in NRM.
@@ -40,7 +41,13 @@ class PipelinedNRM(NRM):
         self._upcoming: Batch | None = None
         self._attacked: tuple[Batch, Tensor, Tensor] | None = None
 
-    def prepare(self, lm: PerturbableLM) -> None:
+    @classmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        return cls(
+            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball, seed=seed
+        )
+
+    def attach(self, lm: PerturbableLM) -> None:
         """Teach the model's LoRA layers which rows to learn from. Raises InputError where they cannot."""
         self._lora = PartlyTrainedLora(lm.module)
 
@@ -67,7 +74,7 @@ class PipelinedNRM(NRM):
         return e, g
 
     def _train_and_attack(self, lm: PerturbableLM, batch: Batch, x1: Tensor, upcoming: Batch) -> tuple[Tensor, Tensor]:
-        assert self._lora is not None, "prepare(lm) comes before the first backward"
+        assert self._lora is not None, "attach(lm) comes before the first backward"
         point = AttackPoint(lambda e: self._start(e, upcoming))
         clean_rows, adversarial_rows, attack_rows = tokens_in_join([batch, batch, upcoming])
         learned = clean_rows + adversarial_rows

@@ -5,19 +5,25 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
 
 
-class SFT:
+class SFT(OneBatchAtATime):
     """L(e); one pass."""
 
     passes = 1
 
+    @classmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        return cls()
+
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         (clean,) = lm.losses(batch)
         lm.backward(clean.sum() / batch.mean_over)
-        stats = StepStats()
-        stats.over_answers("loss/clean", clean, batch)
-        return stats
+        return StepStats.of(batch, clean=clean)

@@ -6,15 +6,17 @@ fgm    L(e) + lambda L(e + eps * g / ||g||)     Miyato et al., ICLR 2017, per sa
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction
+from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
 
 
-class SingleStep:
+class SingleStep(OneBatchAtATime):
     """`step` is "sign" (fgsm) or "norm" (fgm); eps in the units of the embeddings."""
 
     passes = 2
@@ -22,18 +24,15 @@ class SingleStep:
     def __init__(self, *, eps: float, lambda_: float = 1.0, step: Literal["sign", "norm"]) -> None:
         self.eps, self.lambda_, self.step = eps, lambda_, step
 
+    @classmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        return cls(eps=config.eps * unit, lambda_=config.lambda_, step="sign" if config.name == "fgsm" else "norm")
+
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        x = lm.embeddings(batch).clone().requires_grad_(True)
-        (clean,) = lm.losses(batch, (x,))
-        lm.backward(clean.sum() / batch.mean_over, last=False)
-        assert x.grad is not None
-        way = direction(x.grad, batch)
+        e = lm.embeddings(batch)
+        clean, g = lm.trained_input_gradient(batch, e, last=False)
+        way = direction(g, batch)
         delta = self.eps * (way.sign() if self.step == "sign" else way)
-        perturbed = (x.detach().float() + delta).to(x.dtype)
-        (adversarial,) = lm.losses(batch, (perturbed,))
+        (adversarial,) = lm.losses(batch, ((e.float() + delta).to(e.dtype),))
         lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
-        stats = StepStats()
-        stats.over_answers("loss/clean", clean, batch)
-        stats.over_answers("loss/adversarial", adversarial, batch)
-        stats.over_samples("nrm/delta1_norm", batch.norm_per_sample(delta), batch.attacked)
-        return stats
+        return StepStats.of(batch, clean=clean, adversarial=adversarial, delta=delta)

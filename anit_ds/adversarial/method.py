@@ -1,0 +1,45 @@
+"""`Method`: the one interface that every way of training has, and the method that a configuration names."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Protocol
+
+from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.pipelined import PipelinedNRM
+from anit_ds.adversarial.perturb import PerturbableLM
+from anit_ds.adversarial.rules import METHODS
+from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
+
+
+class Method(Protocol):
+    """A way of training: `passes` forward-and-backward passes over a batch end with gradients in place.
+
+    A loop calls `attach` once, then for each micro-batch `foresee` and `backward`. Most methods have nothing to do in
+    the first two; a loop that knows its method may leave them out.
+    """
+
+    passes: int
+
+    def attach(self, lm: PerturbableLM) -> None:
+        """Make the model ready. Raises InputError for a model that the method cannot train."""
+
+    def foresee(self, upcoming: Batch | None) -> None:
+        """The micro-batch after the one that comes next; None where the optimizer steps in between."""
+
+    def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
+        """One micro-batch: its loss, backpropagated, and what there is to say about it."""
+        ...
+
+
+def build_method(config: MethodConfig, *, seed: int, scale: float) -> Method:
+    """The method a configuration names. `scale` is `embedding_scale(model)`, used where `eps_unit: relative` asks for
+    it."""
+    unit = scale if config.eps_unit == "relative" else 1.0
+    if config.schedule == "pipelined":
+        return PipelinedNRM.from_config(config, seed=seed, unit=unit)
+    module, _, name = METHODS[config.name].made_by.partition(":")
+    kind = getattr(import_module(f"anit_ds.adversarial.methods.{module}"), name)
+    method: Method = kind.from_config(config, seed=seed, unit=unit)
+    return method

@@ -1,0 +1,32 @@
+"""What most methods share: nothing to prepare, nothing to foresee, and how a configuration makes one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.perturb import PerturbableLM
+from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import MethodConfig
+
+
+class OneBatchAtATime(ABC):
+    """A method that needs no more than the batch at hand."""
+
+    passes: int
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
+        """The method of a configuration; `unit` is what its eps and alpha are multiplied by (`eps_unit`)."""
+
+    def attach(self, lm: PerturbableLM) -> None:
+        return None
+
+    def foresee(self, upcoming: Batch | None) -> None:
+        return None
+
+    @abstractmethod
+    def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
+        """One micro-batch, backpropagated."""
