@@ -156,13 +156,14 @@ class MethodConfig(Section):
     passes, not three)."""
     passes: Literal["joined", "separate"] = "joined"
     """Clean and adversarial rows in one forward (faster), or one after the other (half the activations)."""
-    schedule: Literal["three_pass", "pipelined", "shared_prefix"] = "three_pass"
+    schedule: Literal["three_pass", "pipelined", "prefix_tree"] = "three_pass"
     """anit: attack and training of a micro-batch one after the other, or (`pipelined`) the attack on micro-batch i + 1
     in the training pass of micro-batch i: the same result from G + 1 sweeps over the parameters in place of 2G for G
     micro-batches a step. It pays at ZeRO 3, where a sweep is what crosses the network, and needs room for half as many
-    rows again in a pass. `shared_prefix`, for every method with a perturbation: what stands before the instruction runs
-    forward and backward once for all passes, with the same result (dropout masks apart); it needs prompt.order:
-    instruction_last and method.tokens: instruction, and pays the more, the longer the context is."""
+    rows again in a pass. `prefix_tree`, for every method: tokens that samples of a micro-batch have in
+    common (question, format and options where prompt.order is instruction_last, the whole instruction where it stands
+    first and is raw) run once, without padding; with method.tokens: instruction as well, all that stands before the
+    instruction runs once for all passes. The same result, LoRA dropout's masks apart."""
     steps: int = Field(3, ge=1)
     """pgd, freelb: K, the number of ascent steps; freeat: m, the number of optimizer steps on one minibatch."""
     init_norm: float = Field(0.0, ge=0)
@@ -312,20 +313,17 @@ class Config(Section):
             self.distortion.normalise = "minmax"
         if self.method.name == "sft":
             self.noise.kind = "none"
-        if self.method.schedule == "shared_prefix":
-            self._check_shared_prefix()
         return self
 
-    def _check_shared_prefix(self) -> None:
-        needs = "method.schedule: shared_prefix needs"
-        if self.prompt.order != "instruction_last":
-            raise ValueError(f"{needs} prompt.order: instruction_last, so that the context stands before the attack")
-        if self.method.tokens != "instruction":
-            raise ValueError(f"{needs} method.tokens: instruction, not {self.method.tokens}; the context stays clean")
-        if self.train.activation_checkpointing:
-            raise ValueError(f"{needs} train.activation_checkpointing: false, because it keeps keys and values")
-        if self.train.padding_free:
-            raise ValueError(f"{needs} train.padding_free: false, because contexts and suffixes are padded apart")
+    @property
+    def packs(self) -> bool:
+        """Whether the samples of a micro-batch lie end to end in one row."""
+        return self.train.padding_free or self.method.schedule == "prefix_tree"
+
+    @property
+    def attacks_behind_context(self) -> bool:
+        """Whether every perturbed token stands behind a context that no perturbation reaches."""
+        return self.prompt.order == "instruction_last" and self.method.tokens == "instruction"
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load_config` reads back to an equal object."""

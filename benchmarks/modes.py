@@ -54,7 +54,7 @@ class Mode:
 _ANIT = {"name": "anit"}
 _SFT = {"name": "noisy_sft"}
 _LAST = {"name": "anit", "tokens": "instruction"}
-_PREFIX = {**_LAST, "schedule": "shared_prefix"}
+_TREE = {"schedule": "prefix_tree"}
 _PIPELINED = {**_ANIT, "schedule": "pipelined"}
 _PACKED = {"padding_free": True}
 _RELATIVE = {"eps": 0.3, "eps_unit": "relative"}
@@ -76,10 +76,19 @@ MODES = (
     Mode("fgsm", "fgsm", method={"name": "fgsm", **_RELATIVE}),
     Mode("pgd5", "pgd, 5 steps", method={"name": "pgd", "steps": 5, "alpha": 0.1, **_RELATIVE}),
     Mode("freelb5", "freelb, 5 steps", method={"name": "freelb", "steps": 5, "alpha": 0.1, **_RELATIVE}),
+    Mode("sft_tree", "sft, tree", method={**_SFT, **_TREE}, reference="sft"),
+    Mode("anit_tree", "anit, tree", method={**_ANIT, **_TREE}, reference="anit"),
     Mode("sft_last", "sft, instruction last", method=_SFT, order="instruction_last", sft="sft_last"),
     Mode("anit_last", "anit, instruction last", method=_LAST, order="instruction_last", sft="sft_last"),
-    Mode("anit_prefix", "anit, shared prefix", method=_PREFIX, order="instruction_last", sft="sft_last",
-         reference="anit_last"),
+    Mode("anit_clean_last", "anit, gradient: clean, instruction last", method={**_LAST, "gradient": "clean"},
+         order="instruction_last", sft="sft_last"),
+    Mode("sft_last_tree", "sft, instruction last, tree", method={**_SFT, **_TREE}, order="instruction_last",
+         sft="sft_last", reference="sft_last"),
+    Mode("anit_last_tree", "anit, instruction last, tree", method={**_LAST, **_TREE}, order="instruction_last",
+         sft="sft_last", reference="anit_last"),
+    Mode("anit_clean_last_tree", "anit, gradient: clean, instruction last, tree",
+         method={**_LAST, **_TREE, "gradient": "clean"}, order="instruction_last", sft="sft_last",
+         reference="anit_clean_last"),
 )
 # fmt: on
 
@@ -204,12 +213,10 @@ class _Ours:
 
     def __init__(self, model: nn.Module, mode: Mode, config: Config, foundation: Foundation) -> None:
         self.mode, self.config, self.foundation = mode, config, foundation
-        shared = config.method.schedule == "shared_prefix"
-        self.lm: Any = (adversarial.SharedPrefixLM if shared else adversarial.PerturbableLM)(model)
+        tree = config.method.schedule == "prefix_tree"
+        self.lm: Any = (adversarial.PrefixTreeLM if tree else adversarial.PerturbableLM)(model)
         self.method: Any = adversarial.build_method(config.method, seed=config.train.seed, scale=foundation.scale)
-        self.pipelined = isinstance(self.method, adversarial.PipelinedNRM)
-        if self.pipelined:
-            self.method.prepare(self.lm)
+        self.method.attach(self.lm)
 
     def collate(self, samples: Sequence[Encoded], beta: float) -> tuple[list[Batch], int]:
         per_micro = -(-len(samples) // self.mode.micro_batches)
@@ -224,7 +231,7 @@ class _Ours:
                 beta=[beta] * len(micro),
                 step=0,
                 denominator=answer_tokens,
-                packed=self.config.train.padding_free,
+                packed=self.config.packs,
             )
             batches.append(self.lm.prepare(batch).to(self.foundation.device))
         return batches, sum(batch.attended.numel() for batch in batches)
@@ -232,8 +239,7 @@ class _Ours:
     def backward(self, batches: list[Batch]) -> Tensor:
         stats = StepStats()
         for batch, upcoming in zip(batches, [*batches[1:], None], strict=True):
-            if self.pipelined:
-                self.method.foresee(upcoming)
+            self.method.foresee(upcoming)
             stats.merge(self.method.backward(self.lm, batch))
         total, weight = stats.get("loss/clean", stats.get("loss/adversarial"))
         return total / weight

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from anit_ds.adversarial.methods.pipelined import PipelinedNRM
     from anit_ds.adversarial.methods.sft import SFT
     from anit_ds.adversarial.perturb import PerturbableLM, embedding_scale
-    from anit_ds.adversarial.shared_prefix import SharedPrefixLM
+    from anit_ds.adversarial.prefix_tree import PrefixTreeLM
     from anit_ds.adversarial.stats import StepStats
 
 _WHERE = {
     "NRM": "methods.nrm", "PipelinedNRM": "methods.pipelined", "SFT": "methods.sft",
     "Method": "method", "build_method": "method",
-    "PerturbableLM": "perturb", "embedding_scale": "perturb", "SharedPrefixLM": "shared_prefix",
+    "PerturbableLM": "perturb", "embedding_scale": "perturb", "PrefixTreeLM": "prefix_tree",
     "Batch": "batch", "StepStats": "stats",
 }  # fmt: skip
 
@@ -39,7 +39,7 @@ __all__ = [
     "Method",
     "PerturbableLM",
     "PipelinedNRM",
-    "SharedPrefixLM",
+    "PrefixTreeLM",
     "StepStats",
     "build_method",
     "embedding_scale",

@@ -50,7 +50,7 @@ class PerturbableLM:
         self.engine: Any = None
         self.checkpoint_attack = True  # False: an attack pass keeps its activations where a training pass recomputes
         self.head = AnswerHead(model)
-        self._parts: tuple[tuple[Batch, Input], ...] = ()
+        self._replacement: Callable[[Tensor], Tensor] | None = None  # what the first block sees of the embeddings
         self._segments: SegmentAttention | None = None
         self._hook = self._hook_embeddings()
 
@@ -76,20 +76,7 @@ class PerturbableLM:
             self._segments = None
 
     def _replace_embeddings(self, module: nn.Module, args: Any, e: Tensor) -> Tensor:
-        if all(given is None for _, given in self._parts):
-            return e
-        batches = [batch for batch, _ in self._parts]
-        seen: list[Tensor] = []
-        for clean, (_, given) in zip(split_tokens(e, batches), self._parts, strict=True):
-            if given is None:
-                seen.append(clean)
-            elif callable(given):
-                seen.append(given(clean.detach()))
-            elif clean.requires_grad:  # trained embeddings: exactly `given` in value, and their gradient still flows
-                seen.append(given + (clean - clean.detach()))
-            else:
-                seen.append(given)
-        return join_tokens(seen, batches) if len(seen) > 1 else seen[0]
+        return e if self._replacement is None else self._replacement(e)
 
     def prepare(self, batch: Batch, *, pad_to_multiple_of: int = 1) -> Batch:
         """The batch as this class runs it, made where its sizes are still on the CPU; calling it is optional."""
@@ -116,7 +103,7 @@ class PerturbableLM:
                 (losses,) = self._forward(self.module, [(batch, point)])
                 (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
         finally:
-            self._parts = ()
+            self._replacement = None
         return point.e, point.x.detach(), g
 
     def _attack_checkpointing(self) -> AbstractContextManager[None]:
@@ -145,7 +132,7 @@ class PerturbableLM:
         """Backpropagate a scalar made from `losses`; `last=False` where this micro-batch has another backward to
         come."""
         self._backpropagate(loss, last)
-        self._parts = ()
+        self._replacement = None
 
     def trained_input_gradient(
         self, batch: Batch, x: Tensor, *, weight: float = 1.0, last: bool
@@ -175,19 +162,30 @@ class PerturbableLM:
         self.engine.backward(loss)
 
     def _forward(self, module: Any, parts: Sequence[tuple[Batch, Input]]) -> list[Tensor]:
-        self._parts = tuple(parts)
-        batch = join([batch for batch, _ in parts])
+        batches, given = [batch for batch, _ in parts], [x for _, x in parts]
+
+        def replace_parts(e: Tensor) -> Tensor:
+            seen = [as_seen(clean, x) for clean, x in zip(split_tokens(e, batches), given, strict=True)]
+            return join_tokens(seen, batches) if len(seen) > 1 else seen[0]
+
+        self._replacement = None if all(x is None for x in given) else replace_parts
+        batch = join(batches)
         with self.head.only_at(batch.target_tensor_rows, batch.target_positions):
             logits = module(**self._arguments(batch)).logits  # [A, V] float32
-        token_losses = F.cross_entropy(logits, batch.target_ids, reduction="none")
-        per_sample = token_losses.new_zeros(batch.size).index_add(0, batch.target_rows, token_losses)
-        return list(per_sample.split([batch.size for batch, _ in parts]))
+        per_sample = self._sum_per_sample(logits, batch.target_ids, batch.target_rows, batch.size)
+        return list(per_sample.split([batch.size for batch in batches]))
+
+    @staticmethod
+    def _sum_per_sample(logits: Tensor, target_ids: Tensor, samples: Tensor, size: int) -> Tensor:
+        """[size]: the sum of each sample's token losses, from logits [A, V]."""
+        token_losses = F.cross_entropy(logits, target_ids, reduction="none")
+        return token_losses.new_zeros(size).index_add(0, samples, token_losses)
 
     def _arguments(self, batch: Batch) -> dict[str, Any]:
         """What the model is called with."""
         called: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
         if batch.lengths is not None:
-            return called | {"position_ids": batch.position_ids()} | self.take_packed_batches().arguments(batch)
+            return called | {"position_ids": batch.position_ids()} | self.take_packed_batches().of_samples(batch)
         if batch.right_padded and self._causal:
             # No token looks at the padding behind it, and positions count from 0 as they are. Given a mask,
             # transformers would wait for the device to look at it, and SDPA would lose its flash kernel.
@@ -204,6 +202,17 @@ class PerturbableLM:
         if self._segments is None:
             self._segments = SegmentAttention(self.module)
         return self._segments
+
+
+def as_seen(clean: Tensor, given: Input) -> Tensor:
+    """What the first block sees in place of the embeddings `clean` [B, T, D]."""
+    if given is None:
+        return clean
+    if callable(given):
+        return given(clean.detach())
+    if clean.requires_grad:  # trained embeddings: exactly `given` in value, and their gradient still flows
+        return given + (clean - clean.detach())
+    return given
 
 
 class AttackPoint:

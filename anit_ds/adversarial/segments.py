@@ -1,16 +1,17 @@
-"""Attention for packed batches: samples that lie end to end in one row see only themselves.
+"""Attention for packed rows: a token sees its own sample's tokens and no others, in the order that a `Layout` gives.
 
-Under `flash_attention_2` (or 3) transformers' own variable-length path does it. Elsewhere the model gets an attention
-function of ours, registered with transformers, that runs scaled-dot-product attention a sample at a time: on a CPU, for
-8 samples of about 100 tokens and SmolLM2's heads, forward and backward take 20 ms so (bfloat16), 52 ms under one mask
-of the whole row, 23 ms re-padded; float32: 10, 55 and 13 ms. Batches that are not packed go on to the attention the
-model was loaded with.
+Under `flash_attention_2` (or 3) transformers' own variable-length path does it for samples that lie end to end.
+Elsewhere, and for rows in which samples share runs of tokens, the model gets an attention function of ours, registered
+with transformers. On a CPU it merges the blocks of `merged_attention`; on other devices it is one masked product for a
+row of moderate size, else a product per run. Batches that are not packed go on to the attention the model was loaded
+with.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,24 +23,51 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.layout import Layout, banded
+from anit_ds.adversarial.merged_attention import merged_attention
 from anit_ds.errors import InputError
 
 _WHOLE_PAST = {"full_attention", "sliding_attention"}
+# Elements of a row's mask: 64 MB, and 2 ms for an A100 to read, where a launch per run would cost as much.
+_LARGEST_MASK = 2**26
+
+KeysAndValues = dict[int, tuple[Tensor, Tensor]]
+"""Layer -> its keys and values [1, H_kv, tokens, d]."""
+
+
+@dataclass
+class Segments:
+    """What each attention layer is told of a pass."""
+
+    layout: Layout
+    kept: KeysAndValues = field(default_factory=dict)  # of the layout's kept runs
+    keep: KeysAndValues | None = None  # where this pass leaves its own keys and values
+
+    def seen_by(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values of [kept; row]."""
+        if self.keep is not None:
+            # Only the first time: activation checkpointing runs a layer again to recompute what is kept already.
+            self.keep.setdefault(layer, (key, value))
+        if not self.layout.kept:
+            return key, value
+        before, behind = self.kept[layer]
+        return torch.cat([before, key], 2), torch.cat([behind, value], 2)
 
 
 class SegmentAttention:
-    """Makes a transformers causal LM take packed batches; `remove()` gives it its own attention back.
+    """Makes a transformers causal LM take packed rows; `remove()` gives it its own attention back.
 
+    trees: rows in which samples share runs will come, which no variable-length kernel knows.
     Raises InputError for a model in which a sample would see its neighbour, or whose attention has more to it than
-    causal masks, sliding windows and soft caps.
+    causal masks, sliding windows and soft caps; `asked_by` is the field of the YAML that the sentence names.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, trees: bool = False, asked_by: str = "train.padding_free") -> None:
         wrapped: Any = model
         self._model: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-        _refuse_other_mixers(self._model)
+        _refuse_other_mixers(self._model, asked_by)
         self._own: str = self._model.config._attn_implementation
-        self.varlen = is_flash_attention_requested(requested_attention_implementation=self._own)
+        self.varlen = not trees and is_flash_attention_requested(requested_attention_implementation=self._own)
         if not self.varlen:
             self._model.set_attn_implementation(_register(self._own))
 
@@ -47,8 +75,8 @@ class SegmentAttention:
         if not self.varlen:
             self._model.set_attn_implementation(self._own)
 
-    def arguments(self, batch: Batch) -> dict[str, Any]:
-        """What the model's forward is given beside ids and positions."""
+    def of_samples(self, batch: Batch) -> dict[str, Any]:
+        """What the model's forward is given, beside ids and positions, for samples that lie end to end."""
         assert batch.lengths is not None and batch.cu_seqlens is not None
         if self.varlen:
             longest = max(batch.lengths)
@@ -56,12 +84,17 @@ class SegmentAttention:
                 "cu_seq_lens_q": batch.cu_seqlens, "cu_seq_lens_k": batch.cu_seqlens,
                 "max_length_q": longest, "max_length_k": longest,
             }  # fmt: skip
+        return self.of_segments(Segments(Layout(batch.lengths)), batch.input_ids.device)
+
+    @staticmethod
+    def of_segments(segments: Segments, device: torch.device) -> dict[str, Any]:
+        """The same for a row of any layout."""
         # transformers takes a mask of four dimensions as it is: nothing of size T x T is built, and ours is not read.
-        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.cu_seqlens.device)
-        return {"attention_mask": unread, "segment_lengths": batch.lengths}
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        return {"attention_mask": unread, "segments": segments}
 
 
-def _refuse_other_mixers(model: Any) -> None:
+def _refuse_other_mixers(model: Any, asked_by: str) -> None:
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
     layers = set(getattr(config, "layer_types", None) or _WHOLE_PAST)
@@ -74,25 +107,25 @@ def _refuse_other_mixers(model: Any) -> None:
         or not layers <= _WHOLE_PAST
     ):
         raise InputError(
-            f"train.padding_free: a {kind} model mixes tokens by more than causal attention with windows, so samples "
-            "laid end to end would see each other; use train.padding_free=false"
+            f"{asked_by}: a {kind} model mixes tokens by more than causal attention with windows, so samples laid in "
+            "one row would see each other; use train.padding_free=false and method.schedule=three_pass"
         )
 
 
 def _register(own: str) -> str:
     """Registers `own` with samples apart, under a name of its own; returns the name."""
-    name = f"{own}_by_sample"
+    name = f"{own}_by_segment"
     if name not in ALL_ATTENTION_FUNCTIONS:
 
-        def by_sample(
+        def by_segment(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-            segment_lengths: tuple[int, ...] | None = None, **kwargs: Any,
+            segments: Segments | None = None, **kwargs: Any,
         ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-            if segment_lengths is None:
+            if segments is None:
                 return _own_attention(own, module)(module, query, key, value, attention_mask, **kwargs)
-            return _attention_by_sample(module, query, key, value, segment_lengths, **kwargs), None
+            return _attention(module, query, key, value, segments, **kwargs), None
 
-        AttentionInterface.register(name, by_sample)
+        AttentionInterface.register(name, by_segment)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
     return name
 
@@ -104,12 +137,12 @@ def _own_attention(own: str, module: nn.Module) -> Callable[..., tuple[Tensor, T
     return function
 
 
-def _attention_by_sample(
+def _attention(
     module: nn.Module,
-    query: Tensor,  # [1, H, total, d]
-    key: Tensor,  # [1, H_kv, total, d]
+    query: Tensor,  # [1, H, row, d]
+    key: Tensor,  # [1, H_kv, row, d]
     value: Tensor,
-    lengths: tuple[int, ...],
+    segments: Segments,
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -119,47 +152,54 @@ def _attention_by_sample(
     position_bias: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    """[1, total, H, d]: causal attention inside each run of `lengths` tokens."""
+    """[1, row, H, d]: each run of the layout sees its chain whole and itself causally."""
     if s_aux is not None or position_bias is not None:
         raise InputError(
             f"train.padding_free: {type(module).__name__} adds sinks or a position bias to its scores, which packed "
             "batches do not have; use train.padding_free=false"
         )
+    layout = segments.layout
+    key, value = segments.seen_by(int(getattr(module, "layer_idx", 0)), key, value)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = None if sliding_window is None or layout.longest <= sliding_window else sliding_window
+    plain = window is None and not softcap and dropout == 0.0
+    if query.device.type == "cpu" and plain:
+        return merged_attention(query, key, value, layout, scale)
     attend = _capped_attention if softcap else _sdpa
+    if query.device.type != "cpu" and layout.chains and layout.tokens * sum(layout.all_lengths) <= _LARGEST_MASK:
+        seen = layout.visible(window, query.device)
+        return attend(query, key, value, seen, dropout, scale, softcap).transpose(1, 2).contiguous()
+    keys, values = key.split(layout.all_lengths, 2), value.split(layout.all_lengths, 2)
     outputs = []
-    for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
-        window = None if sliding_window is None or q.shape[2] <= sliding_window else sliding_window
-        outputs.append(attend(q, k, v, window, dropout, scaling, softcap))
+    for number, q in enumerate(query.split(layout.lengths, 2)):
+        runs = (*layout.chain(number), len(layout.kept) + number)
+        k, v = (torch.cat([parts[j] for j in runs], 2) for parts in (keys, values))
+        alone = window is None and not softcap and k.shape[2] == q.shape[2]
+        mask = None if alone else banded(q.shape[2], k.shape[2], window, q.device)
+        outputs.append(attend(q, k, v, mask, dropout, scale, softcap))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
 def _sdpa(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float, scaling: float | None, _: float | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scale: float, _: float | None
 ) -> Tensor:
-    mask = None if window is None else _banded(q.shape[2], window, q.device)
+    """Causal where there is no mask, which lets SDPA take its flash kernel."""
     dtype = q.dtype
     if q.device.type == "cpu":  # PyTorch's bfloat16 backward takes twice as long there on short samples
         q, k, v = q.float(), k.float(), v.float()
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
     ).to(dtype)
 
 
 def _capped_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float, scaling: float | None, softcap: float | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
 ) -> Tensor:
-    """softmax(softcap * tanh(q k^T * scaling / softcap)) v (Gemma 2): SDPA has no place for the cap."""
-    assert softcap is not None
+    """softmax(softcap * tanh(q k^T * scale / softcap)) v (Gemma 2): SDPA has no place for the cap."""
+    assert softcap is not None and mask is not None
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~_banded(q.shape[2], window, q.device), torch.finfo(scores.dtype).min)
+    scores = torch.tanh(q @ k.transpose(2, 3) * (scale / softcap)) * softcap
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(q.dtype), p=dropout)
     return weights @ v
-
-
-def _banded(length: int, window: int | None, device: torch.device) -> Tensor:
-    """[length, length] bool: the token itself and what stands before it, at most `window` tokens in all."""
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return causal if window is None else causal.triu(1 - window)

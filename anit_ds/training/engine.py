@@ -22,7 +22,7 @@ from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from anit_ds.adversarial.perturb import PerturbableLM
-from anit_ds.adversarial.shared_prefix import SharedPrefixLM
+from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config, TrainConfig
 from anit_ds.errors import InputError
 
@@ -126,8 +126,8 @@ def learning_rate(train: TrainConfig, step: int, total_steps: int) -> float:
 def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any]) -> PerturbableLM:
     """The model under DeepSpeed, ready for a method: `lm.engine` is the engine, `lm.module` its module."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    kind = SharedPrefixLM if config.method.schedule == "shared_prefix" else PerturbableLM
-    lm = kind(model)
+    tree = config.method.schedule == "prefix_tree"
+    lm = PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context) if tree else PerturbableLM(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=build_optimizer(parameters, config.train), config=ds_config, dist_init_required=False

@@ -193,7 +193,7 @@ class Trainer:
             # divided by their number, however they fall on ranks and micro-batches.
             denominator=answer_tokens / (distributed.world_size() * self.accumulation),
             pad_to_multiple_of=multiple,
-            packed=self.config.train.padding_free,
+            packed=self.config.packs,
         )
         return self.lm.prepare(batch, pad_to_multiple_of=multiple).to(self.device)
 

@@ -1,4 +1,4 @@
-"""`schedule: shared_prefix` trains the adapter that whole sequences train, at every ZeRO stage and on several ranks."""
+"""`schedule: prefix_tree` trains the adapter that whole sequences train, at every ZeRO stage and on several ranks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ STAGES = {
     for name in ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 } | {"zero3-partitioned": {"zero_optimization": PARTITIONED}}
 METHODS = {
+    # One pass and no trunk: its shared tokens stand in the row itself.
+    "sft": {"name": "noisy_sft"},
     "anit": {"name": "anit", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
     # Several backward passes a micro-batch, each with a gradient that the method reads.
     "anit-clean": {"name": "anit", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "clean"},
@@ -38,14 +40,14 @@ SHAPE = {
 def test_every_stage_trains_the_adapter_of_whole_sequences(
     number_of_ranks: int, method: str, make_config: Callable[..., Config]
 ):
-    whole = {**METHODS[method], "tokens": "instruction"}
+    whole = METHODS[method] if method == "sft" else {**METHODS[method], "tokens": "instruction"}
     reference = make_config("whole", method=whole, deepspeed=STAGES["zero0"], **SHAPE)
     # All at once, and one sample a micro-batch: the short last batch of an epoch leaves some of these empty.
     micro_batches = (8 // number_of_ranks, 1) if method == "anit" else (1,)
     runs = {
         (stage, micro): make_config(
             f"{stage}-{micro}",
-            method={**whole, "schedule": "shared_prefix"},
+            method={**whole, "schedule": "prefix_tree"},
             deepspeed=deepspeed,
             **SHAPE,
             **{"train.micro_batch": micro},

@@ -1,4 +1,4 @@
-"""`method.schedule: shared_prefix` as a user meets it: refusals, prompts in its order, evaluation, dropout."""
+"""`method.schedule: prefix_tree` as a user meets it: prompts in its order, evaluation, dropout, refusals."""
 
 from __future__ import annotations
 
@@ -23,30 +23,14 @@ from anit_ds.tiny import tiny_tokenizer
 from anit_ds.training import train
 
 MakeConfig = Callable[..., Config]
-SHARED = {"prompt.order": "instruction_last", "method.tokens": "instruction", "method.schedule": "shared_prefix"}
+TREE = {"prompt.order": "instruction_last", "method.tokens": "instruction", "method.schedule": "prefix_tree"}
 
 
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        ({"prompt.order": "paper"}, "shared_prefix needs prompt.order: instruction_last, so that the context stands"),
-        ({"method.tokens": "prompt"}, "shared_prefix needs method.tokens: instruction, not prompt; the context stays"),
-        (
-            {"train.activation_checkpointing": True},
-            "shared_prefix needs train.activation_checkpointing: false, because",
-        ),
-        ({"train.padding_free": True}, "shared_prefix needs train.padding_free: false, because contexts and suffixes"),
-        (
-            {"method": {"name": "pgd", "schedule": "pipelined"}},
-            "pipelined is for the method anit, not pgd; use schedule",
-        ),
-    ],
-    ids=["order", "tokens", "checkpointing", "padding-free", "pipelined-pgd"],
-)
-def test_what_cannot_share_a_prefix_is_refused_in_a_sentence(make_config: MakeConfig, change: dict, said: str):
+def test_a_method_that_has_no_next_attack_is_refused_in_a_sentence(make_config: MakeConfig):
     with pytest.raises(InputError) as refused:
-        make_config(**{**({} if "method" in change else SHARED), **change})
-    assert said in str(refused.value) and len(str(refused.value).splitlines()) == 1
+        make_config(method={"name": "pgd", "schedule": "pipelined"})
+    assert "pipelined is for the method anit, not pgd; use schedule" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("data_set", ["sst2", "conll2003", "scierc", "aste-laptop"])
@@ -70,7 +54,7 @@ def test_the_instruction_stands_last_in_every_task(data_set: str, version: str):
 
 @pytest.mark.parametrize("method", ["sft", "anit"])
 def test_evaluation_asks_in_the_order_of_training(make_config: MakeConfig, method: str):
-    changes = SHARED if method == "anit" else {"prompt.order": "instruction_last", "method": {"name": "sft"}}
+    changes = TREE if method == "anit" else {"prompt.order": "instruction_last", "method": {"name": "sft"}}
     config = make_config(**changes, **{"train.epochs": 4, "train.lr": 1e-2, "lora.r": 8})
     train(config)
     predicted = (Path(config.out) / "eval" / "predictions-test.jsonl").read_text().splitlines()
@@ -88,7 +72,7 @@ def test_evaluation_asks_in_the_order_of_training(make_config: MakeConfig, metho
 
 
 def test_a_run_with_dropout_depends_on_its_seed_alone(make_config: MakeConfig):
-    runs = [make_config(name, **SHARED, **{"lora.dropout": 0.3}) for name in ("one", "two")]
+    runs = [make_config(name, **TREE, **{"lora.dropout": 0.3}) for name in ("one", "two")]
     for config in runs:
         train(config)
     one, two = (load_file(Path(c.out) / "adapter" / "adapter_model.safetensors") for c in runs)
