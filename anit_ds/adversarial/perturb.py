@@ -78,7 +78,7 @@ class PerturbableLM:
     def _replace_embeddings(self, module: nn.Module, args: Any, e: Tensor) -> Tensor:
         return e if self._replacement is None else self._replacement(e)
 
-    def prepare(self, batch: Batch, *, pad_to_multiple_of: int = 1) -> Batch:
+    def prepare(self, batch: Batch) -> Batch:
         """The batch as this class runs it, made where its sizes are still on the CPU; calling it is optional."""
         return batch
 

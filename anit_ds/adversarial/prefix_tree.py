@@ -118,7 +118,7 @@ class PrefixTreeLM(PerturbableLM):
         super().remove()
         self._trunk_hook.remove()
 
-    def prepare(self, batch: Batch, *, pad_to_multiple_of: int = 1) -> Batch:
+    def prepare(self, batch: Batch) -> Batch:
         return TreeBatch.of(batch, keeps_trunk=self.keeps_trunk)
 
     def input_gradient(

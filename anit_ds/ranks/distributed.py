@@ -10,12 +10,9 @@ import atexit
 import gc
 import logging
 import os
-import shutil
-import subprocess
 import sys
 import warnings
-from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -24,36 +21,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from anit_ds.errors import InputError
+from anit_ds.ranks.device import device, on_gpu, use_gpu_of
+from anit_ds.ranks.environment import Ranks, ranks_from
 from anit_ds.ranks.watchdog import Watchdog
 
 __all__ = [
     "Ranks", "Watchdog", "all_gather_objects", "all_reduce_sum", "any_rank", "barrier", "broadcast_object", "device",
-    "end", "from_main", "gather_objects", "init", "logger", "main_first", "rank", "ranks_from", "world_size",
+    "end", "from_main", "init", "logger", "main_first", "rank", "ranks_from", "world_size",
 ]  # fmt: skip
 
-# Asked before deepspeed is imported anywhere: without an answer it searches for an accelerator and warns.
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 T = TypeVar("T")
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 # A second group on gloo: agreeing on a flag between CPUs must not wait for the device's queue.
 _cpu_group: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process among all processes of the run."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-
-    @property
-    def is_main(self) -> bool:
-        """True on rank 0, the one that prints and writes shared files."""
-        return self.rank == 0
 
 
 def init(timeout_seconds: float = 1800.0) -> Ranks:
@@ -67,18 +47,16 @@ def init(timeout_seconds: float = 1800.0) -> Ranks:
     ranks = ranks_from(os.environ)
     if dist.is_initialized():
         return ranks
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        index = _gpu_index(ranks.local_rank, torch.cuda.device_count())
-        torch.cuda.set_device(index)
-        os.environ["LOCAL_RANK"] = str(index)  # which DeepSpeed takes for the device's index
+    gpu = on_gpu()
+    if gpu:
+        use_gpu_of(ranks.local_rank)
     import deepspeed
 
-    if not on_gpu:
+    if not gpu:
         # Compiling this shared-memory all-reduce takes 45 s, and a kill meanwhile leaves a lock that hangs every
         # later run.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_seconds)
+    backend, timeout = "nccl" if gpu else "gloo", timedelta(seconds=timeout_seconds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if ranks.world_size == 1:
@@ -86,7 +64,7 @@ def init(timeout_seconds: float = 1800.0) -> Ranks:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         # With auto discovery DeepSpeed would look for mpi4py where a variable is missing.
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
-    _cpu_group = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
+    _cpu_group = dist.new_group(backend="gloo", timeout=timeout) if gpu else dist.group.WORLD
     atexit.register(_leave)
     return ranks
 
@@ -123,89 +101,12 @@ def end(code: int) -> None:
     os._exit(code)
 
 
-def ranks_from(environment: MutableMapping[str, str]) -> Ranks:
-    """The ranks as a launcher or srun described them in `environment`; one rank when none did.
-
-    Writes RANK, LOCAL_RANK and WORLD_SIZE where they are missing, and under srun also MASTER_ADDR (the step's first
-    node) and MASTER_PORT (from the job id). Raises InputError for variables that are set in part or contradict each
-    other.
-    """
-    given = [name for name in _RANK_VARIABLES if name in environment]
-    if not given:
-        environment.update(_from_srun(environment) or {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
-    elif len(given) < len(_RANK_VARIABLES):
-        missing = " and ".join(name for name in _RANK_VARIABLES if name not in given)
-        raise InputError(
-            f"the environment sets {' and '.join(given)} but not {missing}: start with launch/local.sh, ssh.sh or "
-            "slurm.sbatch, or set all of them, or none for one process"
-        )
-    values = {name: environment[name] for name in _RANK_VARIABLES}
-    try:
-        ranks = Ranks(*(int(values[name]) for name in _RANK_VARIABLES))
-    except ValueError as error:
-        raise InputError(f"the environment's RANK, LOCAL_RANK and WORLD_SIZE must be numbers, not {values}") from error
-    if not 0 <= ranks.local_rank <= ranks.rank < ranks.world_size:
-        raise InputError(f"the environment describes ranks that cannot be: {values}")
-    absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
-    if ranks.world_size > 1 and absent:
-        raise InputError(f"the environment has {ranks.world_size} ranks but no {' and no '.join(absent)} to meet at")
-    return ranks
-
-
-def _from_srun(environment: MutableMapping[str, str]) -> dict[str, str] | None:
-    """The variables of a task of srun, or None elsewhere.
-
-    Only srun counts a step's tasks. A bare sbatch or salloc shell has SLURM_PROCID and SLURM_NTASKS too, and would
-    wait there for ranks that nobody starts.
-    """
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
-        return None
-    found = {
-        "RANK": environment["SLURM_PROCID"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-    }
-    if not environment.get("MASTER_ADDR"):
-        found["MASTER_ADDR"] = _first_host(environment.get("SLURM_STEP_NODELIST", ""))
-    if not environment.get("MASTER_PORT"):
-        found["MASTER_PORT"] = str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
-    return found
-
-
-def _first_host(nodes: str) -> str:
-    scontrol = shutil.which("scontrol")
-    if scontrol is None:
-        raise InputError("srun started several tasks but scontrol is not found; set MASTER_ADDR to the first node")
-    names = subprocess.run([scontrol, "show", "hostnames", nodes], capture_output=True, text=True, check=False).stdout
-    if not names.strip():
-        raise InputError(f"scontrol cannot read the node list {nodes!r}; set MASTER_ADDR to the first node")
-    return names.split()[0]
-
-
-def _gpu_index(local_rank: int, visible: int) -> int:
-    if local_rank < visible:
-        return local_rank
-    if visible == 1 and "SLURM_STEP_NUM_TASKS" in os.environ:
-        return 0  # srun --gpus-per-task shows each task only its own
-    raise InputError(
-        f"local rank {local_rank} has no GPU: {visible} visible on this node; start fewer ranks a node, or look at "
-        "CUDA_VISIBLE_DEVICES"
-    )
-
-
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def device() -> torch.device:
-    """This rank's device."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
 
 
 def logger() -> logging.Logger:
@@ -241,15 +142,6 @@ def all_gather_objects(value: T) -> list[T]:
         return [value]
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=_cpu_group)
-    return values
-
-
-def gather_objects(value: T) -> list[T] | None:
-    """Every rank's value in the ranks' order on rank 0, None elsewhere."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
-    dist.gather_object(value, values, group=_cpu_group)
     return values
 
 

@@ -1,0 +1,110 @@
+"""`Feed`: from a step's number to this rank's batches, and nothing that has a state to save.
+
+The samples of an epoch, their tokens and their order follow from the configuration and the epoch; a step's place in the
+epoch says which of them it sees (batching.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from anit_ds.adversarial import Batch
+from anit_ds.config import Config
+from anit_ds.data.prompts import Encoded, PromptEncoder
+from anit_ds.data.rundata import RunData
+from anit_ds.ranks import distributed
+from anit_ds.training.batching import collate, deal, filler, plan_epoch, steps_per_epoch
+
+
+class Feed:
+    """What each optimizer step trains on.
+
+    load_data: the run's data as of an epoch, whose noise may be drawn anew. accumulation: micro-batches per rank and
+    step. Raises InputError for anything wrong in the data.
+    """
+
+    data: RunData
+    per_epoch: int  # global batches of an epoch
+    replays: int  # optimizer steps that each of them is stepped on in a row
+    total: int  # optimizer steps of the run
+
+    def __init__(
+        self, config: Config, encoder: PromptEncoder, load_data: Callable[[int], RunData], *, accumulation: int,
+        pad_id: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.config, self.encoder, self.accumulation, self.pad_id, self.device = (
+            config, encoder, accumulation, pad_id, device,
+        )  # fmt: skip
+        self._load_data = load_data
+        self._epoch = -1
+        self.data = load_data(0)
+        self._enter(0)
+        self.per_epoch = steps_per_epoch(len(self.encoded), config.train.global_batch)
+        # A minibatch that is stepped on m times takes m steps out of the epochs, so every method makes as many.
+        self.replays = config.method.replays
+        batches = math.ceil(config.train.epochs * self.per_epoch / self.replays)
+        self.total = config.train.max_steps or batches * self.replays
+
+    def samples_of(self, step: int) -> np.ndarray:
+        """The indices into `encoded` of the step's global batch."""
+        epoch, place = divmod(step // self.replays, self.per_epoch)
+        self._enter(epoch)
+        indices: np.ndarray = self.plan[place]
+        return indices
+
+    def batches(self, step: int, indices: np.ndarray) -> list[Batch]:
+        """This rank's micro-batches of a global batch, on the host."""
+        answer_tokens = sum(len(self.encoded[i].answer) for i in indices)
+        # DeepSpeed averages over ranks and accumulation; this undoes it: sum over the global batch's answer tokens
+        # divided by their number, however they fall on ranks and micro-batches.
+        denominator = answer_tokens / (distributed.world_size() * self.accumulation)
+        return [self._batch(micro, step, denominator) for micro in self._micro_batches(indices)]
+
+    def beta(self, sample: Encoded) -> float:
+        """What scales the sample's attack: its data set's beta, its own distortion, or the YAML's number."""
+        method = self.config.method
+        if method.beta is not None:
+            return method.beta
+        return sample.distortion if method.beta_scope == "sample" else self.data.betas[sample.dataset]
+
+    def _enter(self, epoch: int) -> None:
+        """Samples, their tokens, and the plan of an epoch; noise is drawn anew where the YAML asks for it."""
+        if epoch == self._epoch:
+            return
+        train = self.config.train
+        resampled = self.config.noise.resample == "epoch" and epoch > 0
+        if resampled:
+            self.data = self._load_data(epoch)
+        if self._epoch < 0 or resampled or len(self.data.sets) > 1:
+            self.encoded = self.encoder.encode(self.data.train_samples(seed=train.seed, epoch=epoch))
+        self.lengths = [len(e) for e in self.encoded]
+        self.plan = plan_epoch(
+            self.lengths, train.global_batch, seed=train.seed, epoch=epoch, group_by_length=train.group_by_length
+        )
+        self._epoch = epoch
+
+    def _micro_batches(self, indices: np.ndarray) -> list[list[Encoded]]:
+        dealt = deal(
+            indices,
+            self.lengths,
+            rank=distributed.rank(),
+            ranks=distributed.world_size(),
+            accumulation=self.accumulation,
+        )
+        return [[self.encoded[i] for i in micro] or [filler(self.encoded[indices[0]])] for micro in dealt]
+
+    def _batch(self, micro: list[Encoded], step: int, denominator: float) -> Batch:
+        return collate(
+            micro,
+            pad_id=self.pad_id,
+            tokens=self.config.method.tokens,
+            beta=[self.beta(s) for s in micro],
+            step=step,
+            denominator=denominator,
+            pad_to_multiple_of=1 if self.device.type == "cpu" else 8,
+            packed=self.config.packs,
+        )

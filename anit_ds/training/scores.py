@@ -1,0 +1,61 @@
+"""What a run is judged by: dev picks its adapter, the test split is read once, and the summary says what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from anit_ds.evaluation import Evaluation, Evaluator, beside_raw, write_evaluation
+from anit_ds.modeling import adapter_off
+from anit_ds.runfolder import RunFolder
+
+
+@dataclass
+class Best:
+    """The best adapter so far, by micro-F1 on dev."""
+
+    micro_f1: float = -1.0
+    step: int = 0
+
+
+@dataclass
+class Scores:
+    """The evaluations of a run; all ranks call its methods together. `beat` is called after every batch of answers."""
+
+    evaluator: Evaluator
+    run: RunFolder
+    beat: Callable[[], None]
+    best: Best = field(default_factory=Best)
+
+    def untouched(self, model: nn.Module) -> float:
+        """The base model's micro-F1 on test."""
+        with adapter_off(model):
+            evaluation = self.evaluator.evaluate(model, "test", progress=True)
+        write_evaluation(self.run.eval, "before", evaluation)
+        return evaluation.micro_f1
+
+    def dev(self, model: nn.Module, step: int) -> tuple[Evaluation | None, bool]:
+        """(the evaluation on dev, whether it is the best so far); None where there is no dev split."""
+        if not any(len(s.split("dev")) for s in self.evaluator.data.sets):
+            return None, False
+        evaluation = self.evaluator.evaluate(model, "dev", heartbeat=self.beat)
+        better = evaluation.micro_f1 > self.best.micro_f1
+        if better:
+            self.best = Best(evaluation.micro_f1, step)
+            write_evaluation(self.run.eval, "dev", evaluation)
+        return evaluation, better
+
+    def test(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+        """(report on the test split, what each noise of `eval.noises` does to it)."""
+        raw = self.evaluator.evaluate(model, "test", progress=True, heartbeat=self.beat)
+        write_evaluation(self.run.eval, "test", raw)
+        robustness: dict[str, dict[str, float]] = {}
+        for noise in self.evaluator.config.eval.noises:
+            bent = self.evaluator.evaluate(model, "test", noise=noise, progress=True, heartbeat=self.beat)
+            bent = beside_raw(bent, raw)
+            write_evaluation(self.run.eval, f"test-{noise}", bent)
+            robustness[noise] = {key: bent.report[key] for key in ("micro_f1", "gap", "consistency")}
+        return raw.report, robustness
