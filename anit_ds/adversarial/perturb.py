@@ -16,8 +16,8 @@ The model is a plain `nn.Module` (any training loop) or a DeepSpeed engine (the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.head import AnswerHead
 from anit_ds.adversarial.join import join, join_tokens, split_tokens
 from anit_ds.adversarial.segments import SegmentAttention
+from anit_ds.adversarial.switches import DropoutSwitch, without_checkpointing
+from anit_ds.errors import InputError
 
 # What a pass sees of a batch: its clean embeddings (None), other ones [B, T, D], or what a function makes of the clean
 # ones, which it gets detached.
@@ -50,7 +52,9 @@ class PerturbableLM:
         self.engine: Any = None
         self.checkpoint_attack = True  # False: an attack pass keeps its activations where a training pass recomputes
         self.head = AnswerHead(model)
+        self.dropout = DropoutSwitch(model)
         self._replacement: Callable[[Tensor], Tensor] | None = None  # what the first block sees of the embeddings
+        self._reaches_first_block = False
         self._segments: SegmentAttention | None = None
         self._hook = self._hook_embeddings()
 
@@ -62,6 +66,9 @@ class PerturbableLM:
     def run_under(self, engine: Any) -> None:
         """Send training passes through a DeepSpeed engine made from this model."""
         self.engine, self.module = engine, engine.module
+        # An attack's backward reaches the modules of the first block, which a training pass with a frozen table leaves
+        # out. ZeRO-3 fetches ahead by the order of the modules it has seen, and starts to learn anew where it changes.
+        self._reaches_first_block = bool(engine.zero_optimization_partition_weights())
         # Behind ZeRO-3's own hooks from here on: if they saw an output that needs a gradient, which the frozen table's
         # never does and an attacked one may, they would gather the whole table in the backward pass.
         self._hook.remove()
@@ -76,16 +83,14 @@ class PerturbableLM:
             self._segments = None
 
     def _replace_embeddings(self, module: nn.Module, args: Any, e: Tensor) -> Tensor:
-        return e if self._replacement is None else self._replacement(e)
+        seen = e if self._replacement is None else self._replacement(e)
+        if self._reaches_first_block and torch.is_grad_enabled() and not seen.requires_grad:
+            seen = seen.detach().requires_grad_(True)
+        return seen
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch as this class runs it, made where its sizes are still on the CPU; calling it is optional."""
         return batch
-
-    def embeddings(self, batch: Batch) -> Tensor:
-        """What the embedding module returns for the batch: e [B, T, D], detached."""
-        with torch.no_grad():
-            return self.module.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
 
     def input_gradient(
         self, batch: Batch, start: Callable[[Tensor], Tensor] = lambda e: e.clone()
@@ -99,7 +104,7 @@ class PerturbableLM:
         """
         point = AttackPoint(start)
         try:
-            with without_dropout(self.module), self._attack_checkpointing():
+            with self.dropout.off(), self._attack_checkpointing():
                 (losses,) = self._forward(self.module, [(batch, point)])
                 (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
         finally:
@@ -114,10 +119,11 @@ class PerturbableLM:
         """What `input_gradient` multiplies the attack's loss by: a power of two in float16, 1 elsewhere."""
         return _FP16_ATTACK_SCALE if dtype is torch.float16 else 1.0
 
-    def losses(self, batch: Batch, inputs: Sequence[Tensor | None] = (None,)) -> list[Tensor]:
-        """A training pass over len(inputs) copies of the batch in ONE forward; each [B]: a sample's summed answer loss.
+    def losses(self, batch: Batch, inputs: Sequence[Input] = (None,)) -> list[Tensor]:
+        """A training pass over len(inputs) copies of the batch in ONE forward; each [S]: a sample's summed answer loss.
 
-        An entry of `inputs` is None for the clean embeddings or x [B, T, D], which replaces them.
+        An entry of `inputs` is None for the clean embeddings e [B, T, D], or x [B, T, D], which replaces them, or a
+        function that makes x of e.
         """
         return self.losses_of([(batch, given) for given in inputs])
 
@@ -135,18 +141,18 @@ class PerturbableLM:
         self._replacement = None
 
     def trained_input_gradient(
-        self, batch: Batch, x: Tensor, *, weight: float = 1.0, last: bool
-    ) -> tuple[Tensor, Tensor]:
-        """A training pass at the embeddings x [B, T, D], backpropagated, that gives x's gradient as well.
+        self, batch: Batch, start: Callable[[Tensor], Tensor] = lambda e: e.clone(), *, weight: float = 1.0, last: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A training pass, backpropagated, that gives the input's gradient as well.
 
-        What is backpropagated is weight * (sum of the answer losses) / batch.mean_over; `last` as in `backward`.
-        Returns (each sample's summed loss [S], the gradient of x [B, T, D]).
+        `start` as in `input_gradient`. What is backpropagated is weight * (sum of the answer losses) / batch.mean_over;
+        `last` as in `backward`. Returns (e [B, T, D], g [B, T, D], each sample's summed loss [S]).
         """
-        x = x.detach().requires_grad_(True)
-        (losses,) = self.losses(batch, (x,))
+        point = AttackPoint(start)
+        (losses,) = self.losses(batch, (point,))
         self.backward(weight * losses.sum() / batch.mean_over, last=last)
-        assert x.grad is not None
-        return losses, x.grad
+        assert point.x.grad is not None
+        return point.e, point.x.grad, losses
 
     def _trained_through(self) -> Any:
         """What a training pass calls."""
@@ -189,7 +195,7 @@ class PerturbableLM:
         if batch.right_padded and self._causal:
             # No token looks at the padding behind it, and positions count from 0 as they are. Given a mask,
             # transformers would wait for the device to look at it, and SDPA would lose its flash kernel.
-            return called
+            return called | (self._segments.of_causal_rows(batch) or {} if self._segments else {})
         return called | {"position_ids": batch.position_ids(), "attention_mask": batch.attended.long()}
 
     @property
@@ -203,16 +209,19 @@ class PerturbableLM:
             self._segments = SegmentAttention(self.module)
         return self._segments
 
+    def spare_masks(self) -> None:
+        """Give padded batches no mask to look at where the model's attention allows it: one wait less per pass."""
+        with suppress(InputError):  # a model that mixes tokens in other ways keeps its masks
+            self.take_packed_batches()
+
 
 def as_seen(clean: Tensor, given: Input) -> Tensor:
     """What the first block sees in place of the embeddings `clean` [B, T, D]."""
     if given is None:
         return clean
-    if callable(given):
-        return given(clean.detach())
-    if clean.requires_grad:  # trained embeddings: exactly `given` in value, and their gradient still flows
-        return given + (clean - clean.detach())
-    return given
+    seen = given(clean.detach()) if callable(given) else given
+    # Trained embeddings: exactly `seen` in value, and their gradient still flows.
+    return seen + (clean - clean.detach()) if clean.requires_grad else seen
 
 
 class AttackPoint:
@@ -240,51 +249,6 @@ class AttackPoint:
     def _both(self) -> tuple[Tensor, Tensor]:
         assert self._seen is not None, "the model never called its input embeddings"
         return self._seen
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Dropout off, everything else as it is: `model.eval()` would switch activation checkpointing off as well.
-
-    Covers nn.Dropout modules (PEFT's among them) and attention's functional dropout, kept by transformers in an
-    attribute.
-    """
-    switched = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.training]
-    functional: list[tuple[Any, Any]] = [
-        (m, m.attention_dropout) for m in model.modules() if getattr(m, "attention_dropout", 0.0)
-    ]
-    for dropout in switched:
-        dropout.training = False
-    for attention, _ in functional:
-        attention.attention_dropout = 0.0
-    try:
-        yield
-    finally:
-        for dropout in switched:
-            dropout.training = True
-        for attention, p in functional:
-            attention.attention_dropout = p
-
-
-@contextmanager
-def without_checkpointing(model: nn.Module) -> Iterator[None]:
-    """Activation checkpointing off, everything else as it is."""
-    switched: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
-    for module in switched:
-        module.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        for module in switched:
-            module.gradient_checkpointing = True
-
-
-def uses_dropout(model: nn.Module) -> bool:
-    """Whether `without_dropout` would change a forward pass."""
-    return any(
-        m.training and ((isinstance(m, nn.Dropout) and m.p > 0) or getattr(m, "attention_dropout", 0.0) > 0)
-        for m in model.modules()
-    )
 
 
 def embedding_scale(model: nn.Module, rows: int = 8192) -> float:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.perturb import AttackPoint, Input, PerturbableLM, as_seen, uses_dropout, without_dropout
+from anit_ds.adversarial.perturb import AttackPoint, Input, PerturbableLM, as_seen
 from anit_ds.adversarial.segments import KeysAndValues, SegmentAttention, Segments
 from anit_ds.adversarial.tree import Row, TreeBatch, lay_together
 from anit_ds.errors import InputError
@@ -124,18 +124,16 @@ class PrefixTreeLM(PerturbableLM):
     def input_gradient(
         self, batch: Batch, start: Callable[[Tensor], Tensor] = lambda e: e.clone()
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As PerturbableLM's, [1, T, D]; g is zero on the trunk."""
-        tree = self._enter(batch)
-        e = self.embeddings(tree)
-        x = AttackPoint(start)(e)
+        """As PerturbableLM's, [1, T, D]; e, x and g are zero on the trunk."""
+        tree, point = self._enter(batch), AttackPoint(start)
         kept = self._attack_trunk() if tree.trunk else ()
         try:
-            with without_dropout(self.module), self._attack_checkpointing():
-                (losses,) = self._run(self.module, tree, [x], kept)
-                (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(x.dtype), x)
+            with self.dropout.off(), self._attack_checkpointing():
+                (losses,) = self._run(self.module, tree, [point], kept)
+                (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
         finally:
             self._replacement = None
-        return e, x.detach(), g
+        return point.e, point.x.detach(), g
 
     def losses_of(self, parts: Sequence[tuple[Batch, Input]]) -> list[Tensor]:
         """As PerturbableLM's, for parts of one batch: they share its trunk."""
@@ -143,9 +141,8 @@ class PrefixTreeLM(PerturbableLM):
         if any(other is not batch for other, _ in parts):
             raise ValueError("a pass on a prefix tree takes one batch at a time")
         tree = self._enter(batch)
-        seen = [given(self.embeddings(tree)) if callable(given) else given for _, given in parts]
         kept = self._training_trunk().leaves if tree.trunk else ()
-        losses = self._run(self._trained_through(), tree, seen, kept)
+        losses = self._run(self._trained_through(), tree, [given for _, given in parts], kept)
         if not torch.is_grad_enabled():  # a look at the loss: no backward will end this trunk's life
             self._forget()
         return losses
@@ -186,19 +183,17 @@ class PrefixTreeLM(PerturbableLM):
     def _forget(self) -> None:
         self._tree = self._trunk = self._attacked = None
 
-    def _run(
-        self, module: Any, tree: TreeBatch, seen: Sequence[Tensor | None], kept: tuple[Tensor, ...]
-    ) -> list[Tensor]:
-        """Each part's summed answer losses [S]: one row with a part for each of `seen`, behind the kept trunk."""
-        rows = [tree.whole if x is None else tree.apart for x in seen]
+    def _run(self, module: Any, tree: TreeBatch, inputs: Sequence[Input], kept: tuple[Tensor, ...]) -> list[Tensor]:
+        """Each part's summed answer losses [S]: one row with a part for each of `inputs`, behind the kept trunk."""
+        rows = [tree.whole if given is None else tree.apart for given in inputs]
         row = lay_together(rows)
 
         def replace_parts(e: Tensor) -> Tensor:
             parts = e.split([r.layout.tokens for r in rows], dim=1)
-            given = [None if x is None else x[:, r.index] for x, r in zip(seen, rows, strict=True)]
-            return torch.cat([as_seen(part, x) for part, x in zip(parts, given, strict=True)], dim=1)
+            seen = [_in_row(tree, *part) for part in zip(rows, parts, inputs, strict=True)]
+            return torch.cat(seen, dim=1)
 
-        self._replacement = None if all(x is None for x in seen) else replace_parts
+        self._replacement = None if all(given is None for given in inputs) else replace_parts
         copies = len(rows)
         with self.head.only_at(torch.zeros_like(row.targets), row.targets):
             logits = module(**self._arguments_of(tree, row, Segments(row.layout, _by_layer(kept)))).logits
@@ -222,10 +217,10 @@ class PrefixTreeLM(PerturbableLM):
         return self._trunk
 
     def _attack_trunk(self) -> tuple[Tensor, ...]:
-        if not uses_dropout(self.module):
+        if not self.dropout.matters:
             return self._training_trunk().constants
         if self._attacked is None:
-            with torch.no_grad(), without_dropout(self.module):
+            with torch.no_grad(), self.dropout.off():
                 self._attacked = self._run_trunk(self.module)[:-1]
         return self._attacked
 
@@ -247,6 +242,14 @@ class PrefixTreeLM(PerturbableLM):
         if self._keeping is None:
             return output
         return *(tensor for layer in sorted(self._keeping) for tensor in self._keeping[layer]), output.logits
+
+
+def _in_row(tree: TreeBatch, row: Row, clean: Tensor, given: Input) -> Tensor:
+    """What the first block sees of a part of the row, whose embeddings are `clean` [1, n, D]."""
+    if callable(given):
+        e = clean.new_zeros(1, tree.input_ids.shape[1], clean.shape[-1])
+        given = given(e.index_copy(1, row.index, clean.detach()))
+    return as_seen(clean, None if given is None else given[:, row.index])
 
 
 def _by_layer(flat: tuple[Tensor, ...]) -> KeysAndValues:

@@ -39,7 +39,7 @@ KeysAndValues = dict[int, tuple[Tensor, Tensor]]
 class Segments:
     """What each attention layer is told of a pass."""
 
-    layout: Layout
+    layout: Layout | None  # None: padded rows, whose tokens see what stands before them in their own row
     kept: KeysAndValues = field(default_factory=dict)  # of the layout's kept runs
     keep: KeysAndValues | None = None  # where this pass leaves its own keys and values
 
@@ -48,7 +48,7 @@ class Segments:
         if self.keep is not None:
             # Only the first time: activation checkpointing runs a layer again to recompute what is kept already.
             self.keep.setdefault(layer, (key, value))
-        if not self.layout.kept:
+        if not self.kept:
             return key, value
         before, behind = self.kept[layer]
         return torch.cat([before, key], 2), torch.cat([behind, value], 2)
@@ -86,6 +86,20 @@ class SegmentAttention:
             }  # fmt: skip
         return self.of_segments(Segments(Layout(batch.lengths)), batch.input_ids.device)
 
+    def of_causal_rows(self, batch: Batch) -> dict[str, Any] | None:
+        """The same for rows that are padded on the right only; None where a layer's window needs the model's own mask.
+
+        No token looks at the padding behind it, so there is nothing to mask. Left without a mask, transformers would
+        look for packed sequences in the positions, and wait for the device to find none.
+        """
+        config = self._model.config
+        windows = getattr(config, "sliding_window", None) and set(getattr(config, "layer_types", None) or ()) != {
+            "full_attention"
+        }
+        if self.varlen or windows:
+            return None
+        return self.of_segments(Segments(None), batch.input_ids.device)
+
     @staticmethod
     def of_segments(segments: Segments, device: torch.device) -> dict[str, Any]:
         """The same for a row of any layout."""
@@ -121,9 +135,10 @@ def _register(own: str) -> str:
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
             segments: Segments | None = None, **kwargs: Any,
         ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-            if segments is None:
-                return _own_attention(own, module)(module, query, key, value, attention_mask, **kwargs)
-            return _attention(module, query, key, value, segments, **kwargs), None
+            if segments is None or segments.layout is None:
+                mask = attention_mask if segments is None else None
+                return _own_attention(own, module)(module, query, key, value, mask, **kwargs)
+            return _attention(module, query, key, value, segments, segments.layout, **kwargs), None
 
         AttentionInterface.register(name, by_segment)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
@@ -143,6 +158,7 @@ def _attention(
     key: Tensor,  # [1, H_kv, row, d]
     value: Tensor,
     segments: Segments,
+    layout: Layout,
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -158,7 +174,6 @@ def _attention(
             f"train.padding_free: {type(module).__name__} adds sinks or a position bias to its scores, which packed "
             "batches do not have; use train.padding_free=false"
         )
-    layout = segments.layout
     key, value = segments.seen_by(int(getattr(module, "layer_idx", 0)), key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = None if sliding_window is None or layout.longest <= sliding_window else sliding_window

@@ -64,6 +64,12 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
             "1, or float32"
         )
     result.setdefault("steps_per_print", 2**31)
+    # Its throughput timer waits for the device six times in a step, the attack's passes included.
+    result.setdefault("timers", {"throughput": {"enabled": False}})
+    if dtype is not torch.float32:
+        # Sums of half-precision gradients round away what many micro-batches or ranks add: 1% at 64, 2% at 256.
+        result["data_types"] = {"grad_accum_dtype": "fp32", **result.get("data_types", {})}
+        result.setdefault("communication_data_type", "fp32")
     result["zero_allow_untested_optimizer"] = True  # SGD, for comparisons
     result["zero_force_ds_cpu_optimizer"] = False  # an offloaded torch.optim.AdamW is the same AdamW
     if stage > 0:

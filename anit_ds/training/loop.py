@@ -125,8 +125,10 @@ class Trainer:
         lm = build_engine(model, config, ds_config)
         method = build_method(config.method, seed=config.train.seed, scale=scale)
         lm.checkpoint_attack = config.train.checkpoint_attack
-        if config.train.padding_free:
+        if config.packs:
             lm.take_packed_batches()
+        else:
+            lm.spare_masks()
         method.attach(lm)
         return lm, method
 

@@ -87,11 +87,11 @@ def seen_inputs(name: str, **settings: object) -> tuple[Tensor, Tensor, Batch]:
     """(e, what the last training pass saw in place of it, the batch)."""
     model, batch, _ = model_and_batch()
     lm = PerturbableLM(model)
-    e, seen = lm.embeddings(batch), []
-    original = lm.losses
-    lm.losses = lambda batch, inputs=(None,): seen.append(inputs[-1]) or original(batch, inputs)
+    e, seen = lm.module.get_input_embeddings()(batch.input_ids).detach(), []
+    # The hook of `lm` comes first, so this one is shown what the first block will see.
+    lm.module.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.detach()))
     build_method(MethodConfig(name=name, **settings), seed=1, scale=1.0).backward(lm, batch)
-    return e, seen[-1].detach(), batch
+    return e, seen[-1][-len(e) :], batch
 
 
 def test_neftune_has_transformers_bounds_and_distribution():

@@ -151,7 +151,7 @@ def test_the_random_start_does_not_depend_on_padding_or_scope():
     method = NRM(eps=1.0)
 
     def start(batch: Batch) -> list[Tensor]:
-        e = lm.embeddings(batch)
+        e = lm.module.get_input_embeddings()(batch.input_ids).detach()
         delta = method._start(e, batch) - e
         scale = batch.scope.sum(1).sqrt()[:, None, None]  # N depends on the scope; the random numbers must not
         delta = delta * scale
@@ -170,7 +170,7 @@ def test_the_random_start_does_not_depend_on_padding_or_scope():
 def test_the_first_block_sees_e_plus_delta(family: str, dtype: torch.dtype):
     model, batch = lora_model(family, dtype), ragged_batch()
     lm = PerturbableLM(model)
-    e = lm.embeddings(batch)
+    e = lm.module.get_input_embeddings()(batch.input_ids).detach()
     with torch.no_grad():  # what goes in without any hook of ours is the reference
         raw = model.get_input_embeddings()(batch.input_ids)
     assert torch.equal(e, raw)

@@ -169,7 +169,8 @@ def test_the_random_start_is_the_same_to_the_bit():
         lm = kind(lora_model())
         method, prepared = build_method(MethodConfig(**METHODS["anit"]), seed=1, scale=1.0), lm.prepare(batch)
         _, seen[kind], _ = lm.input_gradient(prepared, lambda e, m=method, b=prepared: m._start(e, b))
-    assert torch.equal(seen[PerturbableLM][batch.attended], seen[PrefixTreeLM][0])
+    inside = batch.scope[batch.attended]  # the trunk, outside the scope, is not looked at again
+    assert torch.equal(seen[PerturbableLM][batch.attended][inside], seen[PrefixTreeLM][0][inside])
 
 
 def test_no_token_runs_twice_whatever_the_method():
@@ -238,7 +239,7 @@ def test_with_dropout_all_passes_of_a_step_share_one_trunk():
     lm.losses(batch)
     first = lm._trunk
     lm.input_gradient(batch)
-    losses = lm.losses(batch, (None, lm.embeddings(batch)))
+    losses = lm.losses(batch, (None, lm.module.get_input_embeddings()(batch.input_ids).detach()))
     assert lm._trunk is first and first is not None
     lm.backward(sum(part.sum() for part in losses))
     assert lm._trunk is None

@@ -18,6 +18,11 @@ def direction(g: Tensor, batch: Batch) -> Tensor:
     return torch.where(norm.isfinite(), g / norm.clamp_min(1e-8), 0.0)
 
 
+def moved(e: Tensor, delta: Tensor) -> Tensor:
+    """e + delta, added in float32 and rounded once to e's dtype."""
+    return (e.float() + delta).to(e.dtype)
+
+
 def project(delta: Tensor, eps: float, ball: str, batch: Batch) -> Tensor:
     """Proj_eps of each sample's delta [B, T, D] (eq. 5): on its Frobenius norm, on each element, or nowhere."""
     if ball == "frobenius":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.ball import direction, project
+from anit_ds.adversarial.methods.ball import direction, moved, project
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
@@ -40,16 +40,19 @@ class FreeAT(OneBatchAtATime):
         return cls(eps=config.eps * unit, alpha=config.alpha * unit, replays=config.steps, ball=config.ball)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        e = lm.embeddings(batch)
-        delta = self._delta_for(batch, e)
-        adversarial, g = lm.trained_input_gradient(batch, (e.float() + delta).to(e.dtype), last=True)
+        carried = self._carried_for(batch)
+        _, g, adversarial = lm.trained_input_gradient(
+            batch, lambda e: e.clone() if carried is None else moved(e, carried), last=True
+        )
+        delta = torch.zeros_like(g, dtype=torch.float32) if carried is None else carried
         self._carried.append(project(delta + self.alpha * direction(g, batch), self.eps, self.ball, batch))
         return StepStats.of(batch, adversarial=adversarial, delta=delta)
 
-    def _delta_for(self, batch: Batch, e: Tensor) -> Tensor:
+    def _carried_for(self, batch: Batch) -> Tensor | None:
+        """The delta that the replay before left; None where a minibatch begins, whose delta is 0."""
         if batch.step % self.replays:
             return self._carried.popleft()
         if batch.step != self._step:  # a new minibatch: what its predecessor left is of no use
             self._carried.clear()
             self._step = batch.step
-        return torch.zeros_like(e, dtype=torch.float32)
+        return None

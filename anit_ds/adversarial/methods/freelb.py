@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.ball import direction, project
+from anit_ds.adversarial.methods.ball import direction, moved, project
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.methods.delta import perturbed_start
 from anit_ds.adversarial.perturb import PerturbableLM
@@ -36,21 +37,23 @@ class FreeLB(OneBatchAtATime):
         )
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        e = lm.embeddings(batch)
-        delta = self._start(e.float(), batch)
+        delta: Tensor | None = None
         stats = StepStats()
         for step in range(self.steps):
-            loss, g = lm.trained_input_gradient(
-                batch, (e.float() + delta).to(e.dtype), weight=1 / self.steps, last=step == self.steps - 1
-            )
+
+            def point(e: Tensor, delta: Tensor | None = delta) -> Tensor:
+                return moved(e, self._start(e, batch) if delta is None else delta)
+
+            e, g, loss = lm.trained_input_gradient(batch, point, weight=1 / self.steps, last=step == self.steps - 1)
+            if delta is None:
+                delta = self._start(e, batch)
             delta = delta + self.alpha * direction(g, batch)
             delta = project(delta, self.eps, "frobenius" if self.eps > 0 else "none", batch)
             stats.merge(StepStats.of(batch, adversarial=loss))
         stats.merge(StepStats.of(batch, delta=delta))
         return stats
 
-    def _start(self, e: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _start(self, e: Tensor, batch: Batch) -> Tensor:
         # delta0 of eq. 7 with eps = init_norm / 10 and beta = 0 is U(-1, 1) * init_norm / sqrt(N).
-        return perturbed_start(
-            torch.zeros_like(e), batch, seed=self.seed, eps=self.init_norm / 10, beta=torch.zeros_like(batch.beta)
-        )
+        zeros, no_beta = torch.zeros_like(e, dtype=torch.float32), torch.zeros_like(batch.beta)
+        return perturbed_start(zeros, batch, seed=self.seed, eps=self.init_norm / 10, beta=no_beta)

@@ -7,9 +7,11 @@ random    L(e) + lambda L(e + Proj(delta0))            ANIT without its gradient
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, Self
 
 import torch
+from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.base import OneBatchAtATime
@@ -18,6 +20,7 @@ from anit_ds.adversarial.methods.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 from anit_ds.config import MethodConfig
+from anit_kernels import NrmStats
 
 
 class NEFTune(OneBatchAtATime):
@@ -35,11 +38,12 @@ class NEFTune(OneBatchAtATime):
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         # delta0 of eq. 7 with eps = alpha / 10, beta = 0 and every real token in scope.
-        x = perturbed_start(
-            lm.embeddings(batch), batch, seed=self.seed, eps=self.alpha / 10, beta=torch.zeros_like(batch.beta),
-            scope=batch.attended,
-        )  # fmt: skip
-        (loss,) = lm.losses(batch, (x,))
+        (loss,) = lm.losses(batch, (
+            partial(
+                perturbed_start, batch=batch, seed=self.seed, eps=self.alpha / 10, beta=torch.zeros_like(batch.beta),
+                scope=batch.attended,
+            ),
+        ))  # fmt: skip
         lm.backward(loss.sum() / batch.mean_over)
         return StepStats.of(batch, adversarial=loss)
 
@@ -59,7 +63,13 @@ class RandomStart(NRM):
         return cls(eps=config.eps * unit, lambda_=config.lambda_, ball=config.ball, seed=seed, passes=config.passes)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        e = lm.embeddings(batch)
-        x1, nrm = self._step(torch.zeros_like(e), e, batch)
-        clean, adversarial = self._train(lm, batch, x1)
+        made: list[tuple[Tensor, NrmStats]] = []
+
+        def projected_start(e: Tensor) -> Tensor:
+            x1, nrm = self._step(torch.zeros_like(e), e, batch)
+            made.append((e, nrm))
+            return x1
+
+        clean, adversarial = self._train(lm, batch, projected_start)
+        ((e, nrm),) = made
         return self._stats(lm, batch, clean, adversarial, e, nrm)

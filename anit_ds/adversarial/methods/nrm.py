@@ -18,7 +18,7 @@ from torch import Tensor
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.methods.delta import perturbed_start, perturbed_step
-from anit_ds.adversarial.perturb import PerturbableLM
+from anit_ds.adversarial.perturb import Input, PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 from anit_ds.config import MethodConfig
 from anit_kernels import Ball, NrmStats
@@ -60,8 +60,7 @@ class NRM(OneBatchAtATime):
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         """One micro-batch of eq. 8, backpropagated; the statistics name every quantity above."""
         if self.gradient == "clean":
-            e = lm.embeddings(batch)
-            clean, g = lm.trained_input_gradient(batch, e, last=False)
+            e, g, clean = lm.trained_input_gradient(batch, last=False)
             x1, nrm = self._step(g, e, batch)
             (adversarial,) = lm.losses(batch, (x1,))
             lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
@@ -84,7 +83,7 @@ class NRM(OneBatchAtATime):
     def _step(self, g: Tensor, e: Tensor, batch: Batch) -> tuple[Tensor, NrmStats]:
         return perturbed_step(g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball)
 
-    def _train(self, lm: PerturbableLM, batch: Batch, x1: Tensor) -> tuple[Tensor, Tensor]:
+    def _train(self, lm: PerturbableLM, batch: Batch, x1: Input) -> tuple[Tensor, Tensor]:
         if self.joined:
             clean, adversarial = lm.losses(batch, (None, x1))
             lm.backward((clean.sum() + self.lambda_ * adversarial.sum()) / batch.mean_over)

@@ -5,12 +5,14 @@ Madry et al., ICLR 2018, on embeddings, with per-sample Frobenius-normalised ste
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.ball import direction, project
+from anit_ds.adversarial.methods.ball import direction, moved, project
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
@@ -29,13 +31,14 @@ class PGD(OneBatchAtATime):
         return cls(eps=config.eps * unit, alpha=config.alpha * unit, steps=config.steps, ball=config.ball)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        e = lm.embeddings(batch).float()
-        delta = torch.zeros_like(e)
-        for _ in range(self.steps):
-            at = e + delta
-            _, _, g = lm.input_gradient(batch, lambda e, at=at: at.to(e.dtype))  # type: ignore[misc]
-            delta = project(delta + self.alpha * direction(g, batch), self.eps, self.ball, batch)
-        dtype = g.dtype
-        (adversarial,) = lm.losses(batch, ((e + delta).to(dtype),))
+        _, _, g = lm.input_gradient(batch)
+        delta = self._ascended(torch.zeros_like(g, dtype=torch.float32), g, batch)
+        for _ in range(self.steps - 1):
+            _, _, g = lm.input_gradient(batch, partial(moved, delta=delta))
+            delta = self._ascended(delta, g, batch)
+        (adversarial,) = lm.losses(batch, (partial(moved, delta=delta),))
         lm.backward(adversarial.sum() / batch.mean_over)
         return StepStats.of(batch, adversarial=adversarial, delta=delta)
+
+    def _ascended(self, delta: Tensor, g: Tensor, batch: Batch) -> Tensor:
+        return project(delta + self.alpha * direction(g, batch), self.eps, self.ball, batch)

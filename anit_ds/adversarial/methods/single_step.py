@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.ball import direction
+from anit_ds.adversarial.methods.ball import direction, moved
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
@@ -29,10 +29,9 @@ class SingleStep(OneBatchAtATime):
         return cls(eps=config.eps * unit, lambda_=config.lambda_, step="sign" if config.name == "fgsm" else "norm")
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        e = lm.embeddings(batch)
-        clean, g = lm.trained_input_gradient(batch, e, last=False)
+        e, g, clean = lm.trained_input_gradient(batch, last=False)
         way = direction(g, batch)
         delta = self.eps * (way.sign() if self.step == "sign" else way)
-        (adversarial,) = lm.losses(batch, ((e.float() + delta).to(e.dtype),))
+        (adversarial,) = lm.losses(batch, (moved(e, delta),))
         lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
         return StepStats.of(batch, clean=clean, adversarial=adversarial, delta=delta)
