@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Cost, machine, peak_mb_of, show, spread, time_of
+from measuring import Cost, peak_mb_of, show, spread, time_of, write_json
 from modes import MODES, Foundation, Mode, Stepper, Workload
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def gate(modes: Sequence[Mode], settings: dict[str, Any], workload: Workload) ->
         })  # fmt: skip
     red = [row for row in rows if not max(row["loss_error"], row["gradient_error"]) <= _TOLERANCE]
     if red:
-        show(red, list(red[0]))
+        show(red)
         raise SystemExit(f"the gate is red: {', '.join(r['mode'] for r in red)}; no speed is reported")
     return rows
 
@@ -190,7 +190,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for workload in workloads:
         rows += rows_of(workload.name, measure(modes, foundation, workload, arguments.steps))
     return {
-        "machine": machine(),
         "dtype": str(foundation.dtype).removeprefix("torch."),
         "model": Path(arguments.model).name,
         "attn": arguments.attn,
@@ -229,8 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result["rows"] += over_all(result["rows"])
     show(result["rows"], COLUMNS)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, result)
         draw(result["rows"], arguments.json.with_suffix(".png"))
 
 
