@@ -191,7 +191,7 @@ def _engine_step(stepper: Stepper, engine: Any, batches: Any) -> Callable[[], No
 
 
 def draw(result: dict[str, Any], file: Path, along: Sequence[str]) -> None:
-    """A panel for each direction: cost against size, a line a mode."""
+    """A panel for each direction: cost against size, a line for each mode."""
     import matplotlib
 
     matplotlib.use("Agg")

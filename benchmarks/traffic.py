@@ -1,6 +1,6 @@
 """What crosses the network at ZeRO 3: bytes each rank gathers and reduces in an optimizer step, method by method.
 
-    python benchmarks/traffic.py                              # 2 ranks, 4 micro-batches a step, a tiny random Llama
+    python benchmarks/traffic.py                              # 2 ranks, 4 micro-batches per step, a tiny random Llama
     python benchmarks/traffic.py --micro-batches 1 --json results/step_cost/traffic.json
 
 Real runs of the trainer over gloo, with torch.distributed's collectives counted at its door: a gather counts the bytes
@@ -85,7 +85,7 @@ def write_inputs(folder: Path, samples: int) -> None:
 
 
 def run_config(folder: Path, mode: str, *, ranks: int, micro_batches: int, padding_free: bool) -> Config:
-    """Four optimizer steps of a method, `micro_batches` of two samples a rank each."""
+    """Four optimizer steps of a method, `micro_batches` of two samples each on every rank."""
     raw = {
         "model": {"name_or_path": str(folder / "model"), "dtype": "float32"},
         "data": {

@@ -1,4 +1,4 @@
-"""`anit doctor`: what was found on this machine, a line each, with the cure."""
+"""`anit doctor`: what was found on this machine, one line for each thing, with the cure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`python -m anit_kernels.aot`: compile NRM's kernels for GPUs that are not there, and read the machine code.
 
 Prints, for each kernel, dtype and target: registers, spills, shared memory, widths of the bulk loads and stores,
-instructions an element by unit, bytes an element, warps an SM, and the roofline they imply. With --json, the same as
+instructions per element by unit, bytes per element, warps per SM, and the roofline they imply. With --json, the same as
 JSON; with --update, in a checkout, into results/kernels/aot_figures.json, which the tests hold later figures against.
 """
 
@@ -136,7 +136,7 @@ def measure(case: Case) -> Row:
     warps = _warps(case)
     tile = tiling(case.width, warps * TARGETS[case.target].warp_size)
     loads, stores = code.accesses("load"), code.accesses("store")
-    # One turn of a loop is UNROLL tiles, a cell a thread; the last tile of a row may reach beyond D.
+    # One turn of a loop is UNROLL tiles, one cell per thread; the last tile of a row may reach beyond D.
     row = case.width // tile.CHANNELS
     full = row / (-(-row // tile.CELLS) * tile.CELLS)
     elements = tile.CHANNELS * tile.UNROLL * full
