@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint shellcheck clean
 
 setup: .venv/.installed
 
@@ -31,6 +31,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(MAKE) --no-print-directory shellcheck
+
+# The only tool that does not come with `make setup`.
+shellcheck:
+	@if command -v shellcheck >/dev/null; then shellcheck -x launch/*.sh launch/*.sbatch .ci/run; \
+	else echo "shellcheck is not installed: the launchers are not checked"; fi
 
 clean:
 	rm -rf .venv build *.egg-info

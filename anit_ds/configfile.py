@@ -85,6 +85,22 @@ def set_field(raw: dict[str, Any], path: str, value: Any) -> None:
     at[last] = value
 
 
+def get_field(config: BaseModel, path: str) -> Any:
+    """The value of `a.b.c`: a section as a dictionary, as the YAML writes it.
+
+    Raises InputError for a field that is not there, with the nearest name.
+    """
+    at: Any = config.model_dump(mode="json", by_alias=True)
+    section = ""
+    for key in path.split("."):
+        if not isinstance(at, dict):
+            raise InputError(f"{path!r}: {section} is a value in this configuration, not a section")
+        if key not in at:
+            raise InputError(f"{path}: {_unknown(key, list(at))}")
+        section, at = key, at[key]
+    return at
+
+
 def _validated(
     raw: dict[str, Any],
     schema: type[Schema],
@@ -111,14 +127,17 @@ def _validated(
 def _explain(problem: Any, keys: list[str], schema: type[BaseModel]) -> str:
     kind, given = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
-        names = _names_in(keys[:-1], schema)
-        near = difflib.get_close_matches(keys[-1], names, n=1, cutoff=0.5)
-        return "unknown key" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}")
+        return _unknown(keys[-1], _names_in(keys[:-1], schema))
     if kind == "missing":
         return "missing, and it has no default"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return message if kind == "value_error" else f"{message}, not {given!r}"
+
+
+def _unknown(key: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return "unknown key" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}")
 
 
 def _names_in(keys: list[str], schema: type[BaseModel]) -> list[str]:

@@ -9,17 +9,15 @@ python benchmarks/kernel.py --share   # the reference's share of an ANIT step on
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import median_ms, show, write_json
 from torch import Tensor
 
 from anit_kernels import nrm_init, nrm_reference, nrm_step
@@ -80,22 +78,6 @@ def gate(grad: Tensor, embeddings: Tensor, samples: dict[str, Any]) -> None:
         raise SystemExit(f"the gate is red: x1 is off by {float(error.max()):.3g}")
 
 
-def median_ms(run: Callable[[Arguments], Any], batches: list[Arguments], repeats: int = 50) -> float:
-    """The median time of `run` on the GPU over rotating inputs."""
-    turns: Iterator[Arguments] = cycle(batches)
-    for _ in range(5):
-        run(next(turns))
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run(next(turns))
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
 def on_gpu(dtype: torch.dtype) -> list[dict[str, Any]]:
     """Medians of every contender for each shape, as ms, GB/s of what a step must move, and share of a device copy."""
     compiled = torch.compile(eager_step, dynamic=False)
@@ -119,22 +101,12 @@ def on_gpu(dtype: torch.dtype) -> list[dict[str, Any]]:
         }
         copy_rate = 0.0
         for name, (run, accesses) in contenders.items():
-            milliseconds = median_ms(run, batches)
+            turns = cycle(batches)
+            milliseconds = median_ms(lambda: run(next(turns)), repeats=50, before=5)  # noqa: B023
             rate = accesses * size / milliseconds / 1e6
             copy_rate = rate if name == "copy" else copy_rate
             rows.append({"shape": shape, "what": name, "ms": milliseconds, "gb_s": rate, "of_copy": rate / copy_rate})
     return rows
-
-
-def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """The median wall time of `run` on the CPU."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def on_cpu(dtype: torch.dtype) -> list[dict[str, Any]]:
@@ -146,7 +118,7 @@ def on_cpu(dtype: torch.dtype) -> list[dict[str, Any]]:
             "nrm_init": lambda e=embeddings, s=samples: nrm_init(e, **s),
             "nrm_step": lambda g=grad, e=embeddings, s=samples: nrm_step(g, e, **s, alpha=ALPHA, ball=BALL),
         }.items():
-            rows.append({"shape": shape, "what": name, "ms": 1000 * seconds(run, 10)})
+            rows.append({"shape": shape, "what": name, "ms": median_ms(run, repeats=10)})
     return rows
 
 
@@ -182,27 +154,21 @@ def share(dtype: torch.dtype, repeats: int) -> list[dict[str, Any]]:
         model.zero_grad(set_to_none=True)
 
     grad = attack()
-    rows = [
-        {"what": "attack pass", "ms": 1000 * seconds(attack, repeats)},
-        {"what": "joined training pass", "ms": 1000 * seconds(train, repeats)},
-        {"what": "nrm_init", "ms": 1000 * seconds(lambda: nrm_init(embeddings, **samples), 10 * repeats)},
-        {"what": "nrm_step", "ms": 1000 * seconds(
-            lambda: nrm_step(grad, embeddings, **samples, alpha=ALPHA, ball=BALL), 10 * repeats)},
-    ]  # fmt: skip
+    parts: dict[str, tuple[Callable[[], Any], int]] = {
+        "attack pass": (attack, repeats),
+        "joined training pass": (train, repeats),
+        "nrm_init": (lambda: nrm_init(embeddings, **samples), 10 * repeats),
+        "nrm_step": (lambda: nrm_step(grad, embeddings, **samples, alpha=ALPHA, ball=BALL), 10 * repeats),
+    }
+    rows: list[dict[str, Any]] = [
+        {"what": name, "ms": median_ms(run, repeats=count)} for name, (run, count) in parts.items()
+    ]
     total = sum(row["ms"] for row in rows)
     for row in rows:
         row["share"] = row["ms"] / total
     reference = sum(row["share"] for row in rows[2:])
     print(f"the reference's share of an ANIT step: {100 * reference:.2f}%")
     return rows
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """The rows as a Markdown table."""
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        cells = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values())
-        print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -227,7 +193,7 @@ def main() -> None:
         rows = on_cpu(dtype)
     show(rows)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(arguments.json, {"dtype": arguments.dtype, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
-"""What a step costs: seconds of CPU and of wall clock, and the memory it needs above what was there before it."""
+"""How the benchmarks measure and tell: seconds of CPU and of wall clock, memory, tables, and JSON with the machine.
+
+torch is looked at only where the benchmark has loaded it: noise.py measures processes that do without.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import math
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from anit_ds.runfolder import versions
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -27,19 +33,47 @@ class Cost:
     @property
     def counts(self) -> float:
         """What ratios are made of: the device's time on a GPU, CPU time elsewhere (other work stretches it less)."""
-        return self.wall if torch.cuda.is_available() else self.cpu
+        return self.wall if _cuda() else self.cpu
+
+
+def _cuda() -> Any:
+    """torch.cuda where a GPU computes, else None."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch and torch.cuda.is_available() else None
 
 
 def time_of(step: Callable[[], object]) -> Cost:
     """Run `step` once, and on a GPU wait until the device is done."""
+    cuda = _cuda()
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if cuda:
+        cuda.synchronize()
     cpu, wall = time.process_time(), time.perf_counter()
     step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if cuda:
+        cuda.synchronize()
     return Cost(time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def median_ms(call: Callable[[], object], *, repeats: int, before: int = 1) -> float:
+    """The median time of a short call, after some that do not count: by the GPU's own clock, or by the wall clock."""
+    for _ in range(before):
+        call()
+    return statistics.median(_call_ms(call, _cuda()) for _ in range(repeats))
+
+
+def _call_ms(call: Callable[[], object], cuda: Any) -> float:
+    if not cuda:
+        start = time.perf_counter()
+        call()
+        return 1000 * (time.perf_counter() - start)
+    first, last = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+    first.record()
+    call()
+    last.record()
+    last.synchronize()
+    elapsed: float = first.elapsed_time(last)
+    return elapsed
 
 
 def peak_mb_of(step: Callable[[], object]) -> float:
@@ -47,17 +81,18 @@ def peak_mb_of(step: Callable[[], object]) -> float:
 
     Not while timing: pages handed back before the step have to be faulted in again.
     """
+    cuda = _cuda()
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if cuda:
+        cuda.synchronize()
+        cuda.reset_peak_memory_stats()
+        held = cuda.memory_allocated()
         step()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _forget_peak()
+        cuda.synchronize()
+        return float(cuda.max_memory_allocated() - held) / 2**20
+    resident = _forget_peak()
     step()
-    return _resident("VmHWM") - before
+    return _resident("VmHWM") - resident
 
 
 def _forget_peak() -> float:
@@ -86,8 +121,9 @@ def spread(values: Sequence[float]) -> float:
     return third - first
 
 
-def show(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Some columns of the rows as a Markdown table."""
+def show(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+    """The rows as a Markdown table: these columns, or all that the first row has."""
+    columns = columns or list(rows[0])
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for row in rows:
         print("| " + " | ".join(_cell(row.get(column)) for column in columns) + " |")
@@ -96,18 +132,23 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """`content` beside the machine it was measured on; folders are made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:
     """What the figures depend on beside the code."""
-    import deepspeed
-    import peft
-    import transformers
-
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    versions = {package.__name__: package.__version__ for package in (torch, transformers, peft, deepspeed)}
-    return {"device": name, "threads": torch.get_num_threads(), "versions": versions}
+    torch, cuda = sys.modules.get("torch"), _cuda()
+    threads = {"threads": torch.get_num_threads()} if torch else {}
+    device = cuda.get_device_name() if cuda else _processor()
+    return {"device": device, "cores": os.cpu_count(), **threads, "versions": versions()}
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
 """How fast a noisy set is made, scored and written, and what it costs in memory; rule-based scoring by itself.
 
     python benchmarks/noise.py                      # 1,000,000 samples on one core and on two
-    python benchmarks/noise.py --samples 100000 --json benchmarks/noise.json
+    python benchmarks/noise.py --samples 100000 --json results/noise.json
 
 Prints a table; with --json also writes it. Peak memory is the largest resident set of the building process and of
 its largest worker, at a tenth of the size and at the full size: it must not grow. CPU seconds are those of the
@@ -11,18 +11,16 @@ building process and its workers, imports included; on a machine that other work
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import platform
 import random
 import resource
 import shutil
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from measuring import median_ms, show, time_of, write_json
 
 from anit_ds.config import DataConfig, DistortionConfig, NoiseConfig
 from anit_ds.data.corpora import Corpus
@@ -48,18 +46,22 @@ def build(folder: Path, samples: int, workers: int, result: Any) -> None:
     train = RecordFile(folder / f"train-{samples}.jsonl", Example.from_json)
     corpus = Corpus("sst2", "classification", train, train[:100], train[:100], ("0", "1"))
     out = folder / f"out-{samples}-{workers}"
-    start = time.perf_counter()
-    noisy = build_noisy_set(
-        corpus,
-        load_instructions("sst2"),
-        data=DataConfig(dataset="sst2"),
-        noise=NoiseConfig(kind="replacement", omega=0.2, phi=0.8),
-        distortion=DistortionConfig(),
-        seed=42,
-        out=out,
-        workers=workers,
-    )
-    seconds = time.perf_counter() - start
+    made = []
+
+    def build_set() -> None:
+        noisy = build_noisy_set(
+            corpus,
+            load_instructions("sst2"),
+            data=DataConfig(dataset="sst2"),
+            noise=NoiseConfig(kind="replacement", omega=0.2, phi=0.8),
+            distortion=DistortionConfig(),
+            seed=42,
+            out=out,
+            workers=workers,
+        )
+        made.append(noisy.beta)
+
+    seconds = time_of(build_set).wall
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     result.put(
         {
@@ -67,7 +69,7 @@ def build(folder: Path, samples: int, workers: int, result: Any) -> None:
             "cpu_seconds": sum(used.ru_utime + used.ru_stime for used in (own, children)),
             "peak_mb": own.ru_maxrss / 1024,
             "worker_mb": children.ru_maxrss / 1024,
-            "beta": noisy.beta,
+            "beta": made[0],
         }
     )
     shutil.rmtree(out)
@@ -95,14 +97,13 @@ def textbook_distance(first: list[str], second: list[str]) -> int:
 
 
 def microseconds(call: Callable[[], object], repeats: int) -> float:
-    """The median over five rounds, in microseconds a call."""
-    rounds = []
-    for _ in range(5):
-        start = time.perf_counter()
+    """The median over five rounds, in microseconds per call."""
+
+    def several() -> None:
         for _ in range(repeats):
             call()
-        rounds.append((time.perf_counter() - start) / repeats * 1e6)
-    return statistics.median(rounds)
+
+    return 1000 * median_ms(several, repeats=5) / repeats
 
 
 def scoring() -> dict[str, float]:
@@ -128,18 +129,12 @@ def main() -> None:
         for size in sizes:
             write_examples(folder / f"train-{size}.jsonl", size, "sst2/train")
         rows = [measured_build(folder, size, workers) for workers in arguments.workers for size in sizes]
-    print("  samples workers  seconds   CPU s  samples/s  peak MB worker MB")
-    for row in rows:
-        print(
-            f"{row['samples']:>9} {row['workers']:>7} {row['seconds']:>8.1f} {row['cpu_seconds']:>7.1f} "
-            f"{row['per_second']:>10.0f} {row['peak_mb']:>8.0f} {row['worker_mb']:>9.0f}"
-        )
+    show(rows)
     distance = scoring()
     fast, plain, times = distance.values()
     print(f"rule-based scoring: {fast:.1f} us a sample, plain Python {plain:.0f} us, {times:.0f} times faster")
     if arguments.json:
-        machine = {"machine": platform.machine(), "python": platform.python_version()}
-        arguments.json.write_text(json.dumps({**machine, "builds": rows, "scoring": distance}, indent=2) + "\n")
+        write_json(arguments.json, {"builds": rows, "scoring": distance})
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ import argparse
 import os
 import random
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from measuring import time_of
 from torch.profiler import ProfilerActivity, profile
 
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
@@ -90,9 +91,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(arguments.rounds):
         for way, taken in seconds.items():
-            start = time.process_time()
-            step(way)
-            taken.append(time.process_time() - start)
+            taken.append(time_of(partial(step, way)).cpu)
     for way, taken in seconds.items():
         if taken:
             print(f"{way:33} {statistics.median(taken):6.2f} CPU s  ({min(taken):.2f} to {max(taken):.2f})")

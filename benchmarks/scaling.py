@@ -15,10 +15,6 @@ starting thousands of small operators, pulls the slope of small sizes below 1.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
-import socket
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -28,8 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import machine, peak_mb_of, show, spread, time_of
+from measuring import peak_mb_of, show, spread, time_of, write_json
 from modes import MODES, Foundation, Mode, Stepper, run_config
+from on_ranks import on_ranks
 
 from anit_ds.data.prompts import Encoded
 from anit_ds.errors import InputError
@@ -140,22 +137,9 @@ def over_ranks(arguments: argparse.Namespace, settings: dict[str, Any]) -> dict[
 
     Each rank is a process of its own with one thread; the time is rank 0's wall clock, collectives included.
     """
-    context = multiprocessing.get_context("spawn")
     rows: list[dict[str, Any]] = []
     for ranks in arguments.ranks:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        results = context.SimpleQueue()
-        shared = (ranks, port, settings, arguments.steps, results)
-        processes = [context.Process(target=_rank, args=(rank, *shared)) for rank in range(ranks)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit(f"a rank of {ranks} failed: exit codes {[process.exitcode for process in processes]}")
-        rows += results.get()
+        rows += on_ranks(ranks, _rows_of_rank, ranks, settings, arguments.steps)
     for row in rows:
         alone = next((r["wall_seconds"] for r in rows if r["mode"] == row["mode"] and r["ranks"] == 1), None)
         row["tokens_per_second"] = row["ranks"] * row["micro_batch"] * row["length"] / row["wall_seconds"]
@@ -163,10 +147,7 @@ def over_ranks(arguments: argparse.Namespace, settings: dict[str, Any]) -> dict[
     return {"rows": rows, "slopes": []}
 
 
-def _rank(rank: int, ranks: int, port: int, settings: dict[str, Any], steps: int, results: Any) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def _rows_of_rank(ranks: int, settings: dict[str, Any], steps: int) -> list[dict[str, Any]]:
     from anit_ds.ranks import distributed
     from anit_ds.training.engine import build_engine, deepspeed_config
 
@@ -198,8 +179,7 @@ def _rank(rank: int, ranks: int, port: int, settings: dict[str, Any], steps: int
             "wall_seconds": statistics.median(c.wall for c in costs),
             "iqr": spread([c.wall for c in costs]),
         })  # fmt: skip
-    if rank == 0:
-        results.put(rows)
+    return rows
 
 
 def _engine_step(stepper: Stepper, engine: Any, batches: Any) -> Callable[[], None]:
@@ -211,7 +191,7 @@ def _engine_step(stepper: Stepper, engine: Any, batches: Any) -> Callable[[], No
 
 
 def draw(result: dict[str, Any], file: Path, along: Sequence[str]) -> None:
-    """A panel for each direction: cost against size, a line a mode."""
+    """A panel for each direction: cost against size, a line for each mode."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -263,14 +243,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = how(arguments, foundation)
     except InputError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    show(result["rows"], list(result["rows"][0]))
+    show(result["rows"])
     if result["slopes"]:
         print()
-        show(result["slopes"], list(result["slopes"][0]))
+        show(result["slopes"])
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": machine(), "model": Path(arguments.model).name, **result}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, {"model": Path(arguments.model).name, **result})
         draw(result, arguments.json.with_suffix(".png"), along)
 
 

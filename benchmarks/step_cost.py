@@ -3,11 +3,11 @@
     python benchmarks/step_cost.py --data DATA --json results/step_cost/step_cost.json
     python benchmarks/step_cost.py --data DATA --datasets sst2 --modes trl,sft,anit --steps 3
 
-DATA holds a folder a data set, as `data.path` of a run names it. Modes are interleaved round by round, each round on
-another batch; a row holds medians over the rounds, and a ratio is the median of the rounds' ratios. A round before the
-clock starts measures memory. Before any of it the gate: in float32 every mode that promises another mode's gradients
-must give them, or nothing is timed. All modes run without dropout, so that they compute the same thing, with the
-same attention and, but for trl_defaults, without gradient checkpointing. modes.py says what a step is.
+DATA holds a folder for each data set, as `data.path` of a run names it. Modes are interleaved round by round, each
+round on another batch; a row holds medians over the rounds, and a ratio is the median of the rounds' ratios. A round
+before the clock starts measures memory. Before any of it the gate: in float32 every mode that promises another mode's
+gradients must give them, or nothing is timed. All modes run without dropout, so that they compute the same thing, with
+the same attention and, but for trl_defaults, without gradient checkpointing. modes.py says what a step is.
 
 peak_mb is a step's largest memory above what is held before it (weights, adapters, AdamW's moments). ratio_to_trl and
 ratio_to_sft compare CPU time; on a GPU, where this has not run yet, the time until the device is done. TRL 1.16 scores
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Cost, machine, peak_mb_of, show, spread, time_of
+from measuring import Cost, peak_mb_of, show, spread, time_of, write_json
 from modes import MODES, Foundation, Mode, Stepper, Workload
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def gate(modes: Sequence[Mode], settings: dict[str, Any], workload: Workload) ->
         })  # fmt: skip
     red = [row for row in rows if not max(row["loss_error"], row["gradient_error"]) <= _TOLERANCE]
     if red:
-        show(red, list(red[0]))
+        show(red)
         raise SystemExit(f"the gate is red: {', '.join(r['mode'] for r in red)}; no speed is reported")
     return rows
 
@@ -140,7 +140,7 @@ def rows_of(dataset: str, results: dict[str, Measured]) -> list[dict[str, Any]]:
 
 
 def over_all(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a mode with the geometric means over the data sets."""
+    """A row for each mode with the geometric means over the data sets."""
     means = []
     for mode in dict.fromkeys(row["mode"] for row in rows):
         own = [row for row in rows if row["mode"] == mode]
@@ -190,7 +190,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for workload in workloads:
         rows += rows_of(workload.name, measure(modes, foundation, workload, arguments.steps))
     return {
-        "machine": machine(),
         "dtype": str(foundation.dtype).removeprefix("torch."),
         "model": Path(arguments.model).name,
         "attn": arguments.attn,
@@ -203,7 +202,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder with a folder a data set")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder that holds one for each data set")
     parser.add_argument("--datasets", default="14lap,webnlg,agnews", help="names, separated by commas")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="hub id or folder")
     parser.add_argument(
@@ -229,8 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result["rows"] += over_all(result["rows"])
     show(result["rows"], COLUMNS)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, result)
         draw(result["rows"], arguments.json.with_suffix(".png"))
 
 

@@ -1,7 +1,7 @@
 """What crosses the network at ZeRO 3: bytes each rank gathers and reduces in an optimizer step, method by method.
 
-    python benchmarks/traffic.py                              # 2 ranks, 4 micro-batches a step, a tiny random Llama
-    python benchmarks/traffic.py --micro-batches 1 --json benchmarks/traffic.json
+    python benchmarks/traffic.py                              # 2 ranks, 4 micro-batches per step, a tiny random Llama
+    python benchmarks/traffic.py --micro-batches 1 --json results/step_cost/traffic.json
 
 Real runs of the trainer over gloo, with torch.distributed's collectives counted at its door: a gather counts the bytes
 of the whole tensor it makes on a rank, a reduction those of the tensor a rank gives. The last of four optimizer steps
@@ -18,10 +18,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import multiprocessing
 import os
-import platform
-import socket
 import sys
 import tempfile
 from collections import Counter
@@ -29,8 +26,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed
+from measuring import show, write_json
+from on_ranks import on_ranks
 from torch import Tensor, nn
 
 from anit_ds.config import Config
@@ -87,7 +85,7 @@ def write_inputs(folder: Path, samples: int) -> None:
 
 
 def run_config(folder: Path, mode: str, *, ranks: int, micro_batches: int, padding_free: bool) -> Config:
-    """Four optimizer steps of a method, `micro_batches` of two samples a rank each."""
+    """Four optimizer steps of a method, `micro_batches` of two samples each on every rank."""
     raw = {
         "model": {"name_or_path": str(folder / "model"), "dtype": "float32"},
         "data": {
@@ -127,14 +125,12 @@ def count_collectives(counts: Counter[str]) -> None:
             setattr(module, name, call)
 
 
-def main_of_rank(rank: int, ranks: int, port: int, configs: list[Config], results: Any) -> None:
-    """Train every run in this process; a dictionary for each, of its last optimizer step, goes into `results`."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    log = open(Path(configs[0].out).parent / f"rank{rank}.log", "w")  # noqa: SIM115 (open for the process's whole life)
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
+def bytes_of_rank(configs: list[Config]) -> list[dict[str, int]]:
+    """Train every run in this process: the bytes of the last optimizer step of each."""
+    log = Path(configs[0].out).parent / f"rank{os.environ['RANK']}.log"
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     counts: Counter[str] = Counter()
     count_collectives(counts)  # before DeepSpeed keeps references to them
     from anit_ds.training import loop
@@ -150,10 +146,11 @@ def main_of_rank(rank: int, ranks: int, port: int, configs: list[Config], result
         of_step["parameters"] = sum(whole_size(p) * p.element_size() for p in trainer.module.parameters())
 
     loop.Trainer._optimizer_step = counted_step  # type: ignore[method-assign]
+    counted = []
     for config in configs:
         loop.train(config)
-        if rank == 0:
-            results.put(dict(of_step))
+        counted.append(dict(of_step))
+    return counted
 
 
 def whole_size(parameter: nn.Parameter) -> int:
@@ -165,21 +162,10 @@ def measure(folder: Path, *, ranks: int, micro_batches: int, padding_free: bool)
     """The rows of the table, from one run of each method on the same ranks."""
     shape: dict[str, Any] = {"ranks": ranks, "micro_batches": micro_batches, "padding_free": padding_free}
     configs = [run_config(folder, mode, **shape) for mode in METHODS]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        context.Process(target=main_of_rank, args=(rank, ranks, port, configs, results)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise SystemExit((folder / "rank0.log").read_text()[-2000:])
-    counted = [results.get() for _ in METHODS]
+    try:
+        counted = on_ranks(ranks, bytes_of_rank, configs)
+    except SystemExit as failure:
+        raise SystemExit(f"{failure}\n{(folder / 'rank0.log').read_text()[-2000:]}") from failure
     return [
         {
             "mode": mode,
@@ -213,22 +199,9 @@ def main() -> None:
         write_inputs(folder, samples=2 * arguments.ranks * arguments.micro_batches * STEPS)
         rows = measure(folder, **shape)
     print(f"ZeRO 3, {arguments.ranks} ranks, {arguments.micro_batches} micro-batches: per rank and optimizer step")
-    print(f"{'':15} {'gathered MB':>11} {'x sft':>6} {'sweeps':>7} {'a micro':>7} {'reduced MB':>11} {'x sft':>6}")
-    for row in rows:
-        print(
-            f"{row['mode']:15} {row['gathered_bytes'] / 1e6:11.3f} {row['gathered_ratio_to_sft']:6.2f} "
-            f"{row['sweeps']:7.2f} {row['sweeps_per_micro_batch']:7.2f} {row['reduced_bytes'] / 1e6:11.3f} "
-            f"{row['reduced_ratio_to_sft']:6.2f}  {row['what']}"
-        )
+    show(rows)
     if arguments.json:
-        document = {
-            "command": "python " + " ".join(sys.argv),
-            "torch": torch.__version__,
-            "machine": platform.processor() or platform.machine(),
-            **shape,
-            "rows": rows,
-        }
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        write_json(arguments.json, {"command": "python " + " ".join(sys.argv), **shape, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -72,19 +72,11 @@ run_folder() {
         realpath -m "${command_line[2]:-.}"
         return
     fi
-    local words=() word
+    local words=() word out
     for word in "${command_line[@]:2}"; do
         if [[ $word != --* ]]; then words+=("$word"); fi
     done
-    python - "${words[@]}" <<'PYTHON'
-import os, sys
-from anit_ds.configfile import load_config
-from anit_ds.errors import InputError
-try:
-    print(os.path.abspath(load_config(sys.argv[1], sys.argv[2:]).out))
-except (InputError, IndexError) as error:
-    sys.exit(f"launch: {error if str(error) else 'no configuration given'}")
-PYTHON
+    out=$(anit config "${words[@]}" --get out) && realpath -ms -- "$out"
 }
 
 # A run that a signal ended early has saved its state and asks to be started again.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One machine, one process a GPU (or as many as you say on a CPU).
+# One machine, one process per GPU (or as many as you say on a CPU).
 #
 #   launch/local.sh [options] anit train CONFIG [key=value ...]
 #

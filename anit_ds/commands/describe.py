@@ -58,7 +58,7 @@ def describe_summary(summary: dict[str, Any], folder: Path) -> str:
 
 
 def describe_evaluation(name: str, report: dict[str, Any], folder: Path) -> str:
-    """A score, a data set a line, and where the predictions are."""
+    """The score of each data set, and where the predictions are."""
     rows = report.get("datasets") or {report["dataset"]: report}
     lines = []
     for dataset, r in rows.items():

@@ -1,58 +1,24 @@
-"""`anit export`: a run's adapter in PEFT's format, or base and adapter merged into one checkpoint, checked by its
-logits."""
+"""`anit export`: a run's adapter, or base and adapter merged, written to a folder of its own."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from anit_ds.errors import InputError
-from anit_ds.modeling import load_adapter, load_model, load_tokenizer, resolve_dtype
-from anit_ds.runfolder import RunFolder
-
-# How far the merged model's logits may be from base + adapter's: root mean square, relative to their spread. Merging
-# rounds W + BA once to the weights' dtype where base + adapter rounds two products, so in half precision they differ as
-# much as either does from float32: 0.05 on SmolLM2-135M in bfloat16, where an adapter of two steps moves them by 0.23.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+import click
 
 
-def export_run(run_path: Path, out: Path, *, merge: bool = False) -> str:
-    """Write the best adapter of a run to `out` (with `merge`: the whole model and tokenizer); returns what to tell.
+@click.command(short_help="Write the adapter, or base and adapter merged.")
+@click.argument("run", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--merge", is_flag=True, help="Base and adapter in one checkpoint that transformers loads alone.")
+def export(run: str, out: str, merge: bool) -> None:
+    """Write the adapter of RUN to OUT in PEFT's format, or with --merge the whole model."""
+    from anit_ds.export import export_adapter, export_merged
 
-    Raises InputError: no run, no adapter, `out` already there. Raises RuntimeError where the merged checkpoint,
-    loaded by transformers alone, does not give the logits of base + adapter.
-    """
-    run = RunFolder(run_path)
-    config = run.load_config()
-    if out.exists():
-        raise InputError(f"{out}: already there; choose another folder")
-    if not (run.adapter / "adapter_config.json").is_file():
-        raise InputError(f"{run_path}: has no adapter yet; train it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
     if not merge:
-        shutil.copytree(run.adapter, temporary)
-        os.rename(temporary, out)
-        return f"adapter written to {out}: PeftModel.from_pretrained(base, {str(out)!r})"
-    dtype = resolve_dtype(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(config.model)
-    model: Any = load_adapter(load_model(config.model, dtype), run.path).eval()
-    probe = tokenizer("Instruction: answer.\nText: a test of the weights\nAnswer:", return_tensors="pt").input_ids
-    with torch.no_grad():
-        expected = model(input_ids=probe).logits.float()
-    model.merge_and_unload().save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    with torch.no_grad():
-        merged = AutoModelForCausalLM.from_pretrained(temporary, dtype=dtype).eval()(input_ids=probe).logits.float()
-    difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
-    if difference > _TOLERANCE[dtype]:
-        shutil.rmtree(temporary)
-        raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
-    os.rename(temporary, out)
-    return f"merged model written to {out}; its logits differ from base + adapter's by {difference:.1e} of their spread"
+        export_adapter(Path(run), Path(out))
+        click.echo(f"adapter written to {out}: PeftModel.from_pretrained(base, {out!r})")
+        return
+    difference = export_merged(Path(run), Path(out))
+    told = f"its logits differ from base + adapter's by {difference:.1e} of their spread"
+    click.echo(f"merged model written to {out}; {told}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from anit_ds.experiments.compare import compare, describe_plan
-from anit_ds.experiments.grid import CompareConfig, load_compare_config
+from anit_ds.experiments.cells import Cell, load_compare_config
+from anit_ds.experiments.compare import Listener, Outcome, compare
+from anit_ds.experiments.grid import CompareConfig
+from anit_ds.experiments.plan import Planned, plan
 
-__all__ = ["CompareConfig", "compare", "describe_plan", "load_compare_config"]
+__all__ = ["Cell", "CompareConfig", "Listener", "Outcome", "Planned", "compare", "load_compare_config", "plan"]

@@ -7,28 +7,49 @@ third of an A100's data sheet, not measured).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import Config
 from anit_ds.data.corpora import load_corpus
 from anit_ds.data.corpora.hub import is_hub_path
 from anit_ds.errors import InputError
-from anit_ds.experiments.grid import Cell
+from anit_ds.experiments.cells import Cell
 
-_OPERATIONS_A_WEIGHT_AND_TOKEN = 4
+_OPERATIONS = 4  # per weight and token
 _CPU_THREAD = 1e11
 _GPU = 1e14
-_TOKENS_A_WORD = 1.4
+_TOKENS_PER_WORD = 1.4
 _PROMPT_WORDS = 60  # instruction, question, format and options, beside the text
 
 
-def seconds(cell: Cell, finished: Sequence[Mapping[str, Any]], *, gpu: bool, threads: int) -> float | None:
-    """Wall-clock seconds of a cell, or None where nothing is known of its data or its model."""
+@dataclass(frozen=True)
+class Device:
+    """What a cell computes on."""
+
+    gpu: bool
+    threads: int
+    """CPU threads."""
+
+
+def device_here() -> Device:
+    """This machine's, without importing torch."""
+    gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+    return Device(gpu, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+
+
+def seconds(cell: Cell, finished: Sequence[Mapping[str, Any]], device: Device) -> float | None:
+    """Wall-clock seconds of a cell, or None where nothing is known of its data or its model.
+
+    `finished` are results of the comparison's other cells.
+    """
     passes = passes_of(cell.config)
     alike = [r["seconds"] / r["passes"] for r in finished if _alike(r, cell.axes())]
     if alike:
@@ -37,21 +58,17 @@ def seconds(cell: Cell, finished: Sequence[Mapping[str, Any]], *, gpu: bool, thr
     if weights is None or words is None:
         return None
     train = cell.config.train
-    tokens = words * _TOKENS_A_WORD * train.epochs
+    tokens = words * _TOKENS_PER_WORD * train.epochs
     if train.max_steps is not None:
         samples = _training_samples(cell.config) or 1
-        tokens = min(tokens, words * _TOKENS_A_WORD * train.max_steps * train.global_batch / samples)
-    rate = _GPU if gpu else _CPU_THREAD * threads
-    return passes * tokens * weights * _OPERATIONS_A_WEIGHT_AND_TOKEN / rate
+        tokens = min(tokens, words * _TOKENS_PER_WORD * train.max_steps * train.global_batch / samples)
+    rate = _GPU if device.gpu else _CPU_THREAD * device.threads
+    return passes * tokens * weights * _OPERATIONS / rate
 
 
 def passes_of(config: Config) -> int:
-    """Forward-and-backward passes of a step (method.md section 5), without building the method."""
-    method = config.method
-    if method.name == "anit":
-        return 3 if method.gradient == "attack" else 2
-    fixed = {"random": 2, "fgsm": 2, "fgm": 2, "pgd": method.steps + 1, "freelb": method.steps}
-    return fixed.get(method.name, 1)
+    """Forward-and-backward passes of a step (docs/method.md section 5), without building the method."""
+    return METHODS[config.method.name].passes(config.method)
 
 
 def _alike(result: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:

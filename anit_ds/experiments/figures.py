@@ -48,21 +48,21 @@ def omega(axes: Axes, results: Sequence[Result]) -> bool:
 
 
 def time_against_f1(axes: Axes, results: Sequence[Result]) -> bool:
-    """Figures 2b, 2c: mean training time against mean test micro-F1, a point a method (its passes in the legend)."""
+    """Figures 2b, 2c: mean training time against mean test micro-F1 of each method (its passes in the legend)."""
     groups = grouped([r for r in results if not r["transfer_from"]], row_names(results))
     for (label, group), marker in zip(groups.items(), cycle("osD^vPX<>"), strict=False):
         x, y = mean([r["train_seconds"] for r in group]), 100 * mean([r["micro_f1"] for r in group])
         # Beside the axes and by shape: methods that cost and score the same lie on top of each other.
         axes.scatter(x, y, s=40, alpha=0.7, marker=marker, label=f"{label} ({group[0]['passes']})")
     axes.margins(0.15)
-    axes.set(xlabel="training time (s); in brackets: passes a step", ylabel="test micro-F1 (%)")
+    axes.set(xlabel="training time (s); in brackets: passes per step", ylabel="test micro-F1 (%)")
     if groups:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return bool(groups)
 
 
 def dev_curves(axes: Axes, results: Sequence[Result]) -> bool:
-    """Dev micro-F1 against the optimizer step, a line a run."""
+    """Dev micro-F1 against the optimizer step, a line for each run."""
     name = row_names(results)
     drawn = [r for r in results if len(r["dev_curve"]) > 1]
     for r in drawn:

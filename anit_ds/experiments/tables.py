@@ -209,7 +209,7 @@ def _row(
 
 
 def _runs(results: Iterable[Result], inner: str | None) -> dict[int, Sequence[Sequence[int]]]:
-    """Seed -> counts an example of the data set `inner`, or of the only one.
+    """Seed -> counts per example of the data set `inner`, or of the only one.
 
     Raises ValueError for two results of one seed: they differ in something that the table does not show.
     """

@@ -1,8 +1,8 @@
 """`python -m anit_kernels.aot`: compile NRM's kernels for GPUs that are not there, and read the machine code.
 
 Prints, for each kernel, dtype and target: registers, spills, shared memory, widths of the bulk loads and stores,
-instructions an element by unit, bytes an element, warps an SM, and the roofline they imply. With --json, the same as
-JSON; with --update, into aot_figures.json, which the tests hold later figures against.
+instructions per element by unit, bytes per element, warps per SM, and the roofline they imply. With --json, the same as
+JSON; with --update, in a checkout, into results/kernels/aot_figures.json, which the tests hold later figures against.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .nrm_kernels import apply_kernel, init_kernel, reduce_kernel
 from .nrm_triton import CHUNK_WARPS, ONE_LAUNCH_WARPS, tiling
 from .roofline import GPUS, bound, resident_warps
 
-FIGURES = Path(__file__).with_name("aot_figures.json")
+FIGURES = Path(__file__).parents[2] / "results" / "kernels" / "aot_figures.json"  # in a checkout
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -136,7 +136,7 @@ def measure(case: Case) -> Row:
     warps = _warps(case)
     tile = tiling(case.width, warps * TARGETS[case.target].warp_size)
     loads, stores = code.accesses("load"), code.accesses("store")
-    # One turn of a loop is UNROLL tiles, a cell a thread; the last tile of a row may reach beyond D.
+    # One turn of a loop is UNROLL tiles, one cell per thread; the last tile of a row may reach beyond D.
     row = case.width // tile.CHANNELS
     full = row / (-(-row // tile.CELLS) * tile.CELLS)
     elements = tile.CHANNELS * tile.UNROLL * full
@@ -230,6 +230,8 @@ def main() -> None:
     parser.add_argument("--width", action="append", type=int, help="embeddings of this width (repeatable)")
     parser.add_argument("--main", action="store_true", help="only what the trainer launches for padded rows")
     arguments = parser.parse_args()
+    if arguments.update and not FIGURES.parent.is_dir():
+        parser.error(f"--update belongs to a checkout of the repository: there is no folder {FIGURES.parent}")
     if triton.knobs.runtime.interpret:
         sys.exit("TRITON_INTERPRET=1 is set: unset it, interpreted kernels cannot be compiled")
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+import anit_ds
 from anit_ds.commands.cli import main
-from anit_ds.configfile import annotated_yaml, load_config
+from anit_ds.configfile import annotated_yaml, load_config, set_field
 
 INSTRUCTIONS = {
     "task": "classification", "question": "Which?", "format": "one label",
@@ -30,18 +32,14 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
     (tmp_path / "instructions.yaml").write_text(yaml.safe_dump(INSTRUCTIONS))
 
     def write(**changes: object) -> Path:
-        raw = {
+        raw: dict[str, Any] = {
             "model": {"name_or_path": str(tmp_path / "no-model"), "dtype": "float32"},
             "data": {"dataset": "jsonl", "path": str(tmp_path),
                      "instructions_file": str(tmp_path / "instructions.yaml")},
             "out": str(tmp_path / "run"),
         }  # fmt: skip
         for path, value in changes.items():
-            section, _, key = path.partition(".")
-            if key:
-                raw.setdefault(section, {})[key] = value
-            else:
-                raw[section] = value
+            set_field(raw, path, value)
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump(raw, sort_keys=False))
         return file
@@ -162,3 +160,33 @@ def test_the_printed_configuration_is_a_valid_one(tmp_path: Path):
     file.write_text(annotated_yaml())
     assert load_config(file).train.epochs == 3.0
     assert file.read_text().count("#") > 60
+
+
+@pytest.mark.parametrize(
+    "field, value", [("out", "OUT/run"), ("train.lr", "0.0003"), ("train.adam_betas", "- 0.9\n- 0.999")]
+)
+def test_a_script_is_told_one_field(field: str, value: str, write_config, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["anit", "config", str(write_config()), "train.lr=3e-4", "--get", field])
+    main()
+    assert capsys.readouterr().out == value.replace("OUT", str(tmp_path)) + "\n"
+
+
+def test_a_field_that_is_not_there_is_named(write_config, capsys, monkeypatch):
+    file = write_config()
+    assert "train.lrr: unknown key; did you mean lr?" in refusal(
+        capsys, monkeypatch, "config", file, "--get", "train.lrr"
+    )
+    assert "'out.x': out is a value" in refusal(capsys, monkeypatch, "config", file, "--get", "out.x")
+
+
+def test_a_configuration_comes_to_one_that_reads_the_same(write_config, capsys, monkeypatch, tmp_path):
+    file = write_config()
+    monkeypatch.setattr(sys, "argv", ["anit", "config", str(file), "noise.omega=0.4"])
+    main()
+    (tmp_path / "resolved.yaml").write_text(capsys.readouterr().out)
+    assert load_config(tmp_path / "resolved.yaml") == load_config(file, ["noise.omega=0.4"])
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "anit_ds", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"anit, version {anit_ds.__version__}\n"

@@ -24,8 +24,8 @@ from anit_ds.commands.cli import main
 from anit_ds.config import MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.experiments import load_compare_config
+from anit_ds.experiments.cells import cells, tuning_cells
 from anit_ds.experiments.estimate import passes_of
-from anit_ds.experiments.grid import cells, tuning_cells
 
 
 @pytest.fixture

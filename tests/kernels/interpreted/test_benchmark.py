@@ -16,6 +16,7 @@ from anit_kernels import nrm_init, nrm_step, nrm_triton
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setenv("ANIT_KERNEL", "triton")
     path = Path(__file__).parents[3] / "benchmarks" / "kernel.py"
+    monkeypatch.syspath_prepend(str(path.parent))
     spec = importlib.util.spec_from_file_location("benchmark_kernel", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

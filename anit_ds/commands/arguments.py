@@ -1,0 +1,28 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def config_and_overrides(*, required: bool = True) -> Callable[[Command], Command]:
+    """CONFIG, a YAML file or a run's folder, and section.key=value after it."""
+
+    def add(command: Command) -> Command:
+        command = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE ...]")(command)
+        return click.argument("config", type=click.Path(), required=required)(command)
+
+    return add
+
+
+# The deepspeed launcher adds it; the ranks are told by the environment.
+ignored_local_rank = click.option("--local_rank", type=int, hidden=True, expose_value=False)
+
+fresh = click.option("--fresh", is_flag=True, help="Empty the run's folder first.")
+
+dtype = click.option("--dtype", default=None, help="Load the weights in another dtype than the run's.")

@@ -1,0 +1,30 @@
+"""`anit data`: the noisy set of a run, built, measured and shown."""
+
+from __future__ import annotations
+
+import click
+
+from anit_ds.commands.arguments import config_and_overrides, fresh
+
+
+@click.command(short_help="Build the noisy set, measure it, and show it.")
+@config_and_overrides()
+@click.option("--dry-run", is_flag=True, help="Only say what measuring the distortion would ask of a model.")
+@fresh
+def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> None:
+    """Build the noisy set of CONFIG: OUT/data with train, dev, test as JSON lines, and manifest.json.
+
+    Overrides are written section.key=value, such as noise.omega=0.3.
+    """
+    from anit_ds.commands.describe import describe_data
+    from anit_ds.configfile import load_config
+    from anit_ds.data.rundata import RunData
+    from anit_ds.runfolder import RunFolder
+
+    settings = load_config(config, overrides)
+    if dry_run:
+        click.echo("\n".join(RunData.estimate(settings)))
+        return
+    run = RunFolder(settings.out)
+    run.prepare(settings, fresh=fresh)
+    click.echo(describe_data(RunData.load(settings, run.data), run.data))

@@ -1,0 +1,43 @@
+"""How a command of `anit` ends: the exit code, and one sentence for what the user can put right.
+
+Exit codes: 0 done, 1 a run failed, 2 what the user gave is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from anit_ds.errors import InputError, ServiceError
+
+# Two OpenMP threads that spin while they wait burn four times the CPU on a busy machine. Said before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def run(command: click.Command, arguments: Sequence[str] | None = None) -> None:
+    """Run a command on `arguments` (the process's own by default); anything but success ends the process.
+
+    InputError becomes its sentence and exit code 2.
+    """
+    code = 0
+    try:
+        command.main(arguments, prog_name="anit", standalone_mode=False)
+    except InputError as error:
+        click.echo(f"anit: {error}", err=True)
+        code = 2
+    except ServiceError as error:
+        click.echo(f"anit: {error}", err=True)
+        code = 1
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("anit: interrupted", err=True)
+        code = 130
+    if distributed := sys.modules.get("anit_ds.ranks.distributed"):
+        distributed.end(code)
+    if code:
+        sys.exit(code)

@@ -1,0 +1,143 @@
+"""What a comparison keeps of its cells.
+
+OUT/cells/NAME.json holds a finished cell: its record, [hits, predicted, gold] of each test example, and its dev curve.
+OUT/results.json holds the records of all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from anit_ds.experiments.cells import Cell, Chosen
+from anit_ds.experiments.grid import CompareConfig
+from anit_ds.experiments.statistics import example_counts
+from anit_ds.files import write_json
+from anit_ds.runfolder import RunFolder, versions
+
+Result = dict[str, Any]
+"""One cell's record in results.json; `status` is "done" or "failed"."""
+
+
+class Cells:
+    """The results of a comparison's cells in its folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder = out / "cells"
+
+    def read(self, cell: Cell) -> Result | None:
+        """What is on record for this cell, a failure too; counts and dev curve included."""
+        file = self.folder / f"{cell.name}.json"
+        if not file.is_file():
+            return None
+        content: Result = json.loads(file.read_text(encoding="utf-8"))
+        return content if content["config_hash"] == cell.hash else None
+
+    def finished(self, cell: Cell) -> Result | None:
+        """The result of a cell that is done, or None."""
+        result = self.read(cell)
+        return result if result is not None and result["status"] == "done" else None
+
+    def keep(self, cell: Cell, seconds: float) -> Result:
+        """Turn a cell's run folder into its result and write it; the run's checkpoints are let go."""
+        run = RunFolder(cell.config.out)
+        if not run.summary.is_file():
+            return self.keep_failure(cell, _last_words(run.path))
+        result = {**_result(cell, run, self.out), "seconds": round(seconds, 1)}
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        write_json(self.folder / f"{cell.name}.json", result)
+        return result
+
+    def keep_failure(self, cell: Cell, error: str) -> Result:
+        result = {**cell.axes(), "config_hash": cell.hash, "status": "failed", "error": error}
+        write_json(self.folder / f"{cell.name}.json", result)
+        return result
+
+
+class Records:
+    """OUT/results.json: the record of every cell that has one, in the grid's order; written anew as each cell ends."""
+
+    def __init__(self, config: CompareConfig, grid: Sequence[Cell], results: Cells, chosen: Chosen) -> None:
+        self._config, self._grid, self._results, self._chosen = config, grid, results, chosen
+        # Read once: a large grid's counts are hundreds of megabytes, and this file has none.
+        self._records = {cell.hash: _without_counts(result) for cell, result in self._read()}
+
+    def _read(self) -> Iterator[tuple[Cell, Result]]:
+        for cell in self._grid:
+            if (result := self._results.read(cell)) is not None:
+                yield cell, self._with_choice(cell, result)
+
+    def _with_choice(self, cell: Cell, result: Result) -> Result:
+        return {**result, "tuned": self._chosen.get((cell.arm, cell.dataset))}
+
+    def add(self, cell: Cell, result: Result) -> None:
+        self._records[cell.hash] = _without_counts(self._with_choice(cell, result))
+        self.write()
+
+    def write(self) -> None:
+        made = [self._records[cell.hash] for cell in self._grid if cell.hash in self._records]
+        about = {"title": self._config.title, "versions": versions(), "missing": len(self._grid) - len(made)}
+        write_json(self._results.out / "results.json", {**about, "cells": made})
+
+    def read_whole(self) -> list[Result]:
+        """The records with their counts and dev curves."""
+        return [result for _, result in self._read()]
+
+
+def _without_counts(result: Result) -> Result:
+    return {key: value for key, value in result.items() if key not in ("counts", "dev_curve")}
+
+
+def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
+    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    after = summary["after"] or {}
+    by_set = {name: report["micro_f1"] for name, report in after.get("datasets", {}).items()}
+    return {
+        **cell.axes(),
+        "split": "test",
+        "status": "done",
+        "micro_f1": after.get("micro_f1"),
+        "datasets": by_set,
+        "parse_failures": after.get("parse_failures"),
+        "dev_micro_f1": (summary["dev"] or {}).get("micro_f1"),
+        "beta": summary["beta"],
+        "robustness": summary["robustness"],
+        "passes": summary["passes"],
+        "steps": summary["steps"],
+        "train_seconds": summary["train_seconds"],
+        "ranks": summary["ranks"],
+        "dtype": summary["dtype"],
+        "config_hash": cell.hash,
+        "run": os.path.relpath(run.path, out),
+        "notes": after.get("notes", []),
+        "counts": _counts(run.eval / "predictions-test.jsonl"),
+        "dev_curve": _dev_curve(run.metrics),
+    }
+
+
+def _counts(predictions: Path) -> dict[str, list[list[int]]]:
+    """Data set -> [hits, predicted, gold] of each test example, which the intervals are drawn from."""
+    counts: dict[str, list[list[int]]] = {}
+    if predictions.is_file():
+        for line in predictions.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            counts.setdefault(row["dataset"], []).append(example_counts(row))
+    return counts
+
+
+def _dev_curve(metrics: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return [(line["step"], line["dev/micro_f1"]) for line in lines if "dev/micro_f1" in line]
+
+
+def _last_words(folder: Path) -> str:
+    """The last line that a failed run printed."""
+    output = folder / "output.txt"
+    lines = output.read_text(encoding="utf-8", errors="replace").split("\n") if output.is_file() else []
+    said = [line.rpartition("\r")[2].strip() for line in lines]
+    return next((line for line in reversed(said) if line), "it printed nothing")

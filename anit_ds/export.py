@@ -1,0 +1,72 @@
+"""A run's best adapter in PEFT's format, or base and adapter merged into one checkpoint, checked by its logits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from anit_ds.errors import InputError
+from anit_ds.modeling import load_adapter, load_model, load_tokenizer, resolve_dtype
+from anit_ds.runfolder import RunFolder
+
+# How far the merged model's logits may be from base + adapter's: root mean square, relative to their spread. Merging
+# rounds W + BA once to the weights' dtype where base + adapter rounds two products, so in half precision they differ as
+# much as either does from float32: 0.05 on SmolLM2-135M in bfloat16, where an adapter of two steps moves them by 0.23.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+def export_adapter(run_path: Path, out: Path) -> None:
+    """Write the best adapter of a run to `out`. Raises InputError: no run, no adapter, `out` already there."""
+    run, temporary = _run_with_adapter(run_path), _beside(out)
+    shutil.copytree(run.adapter, temporary)
+    os.rename(temporary, out)
+
+
+def export_merged(run_path: Path, out: Path) -> float:
+    """Write base and best adapter as one model, with its tokenizer, to `out`.
+
+    Returns how far its logits are from base + adapter's: root mean square, in units of their spread. Raises InputError:
+    no run, no adapter, `out` already there. Raises RuntimeError where the merged checkpoint, loaded by transformers
+    alone, does not give the logits of base + adapter.
+    """
+    run, temporary = _run_with_adapter(run_path), _beside(out)
+    config = run.load_config()
+    dtype = resolve_dtype(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(config.model)
+    model: Any = load_adapter(load_model(config.model, dtype), run.path).eval()
+    probe = tokenizer("Instruction: answer.\nText: a test of the weights\nAnswer:", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = model(input_ids=probe).logits.float()
+    model.merge_and_unload().save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(temporary, dtype=dtype).eval()(input_ids=probe).logits.float()
+    difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
+    if difference > _TOLERANCE[dtype]:
+        shutil.rmtree(temporary)
+        raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
+    os.rename(temporary, out)
+    return difference
+
+
+def _run_with_adapter(path: Path) -> RunFolder:
+    run = RunFolder(path)
+    run.load_config()
+    if not (run.adapter / "adapter_config.json").is_file():
+        raise InputError(f"{path}: has no adapter yet; train it first")
+    return run
+
+
+def _beside(out: Path) -> Path:
+    """Where to write before `out` appears as a whole."""
+    if out.exists():
+        raise InputError(f"{out}: already there; choose another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    return temporary
