@@ -3,7 +3,6 @@ logits."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from anit_ds.errors import InputError
+from anit_ds.files import replacing_folder
 from anit_ds.modeling import load_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.runfolder import RunFolder
 
@@ -33,12 +33,9 @@ def export_run(run_path: Path, out: Path, *, merge: bool = False) -> str:
         raise InputError(f"{out}: already there; choose another folder")
     if not (run.adapter / "adapter_config.json").is_file():
         raise InputError(f"{run_path}: has no adapter yet; train it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
     if not merge:
-        shutil.copytree(run.adapter, temporary)
-        os.rename(temporary, out)
+        with replacing_folder(out) as unfinished:
+            shutil.copytree(run.adapter, unfinished, dirs_exist_ok=True)
         return f"adapter written to {out}: PeftModel.from_pretrained(base, {str(out)!r})"
     dtype = resolve_dtype(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config.model)
@@ -46,13 +43,13 @@ def export_run(run_path: Path, out: Path, *, merge: bool = False) -> str:
     probe = tokenizer("Instruction: answer.\nText: a test of the weights\nAnswer:", return_tensors="pt").input_ids
     with torch.no_grad():
         expected = model(input_ids=probe).logits.float()
-    model.merge_and_unload().save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    with torch.no_grad():
-        merged = AutoModelForCausalLM.from_pretrained(temporary, dtype=dtype).eval()(input_ids=probe).logits.float()
-    difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
-    if difference > _TOLERANCE[dtype]:
-        shutil.rmtree(temporary)
-        raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
-    os.rename(temporary, out)
+    with replacing_folder(out) as unfinished:
+        model.merge_and_unload().save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        alone = AutoModelForCausalLM.from_pretrained(unfinished, dtype=dtype).eval()
+        with torch.no_grad():
+            merged = alone(input_ids=probe).logits.float()
+        difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
+        if difference > _TOLERANCE[dtype]:
+            raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
     return f"merged model written to {out}; its logits differ from base + adapter's by {difference:.1e} of their spread"
