@@ -27,10 +27,11 @@ from typing import Any
 from anit_ds.config import DataConfig, DistortionConfig, NoiseConfig
 from anit_ds.data.corpora import Corpus
 from anit_ds.data.distortion import measure
-from anit_ds.data.examples import Example, RecordFile
+from anit_ds.data.examples import Example
 from anit_ds.data.instructions import load_instructions
 from anit_ds.data.noise import build_noisy_set
 from anit_ds.data.noise.vocabulary import english_vocabulary
+from anit_ds.data.recordfile import RecordFile
 
 
 def write_examples(path: Path, count: int, prefix: str) -> RecordFile[Example]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from anit_ds.config import Config, DataConfig, MixItem
-from anit_ds.data.corpora import Corpus, dataset_info, load_corpus
+from anit_ds.data.corpora import Corpus, Cut, dataset_info, load_corpus
 from anit_ds.data.examples import Sample
 from anit_ds.data.instructions import Instructions, load_instructions
 from anit_ds.data.noise import NoisySet, build_noisy_set, estimate_embedding
@@ -149,8 +149,5 @@ def _corpus(config: Config, item: MixItem, instructions: Instructions) -> Corpus
         on_error=data.on_error,
         seed=config.train.seed,
         task=instructions.task,
-        fraction=data.fraction,
-        max_train=data.max_train,
-        max_dev=data.max_dev,
-        max_test=data.max_test,
+        cut=Cut(data.fraction, data.max_train, data.max_dev, data.max_test),
     )

@@ -19,7 +19,7 @@ from anit_ds import __version__
 from anit_ds.data.corpora import Corpus
 from anit_ds.data.distortion import DistanceTally, measure
 from anit_ds.data.distortion.lm_based import Estimate, LmDistortion
-from anit_ds.data.examples import RecordFile, Sample
+from anit_ds.data.examples import Sample
 from anit_ds.data.instructions import Instructions
 from anit_ds.data.noise.files import MANIFEST, content_hash, existing_manifest, fingerprint, write_json, write_pieces
 from anit_ds.data.noise.functions import Sources
@@ -27,6 +27,7 @@ from anit_ds.data.noise.making import SampleMaker, bend, draw, running_text, tra
 from anit_ds.data.noise.measuring import Measurement, measurement
 from anit_ds.data.noise.opposites import opposites_for
 from anit_ds.data.noise.shards import make_parts
+from anit_ds.data.recordfile import RecordFile
 from anit_ds.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from anit_ds.data.examples import Example, RecordFile
+from anit_ds.data.examples import Example
+from anit_ds.data.recordfile import RecordFile
 from anit_ds.errors import InputError
 
 MANIFEST = "manifest.json"

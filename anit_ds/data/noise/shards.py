@@ -20,9 +20,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from anit_ds.data.distortion import Distance, DistanceTally
-from anit_ds.data.examples import Example, RecordFile
+from anit_ds.data.examples import Example
 from anit_ds.data.noise.files import replacing
 from anit_ds.data.noise.making import SampleMaker, training_samples
+from anit_ds.data.recordfile import RecordFile
 
 PART_SIZE = 5_000
 """Training samples a part: about 10 MB, a fraction of a second's work."""
