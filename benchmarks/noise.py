@@ -24,12 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from anit_ds.config import DataConfig, DistortionConfig, NoiseConfig
+from anit_ds.config import DistortionConfig, NoiseConfig
 from anit_ds.data.corpora import Corpus
 from anit_ds.data.distortion import measure
 from anit_ds.data.examples import Example
 from anit_ds.data.instructions import load_instructions
-from anit_ds.data.noise import build_noisy_set
+from anit_ds.data.noise import Recipe, build_noisy_set
 from anit_ds.data.noise.vocabulary import english_vocabulary
 from anit_ds.data.recordfile import RecordFile
 
@@ -48,18 +48,11 @@ def build(folder: Path, samples: int, workers: int, result: Any) -> None:
     """One build in this process; puts seconds, peak memory in MB and the manifest's beta into `result`."""
     train = RecordFile(folder / f"train-{samples}.jsonl", Example.from_json)
     corpus = Corpus("sst2", "classification", train, train[:100], train[:100], ("0", "1"))
+    noise = NoiseConfig(kind="replacement", omega=0.2, phi=0.8)
+    recipe = Recipe(load_instructions("sst2"), "detailed", noise, DistortionConfig(), seed=42)
     out = folder / f"out-{samples}-{workers}"
     start = time.perf_counter()
-    noisy = build_noisy_set(
-        corpus,
-        load_instructions("sst2"),
-        data=DataConfig(dataset="sst2"),
-        noise=NoiseConfig(kind="replacement", omega=0.2, phi=0.8),
-        distortion=DistortionConfig(),
-        seed=42,
-        out=out,
-        workers=workers,
-    )
+    noisy = build_noisy_set(corpus, recipe, out=out, workers=workers)
     seconds = time.perf_counter() - start
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     result.put(

@@ -123,7 +123,7 @@ def _set_of(row: dict[str, Any], data: RunData, where: str) -> DataSet:
 
 
 def _as_sample(row: dict[str, Any], of: DataSet, number: int) -> Sample:
-    instruction = of.instructions.first(of.version)  # type: ignore[arg-type]
+    instruction = of.instructions.first(of.version)
     return Sample(
         id=str(row.get("id", number)),
         dataset=of.name,
