@@ -110,9 +110,9 @@ class DistortionConfig(Section):
     base_url: str | None = None
     """Any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY only and is never logged or saved."""
     batch_size: int = Field(256, ge=1)
-    """Texts a request."""
+    """Texts per request."""
     max_batch_tokens: int = Field(100_000, ge=1)
-    """Tokens a request (estimated), whichever of the two limits comes first."""
+    """Tokens per request (estimated), whichever of the two limits comes first."""
     cache: str | None = None
     """The embeddings' cache file; by default in the user's cache folder."""
     timeout: float = Field(60.0, gt=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from anit_ds.errors import InputError
+from anit_ds.files import replacing_folder
 from anit_ds.modeling import load_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.runfolder import RunFolder
 
@@ -22,9 +22,9 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 def export_adapter(run_path: Path, out: Path) -> None:
     """Write the best adapter of a run to `out`. Raises InputError: no run, no adapter, `out` already there."""
-    run, temporary = _run_with_adapter(run_path), _beside(out)
-    shutil.copytree(run.adapter, temporary)
-    os.rename(temporary, out)
+    run = _run_with_adapter(run_path, out)
+    with replacing_folder(out) as unfinished:
+        shutil.copytree(run.adapter, unfinished, dirs_exist_ok=True)
 
 
 def export_merged(run_path: Path, out: Path) -> float:
@@ -34,7 +34,7 @@ def export_merged(run_path: Path, out: Path) -> float:
     no run, no adapter, `out` already there. Raises RuntimeError where the merged checkpoint, loaded by transformers
     alone, does not give the logits of base + adapter.
     """
-    run, temporary = _run_with_adapter(run_path), _beside(out)
+    run = _run_with_adapter(run_path, out)
     config = run.load_config()
     dtype = resolve_dtype(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config.model)
@@ -42,31 +42,24 @@ def export_merged(run_path: Path, out: Path) -> float:
     probe = tokenizer("Instruction: answer.\nText: a test of the weights\nAnswer:", return_tensors="pt").input_ids
     with torch.no_grad():
         expected = model(input_ids=probe).logits.float()
-    model.merge_and_unload().save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    with torch.no_grad():
-        merged = AutoModelForCausalLM.from_pretrained(temporary, dtype=dtype).eval()(input_ids=probe).logits.float()
-    difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
-    if difference > _TOLERANCE[dtype]:
-        shutil.rmtree(temporary)
-        raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
-    os.rename(temporary, out)
+    with replacing_folder(out) as unfinished:
+        model.merge_and_unload().save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        alone = AutoModelForCausalLM.from_pretrained(unfinished, dtype=dtype).eval()
+        with torch.no_grad():
+            merged = alone(input_ids=probe).logits.float()
+        difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
+        if difference > _TOLERANCE[dtype]:
+            raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
     return difference
 
 
-def _run_with_adapter(path: Path) -> RunFolder:
+def _run_with_adapter(path: Path, out: Path) -> RunFolder:
+    """The run, where it has an adapter and `out` is free to be written."""
     run = RunFolder(path)
     run.load_config()
+    if out.exists():
+        raise InputError(f"{out}: already there; choose another folder")
     if not (run.adapter / "adapter_config.json").is_file():
         raise InputError(f"{path}: has no adapter yet; train it first")
     return run
-
-
-def _beside(out: Path) -> Path:
-    """Where to write before `out` appears as a whole."""
-    if out.exists():
-        raise InputError(f"{out}: already there; choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    return temporary

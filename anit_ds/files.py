@@ -1,30 +1,133 @@
-"""Files that a kill leaves either old or new, never torn, and their checksums."""
+"""Files and folders that a kill leaves either old or new, never torn; checksums, JSON, and the user's cache folder."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from anit_ds.errors import InputError
+
+_BLOCK = 1 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which takes the place of `path` when the block ends well.
+
+    Whenever the process or the machine stops, `path` is the old file or the new one. Several processes may write one
+    path; the last one stays. Raises InputError when the folder cannot be written to.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        file = unfinished.open("wb")
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot write there ({error.strerror})") from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # the rename must not reach the disk before the content does
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when the block ends well.
+
+    Whenever the process or the machine stops, `folder` is the old one or the new one, whole. The next call removes what
+    a killed one left. Only where the file system cannot swap two names (NFS), a stop between two renames leaves the old
+    folder beside its place, as .NAME.old, and the next call puts it back. One process at a time may write a folder.
+    """
+    unfinished, old = (folder.with_name(f".{folder.name}.{rest}") for rest in ("writing", "old"))
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    for rest in (unfinished, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        _flush_tree(unfinished)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    if folder.exists() and not _swap(unfinished, folder):
+        os.rename(folder, old)
+    if not folder.exists():
+        os.rename(unfinished, folder)
+    _flush(folder.parent)
+    for rest in (unfinished, old):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return bool(done == 0)
+
+
+def _flush_tree(folder: Path) -> None:
+    """Bring a folder's files to the disk, then the folders, so that a rename cannot overtake them."""
+    below = sorted(folder.rglob("*"), reverse=True)
+    for path in [*(p for p in below if p.is_file()), *(p for p in below if p.is_dir()), folder]:
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is either the old one or the new one, whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON, atomically, into a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises OSError when it cannot be read, ValueError when it is not JSON."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """A file's bytes in large pieces."""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+def sha256_of(*paths: Path) -> str:
+    """Hexadecimal SHA-256 of the bytes of one file, or of several, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for block in blocks(path):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def user_cache() -> Path:
+    """The project's folder in the user's cache (XDG_CACHE_HOME, by default ~/.cache)."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "anit-ds"

@@ -1,7 +1,6 @@
-"""A run's folder: where everything is, that it belongs to this configuration, and writing files so that a kill harms
-none.
+"""A run's folder: where everything is, and that it belongs to this configuration.
 
-    config.yaml   data/   metrics.jsonl   tensorboard/   checkpoints/   adapter/   eval/   summary.json   log-rank0.txt
+config.yaml   data/   metrics.jsonl   tensorboard/   checkpoints/   adapter/   eval/   summary.json   log-rank0.txt
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ def versions() -> dict[str, str]:
 
 
 def log_to(folder: Path, rank: int) -> None:
-    """Send the loggers `anit`, `anit_ds` and `anit_kernels` to a file a rank, and on rank 0 to the terminal."""
+    """Send the loggers `anit`, `anit_ds` and `anit_kernels` to one file per rank, and on rank 0 to the terminal."""
     folder.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(folder / f"log-rank{rank}.txt", encoding="utf-8")]
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

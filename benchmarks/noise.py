@@ -22,13 +22,14 @@ from typing import Any
 
 from measuring import median_ms, show, time_of, write_json
 
-from anit_ds.config import DataConfig, DistortionConfig, NoiseConfig
+from anit_ds.config import DistortionConfig, NoiseConfig
 from anit_ds.data.corpora import Corpus
 from anit_ds.data.distortion import measure
-from anit_ds.data.examples import Example, RecordFile
+from anit_ds.data.examples import Example
 from anit_ds.data.instructions import load_instructions
-from anit_ds.data.noise import build_noisy_set
+from anit_ds.data.noise import Recipe, build_noisy_set
 from anit_ds.data.noise.vocabulary import english_vocabulary
+from anit_ds.data.recordfile import RecordFile
 
 
 def write_examples(path: Path, count: int, prefix: str) -> RecordFile[Example]:
@@ -45,21 +46,13 @@ def build(folder: Path, samples: int, workers: int, result: Any) -> None:
     """One build in this process; puts seconds, peak memory in MB and the manifest's beta into `result`."""
     train = RecordFile(folder / f"train-{samples}.jsonl", Example.from_json)
     corpus = Corpus("sst2", "classification", train, train[:100], train[:100], ("0", "1"))
+    noise = NoiseConfig(kind="replacement", omega=0.2, phi=0.8)
+    recipe = Recipe(load_instructions("sst2"), "detailed", noise, DistortionConfig(), seed=42)
     out = folder / f"out-{samples}-{workers}"
     made = []
 
     def build_set() -> None:
-        noisy = build_noisy_set(
-            corpus,
-            load_instructions("sst2"),
-            data=DataConfig(dataset="sst2"),
-            noise=NoiseConfig(kind="replacement", omega=0.2, phi=0.8),
-            distortion=DistortionConfig(),
-            seed=42,
-            out=out,
-            workers=workers,
-        )
-        made.append(noisy.beta)
+        made.append(build_noisy_set(corpus, recipe, out=out, workers=workers).beta)
 
     seconds = time_of(build_set).wall
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

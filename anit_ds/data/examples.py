@@ -1,27 +1,20 @@
 """What data is made of here: an `Example` read from a corpus, and the `Sample` a model is trained or tested on.
 
-A `RecordFile` is a JSON-lines file of either that behaves like a list but stays on disk, so that a set of a
-million samples costs eight bytes of memory a line.
+Either is named by its `id`, a text; `sample_key` says how the number that stands for it relates to that.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 import orjson
 
 Item = tuple[str, ...]
 """One answer item: ("positive",), (type, span), (relation, head, tail) or (sentiment, aspect, opinion)."""
-
-Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +62,6 @@ class Sample:
     distance: int
     distortion: float
 
-    def to_json(self) -> str:
-        """One line of JSON, without the newline."""
-        return _dumps(self).decode()
-
     def to_line(self) -> bytes:
         """The line as a file holds it: UTF-8, with its newline."""
         return _dumps(self) + b"\n"
@@ -104,60 +93,15 @@ def _as_items(lists: Iterable[Iterable[str]]) -> tuple[Item, ...]:
 
 
 def sample_key(id: str) -> int:
-    """A sample's number in [0, 2^64): blake2b of the id's UTF-8 bytes, little-endian.
+    """A sample's key, a number in [0, 2^64): blake2b of its id's UTF-8 bytes, little-endian.
 
-    It is the sample id in the Philox counter (method.md section 4) and an ingredient of its noise seed, so neither
-    depends on the order of the data.
+    The `id` is the text that names a sample in every file; the `key` stands for it where arithmetic needs a number.
+    Read as an int64, the key is what `Batch` and the kernels call `sample_ids`, a part of the Philox counter
+    (method.md section 4).
     """
-    return int.from_bytes(blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(hash_of_id(id, 8), "little")
 
 
-class RecordFile(Sequence[Record], Generic[Record]):
-    """The lines of a JSON-lines file as a read-only sequence that parses a record when it is asked for.
-
-    Memory holds where each line begins and nothing else. Can be pickled (it reopens the file), so that processes may
-    share one.
-    """
-
-    def __init__(self, path: Path | str, parse: Callable[[bytes], Record]) -> None:
-        self.path = Path(path)
-        self._parse = parse
-        self._file = self.path.open("rb")
-        self._starts = array("Q", [0])
-        for line in self._file:
-            self._starts.append(self._starts[-1] + len(line))
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step == 1:
-                return [self._parse(line) for line in self._read(start, max(start, stop)).splitlines(keepends=True)]
-            return [self[i] for i in range(start, stop, step)]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} records, there is no number {index}")
-        index %= len(self)
-        return self._parse(self._read(index, index + 1))
-
-    def __iter__(self) -> Iterator[Record]:
-        return (record for start in range(0, len(self), 1024) for record in self[start : start + 1024])
-
-    def _read(self, start: int, stop: int) -> bytes:
-        """The bytes of lines start to stop. `pread` has no position that processes or threads could disturb."""
-        begin = self._starts[start]
-        return os.pread(self._file.fileno(), self._starts[stop] - begin, begin)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.path, os.fstat(self._file.fileno()).st_mtime_ns, self._parse)
-
-
-@lru_cache(maxsize=4)
-def _reopened(path: Path, modified: int, parse: Callable[[bytes], Record]) -> RecordFile[Record]:
-    """A process that is sent one file many times, part by part, looks for its lines once."""
-    return RecordFile(path, parse)
+def hash_of_id(id: str, size: int, *, seed: bytes = b"", purpose: bytes = b"") -> bytes:
+    """`size` bytes of blake2b of an id: every random choice about a sample follows from them, never from its place."""
+    return blake2b(id.encode("utf-8", "surrogatepass"), digest_size=size, key=seed, person=purpose).digest()

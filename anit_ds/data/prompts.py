@@ -17,10 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from anit_ds.data.examples import Sample, sample_key
 from anit_ds.errors import InputError
+
+if TYPE_CHECKING:
+    from anit_ds.config import Config
 
 ORDERS: dict[str, tuple[str, ...]] = {
     "paper": ("instruction", "question", "format", "options", "text"),
@@ -34,7 +37,10 @@ _TOKENIZED_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A tokenised sample. `answer` ends with EOS; tokens `instruction[0]` to `instruction[1]` of `prompt` are I."""
+    """A tokenised sample: its key (see `sample_key`), prompt and answer as token ids, and what training weighs it by.
+
+    `answer` ends with EOS; tokens `instruction[0]` to `instruction[1]` of `prompt` are the instruction.
+    """
 
     key: int
     prompt: list[int]
@@ -47,17 +53,17 @@ class Encoded:
         return len(self.prompt) + len(self.answer)
 
 
-def render_prompt(sample: Sample, order: Literal["paper", "instruction_last"] = "paper") -> str:
-    """One field a line, ending in `Answer:` without a trailing space."""
+def render_prompt(sample: Sample, order: str = "paper") -> str:
+    """One field per line, ending in `Answer:` without a trailing space."""
     lines = [f"{_TITLES[name]}: {getattr(sample, name)}" for name in ORDERS[order]]
     return "\n".join([*lines, "Answer:"])
 
 
 class PromptEncoder:
-    """Tokenises samples for one model. `truncated` counts the samples whose text was cut.
+    """Tokenises samples for one model, for training and evaluation alike.
 
-    Raises InputError for a tokenizer that is not a fast one (no character offsets), has no EOS, or has no chat template
-    where `style` is "chat".
+    `truncated` counts the training samples whose text was cut. Raises InputError for a tokenizer that is not a fast one
+    (no character offsets), has no EOS, or has no chat template where `style` is "chat".
     """
 
     def __init__(self, tokenizer: Any, *, style: str = "plain", order: str = "paper", max_length: int = 512) -> None:
@@ -71,6 +77,11 @@ class PromptEncoder:
         self.tokenizer, self.style, self.order, self.max_length = tokenizer, style, order, max_length
         self.truncated = 0
 
+    @classmethod
+    def of(cls, config: Config, tokenizer: Any) -> PromptEncoder:
+        """The encoder that a run's configuration asks for."""
+        return cls(tokenizer, style=config.prompt.style, order=config.prompt.order, max_length=config.data.max_length)
+
     def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
         """Prompt and answer of training samples, at most max_length tokens together."""
         return [e for chunk in _chunks(samples) for e in self._encode(chunk, with_answer=True)]
@@ -81,12 +92,11 @@ class PromptEncoder:
 
     def _encode(self, samples: list[Sample], *, with_answer: bool) -> list[Encoded]:
         answers = self._answers(samples) if with_answer else [[] for _ in samples]
-        prompts = self._prompts(samples)
         encoded = []
-        for sample, (ids, span), answer in zip(samples, prompts, answers, strict=True):
+        for sample, (ids, span), answer in zip(samples, self._prompts(samples), answers, strict=True):
             if len(ids) + len(answer) > self.max_length:
                 ids, span = self._cut_text(sample, room=self.max_length - len(answer))
-                self.truncated += 1
+                self.truncated += with_answer
             encoded.append(Encoded(sample_key(sample.id), ids, answer, span, sample.distortion, sample.dataset))
         return encoded
 
@@ -97,32 +107,36 @@ class PromptEncoder:
         return [[*answer, self.tokenizer.eos_token_id] for answer in ids]
 
     def _prompts(self, samples: list[Sample]) -> list[tuple[list[int], tuple[int, int]]]:
-        texts, starts = [], []
-        for sample in samples:
-            text = plain = render_prompt(sample, self.order)  # type: ignore[arg-type]
-            if self.style == "chat":
-                message = [{"role": "user", "content": plain}]
-                text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            before = text.index(plain) if plain in text else 0
-            title = f"{_TITLES['instruction']}: "
-            # The field order, not a search for the words, finds I: a text may well contain "Instruction: ".
-            ahead = self.order != "paper" and len(plain) - len("\nAnswer:") - len(sample.instruction)
-            texts.append(text)
-            starts.append(before + (ahead or len(title)))
+        """Each sample's prompt as token ids, and where among them its instruction is."""
+        texts = [self._text(sample) for sample in samples]
         batch = self.tokenizer(
-            texts,
+            [text for text, _ in texts],
             add_special_tokens=self.style == "plain",  # a chat template writes its own
             return_offsets_mapping=True,
             return_attention_mask=False,
         )
         prompts = []
-        for sample, start, ids, offsets in zip(
-            samples, starts, batch["input_ids"], batch["offset_mapping"], strict=True
+        for sample, (_, start), ids, offsets in zip(
+            samples, texts, batch["input_ids"], batch["offset_mapping"], strict=True
         ):
             if self.style == "plain" and ids[-1] == self.tokenizer.eos_token_id:
                 ids, offsets = ids[:-1], offsets[:-1]  # some tokenizers close every sequence; a prompt stays open
             prompts.append((ids, _token_span(offsets, start, start + len(sample.instruction))))
         return prompts
+
+    def _text(self, sample: Sample) -> tuple[str, int]:
+        """The prompt as text, and the character at which the instruction begins.
+
+        The order of the fields, not a search for the words, finds it: a text may well contain "Instruction: ".
+        """
+        text = plain = render_prompt(sample, self.order)
+        if self.style == "chat":
+            message = [{"role": "user", "content": plain}]
+            text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        before = text.index(plain) if plain in text else 0
+        first = len(f"{_TITLES['instruction']}: ")
+        last = len(plain) - len("\nAnswer:") - len(sample.instruction)
+        return text, before + (first if self.order == "paper" else last)
 
     def _cut_text(self, sample: Sample, room: int) -> tuple[list[int], tuple[int, int]]:
         """The prompt with the longest beginning of the text that fits into `room` tokens."""

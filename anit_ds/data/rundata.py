@@ -1,6 +1,6 @@
 """The data of a run: one data set, or several in a mixture, each with its own instructions, noise and beta.
 
-`RunData.load(config, folder)` is what `anit data` writes and what training and evaluation read. Torch-free.
+`RunData.load(config, folder)` is what `anit data` writes and what training and evaluation read.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anit_ds.config import Config, DataConfig, MixItem
-from anit_ds.data.corpora import Corpus, dataset_info, load_corpus
 from anit_ds.data.examples import Sample
-from anit_ds.data.instructions import Instructions, load_instructions
+from anit_ds.data.instructions import Instructions, Version
+from anit_ds.data.mixture import portions
 from anit_ds.data.noise import NoisySet, build_noisy_set, estimate_embedding
 from anit_ds.data.tasks import TASKS, Parsed, Task
-from anit_ds.errors import InputError
+
+if TYPE_CHECKING:
+    from anit_ds.config import Config
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class DataSet:
 
     name: str
     instructions: Instructions
-    version: str
+    version: Version
     noisy: NoisySet
     weight: float = 1.0
 
@@ -58,28 +60,23 @@ class RunData:
         epoch (`noise.resample: epoch`) lies in folder/epoch-NNN. Raises InputError for anything wrong in the data.
         """
         root = folder / f"epoch-{epoch:03d}" if folder and epoch else folder
-        items = _items(config)
-        folders = {item.dataset: root / item.dataset if root and config.data.mix else root for item in items}
-        return cls([_load_set(config, item, folders[item.dataset], epoch) for item in items])
+        sets = []
+        for portion in portions(config.data):
+            corpus, recipe = portion.ingredients(config, epoch=epoch)
+            own = root / portion.dataset if root and config.data.mix else root
+            noisy = build_noisy_set(corpus, recipe, out=own)
+            sets.append(DataSet(portion.dataset, recipe.instructions, recipe.version, noisy, portion.weight))
+        return cls(sets)
 
     @staticmethod
     def estimate(config: Config) -> list[str]:
-        """A line a data set: the calls and tokens its LM-based distortion would cost. Makes no call."""
+        """One line per data set: the calls and tokens its LM-based distortion would cost. Makes no call."""
         if config.distortion.kind == "rbe":
             return ["the rule-based distortion asks no model"]
-        lines = []
-        for item in _items(config):
-            instructions, data = _instructions(config, item)
-            cost = estimate_embedding(
-                _corpus(config, item, instructions),
-                instructions,
-                data=data,
-                noise=config.noise,
-                distortion=config.distortion,
-                seed=config.train.seed,
-            )
-            lines.append(f"{item.dataset}: {cost}")
-        return lines
+        return [
+            f"{portion.dataset}: {estimate_embedding(*portion.ingredients(config))}"
+            for portion in portions(config.data)
+        ]
 
     def __getitem__(self, name: str) -> DataSet:
         return next(s for s in self.sets if s.name == name)
@@ -100,57 +97,3 @@ class RunData:
                 drawn = np.random.default_rng([seed, epoch, number]).permutation(len(train))
                 samples += [train[i] for i in sorted(drawn[: round(part * len(train))])]
         return samples
-
-
-def _items(config: Config) -> list[MixItem]:
-    """The data sets of a run: the mixture's, or the only one."""
-    if not config.data.mix:
-        return [MixItem(dataset=config.data.dataset or "", path=config.data.path)]
-    names = [item.dataset for item in config.data.mix]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"data.mix: {twice.pop()} is listed twice")
-    return config.data.mix
-
-
-def _instructions(config: Config, item: MixItem) -> tuple[Instructions, DataConfig]:
-    """A data set's instructions, and the data section with the version it uses."""
-    instructions = load_instructions(config.data.instructions_file or _instructions_of(item.dataset))
-    version = item.instructions or config.data.instructions
-    return instructions, config.data.model_copy(update={"instructions": version})
-
-
-def _load_set(config: Config, item: MixItem, folder: Path | None, epoch: int) -> DataSet:
-    instructions, data = _instructions(config, item)
-    noisy = build_noisy_set(
-        _corpus(config, item, instructions),
-        instructions,
-        data=data,
-        noise=config.noise,
-        distortion=config.distortion,
-        seed=config.train.seed,
-        epoch=epoch,
-        out=folder,
-    )
-    return DataSet(item.dataset, instructions, data.instructions, noisy, item.weight)
-
-
-def _instructions_of(dataset: str) -> str:
-    name = dataset_info(dataset).instructions
-    if name is None:
-        raise InputError(f"data.instructions_file: {dataset} has no instructions of its own; give a YAML with them")
-    return name
-
-
-def _corpus(config: Config, item: MixItem, instructions: Instructions) -> Corpus:
-    data = config.data
-    return load_corpus(
-        item.dataset,
-        item.path,
-        on_error=data.on_error,
-        seed=config.train.seed,
-        task=instructions.task,
-        fraction=data.fraction,
-        max_train=data.max_train,
-        max_dev=data.max_dev,
-        max_test=data.max_test,
-    )

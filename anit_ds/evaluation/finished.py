@@ -89,7 +89,7 @@ class FinishedRun:
 
 
 def _as_sample(row: Mapping[str, Any], of: DataSet, number: int) -> Sample:
-    instruction = of.instructions.first(of.version)  # type: ignore[arg-type]
+    instruction = of.instructions.first(of.version)
     return Sample(
         id=str(row.get("id", number)),
         dataset=of.name,

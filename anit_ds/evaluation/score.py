@@ -103,7 +103,7 @@ class Evaluator:
         settings = self.config.noise
         opposites = opposites_for(
             data_set.instructions,
-            data_set.version,  # type: ignore[arg-type]
+            data_set.version,
             settings.model_copy(update={"kind": noise}),
         )
         return noisy_split(samples, noise, settings.omega, self.config.train.seed, opposites=opposites)

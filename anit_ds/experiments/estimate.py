@@ -18,7 +18,7 @@ from typing import Any
 
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import Config
-from anit_ds.data.corpora import load_corpus
+from anit_ds.data.corpora import Cut, load_corpus
 from anit_ds.data.corpora.hub import is_hub_path
 from anit_ds.errors import InputError
 from anit_ds.experiments.cells import Cell
@@ -109,7 +109,7 @@ def _train_split(dataset: str, path: str | None, fraction: float, at_most: int |
     if path is None or is_hub_path(path):
         return None  # asking the hub for a data set is no part of an estimate
     try:
-        return load_corpus(dataset, path, on_error="skip", fraction=fraction, max_train=at_most).train
+        return load_corpus(dataset, path, on_error="skip", cut=Cut(fraction=fraction, max_train=at_most)).train
     except InputError:
         return None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from anit_ds.files import replacing_folder
 from anit_ds.ranks import distributed
 from anit_ds.training.checkpoint import trainable
 
@@ -30,12 +29,9 @@ def save_adapter(engine: Any, folder: Path) -> None:
     with deepspeed.zero.GatheredParameters(list(parameters.values())):
         weights = {name: p.detach().cpu().clone() for name, p in parameters.items()}
     if distributed.rank() == 0:
-        temporary = folder.with_name(f".{folder.name}.writing")
-        shutil.rmtree(temporary, ignore_errors=True)
-        module.save_pretrained(str(temporary), state_dict=weights)
-        _check(temporary / _FILE)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
+        with replacing_folder(folder) as unfinished:
+            module.save_pretrained(str(unfinished), state_dict=weights)
+            _check(unfinished / _FILE)
     distributed.barrier()
 
 
@@ -52,7 +48,7 @@ def read_adapter(module: nn.Module, folder: Path) -> dict[str, Tensor]:
 def _check(file: Path) -> None:
     weights = load_file(file)
     if not weights:
-        raise RuntimeError(f"{file}: saved without any weight")
+        raise RuntimeError(f"{file.name}: saved without any weight")
     for name, weight in weights.items():
         if weight.numel() == 0 or not torch.isfinite(weight).all():
-            raise RuntimeError(f"{file}: {name} was saved {'empty' if weight.numel() == 0 else 'with NaN or inf'}")
+            raise RuntimeError(f"{file.name}: {name} was saved {'empty' if weight.numel() == 0 else 'with NaN or inf'}")

@@ -6,15 +6,13 @@ A checkpoint is a folder step-000200/ with
     optimizer.safetensors   AdamW's two moments, gathered
     state.json              step, best dev score, beta, ... and the SHA-256 of the two files
 
-It is written under another name and renamed when complete, so it is whole or absent. Everything else a run needs
+It takes its place when complete, so it is whole or absent (see `replacing_folder`). Everything else a run needs
 (schedule, sampler, dropout masks, delta0) is a function of the configuration and the step, and has no state to save.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anit_ds.errors import InputError
-from anit_ds.files import sha256_of, write_json
+from anit_ds.files import read_json, replacing_folder, sha256_of, write_json
 from anit_ds.ranks import distributed
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -46,17 +44,11 @@ def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], *, keep: i
     weights, moments = gather_weights(engine), _gather_moments(engine)
     target = folder / f"step-{state['step']:06d}"
     if distributed.rank() == 0:
-        temporary = folder / f".{target.name}.writing"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(weights, temporary / "weights.safetensors")
-        save_file(moments, temporary / "optimizer.safetensors")
-        sums = {f.name: sha256_of(f) for f in sorted(temporary.iterdir())}
-        write_json(temporary / "state.json", {**state, "sha256": sums})
-        _sync(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(temporary, target)
-        _sync(folder)
+        with replacing_folder(target) as unfinished:
+            save_file(weights, unfinished / "weights.safetensors")
+            save_file(moments, unfinished / "optimizer.safetensors")
+            sums = {f.name: sha256_of(f) for f in sorted(unfinished.iterdir())}
+            write_json(unfinished / "state.json", {**state, "sha256": sums})
         for old in _newest_first(folder)[keep:]:
             shutil.rmtree(old)
     distributed.barrier()
@@ -67,7 +59,7 @@ def latest_good(folder: Path) -> Path | None:
     """The newest checkpoint whose files have the checksums that were written; a broken one is passed over, and said."""
     for path in _newest_first(folder):
         try:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            state = read_json(path / "state.json")
             broken = [name for name, digest in state["sha256"].items() if sha256_of(path / name) != digest]
         except (OSError, ValueError, KeyError) as error:
             broken = [str(error)]
@@ -88,7 +80,7 @@ def load_checkpoint(engine: Any, path: Path) -> dict[str, Any]:
     if names != set(weights):
         odd = sorted(names ^ set(weights))[0]
         raise InputError(f"{path}: holds other trainable weights than this run (such as {odd})")
-    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = read_json(path / "state.json")
     load_weights(engine, weights, masters=True)
     if moments:
         _load_moments(engine, moments, state["optimizer_steps"])
@@ -196,11 +188,3 @@ def _set_full(p: Any, value: Tensor, moment: str | None) -> None:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
-
-
-def _sync(path: Path) -> None:
-    """Flush a folder and its files to disk, so that the rename that follows cannot overtake them."""
-    for target in [*(p for p in path.iterdir() if p.is_file()), path]:
-        descriptor = os.open(target, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

@@ -90,9 +90,7 @@ class Trainer:
         peft_config(config.lora)  # what is wrong with it is said before any work
         ds_config = deepspeed_config(config, ranks=ranks, accumulation=micro_batches, dtype=self.dtype)
         tokenizer = load_tokenizer(config.model)
-        self.encoder = PromptEncoder(
-            tokenizer, style=config.prompt.style, order=config.prompt.order, max_length=config.data.max_length
-        )
+        self.encoder = PromptEncoder.of(config, tokenizer)
         self.feed = Feed(
             config, self.encoder, lambda epoch: load_data(config, run, epoch=epoch), accumulation=micro_batches,
             pad_id=tokenizer.pad_token_id, device=device,

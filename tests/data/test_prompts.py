@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, processors
 
+from anit_ds.config import Config
 from anit_ds.data.examples import Sample
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.errors import InputError
@@ -100,3 +102,20 @@ def test_a_tokenizer_without_a_chat_template_is_named() -> None:
 def test_generation_sees_what_training_saw(style: str) -> None:
     encoder = PromptEncoder(tokenizer("bos"), style=style)
     assert encoder.encode_prompts([SAMPLE]) == [encoder.encode([SAMPLE])[0].prompt]
+
+
+def test_a_shared_encoder_counts_the_training_samples_alone() -> None:
+    encoder = PromptEncoder(tokenizer("plain"), max_length=220)
+    long = replace(SAMPLE, text="many words " * 40)
+    encoder.encode_prompts([long])
+    assert encoder.truncated == 0
+    encoder.encode([long])
+    assert encoder.truncated == 1
+
+
+def test_the_encoder_of_a_configuration(make_config: Callable[..., Config]) -> None:
+    made = tokenizer("plain")
+    config = make_config(**{"prompt.style": "chat", "prompt.order": "instruction_last", "data.max_length": 230})
+    samples = [SAMPLE, replace(SAMPLE, text="many words " * 40)]
+    same = PromptEncoder(made, style="chat", order="instruction_last", max_length=230)
+    assert PromptEncoder.of(config, made).encode(samples) == same.encode(samples)

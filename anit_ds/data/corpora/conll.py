@@ -1,4 +1,4 @@
-"""Entities in columns: one token a line, a blank line between sentences (CoNLL-2003, WNUT-17, OntoNotes 5).
+"""Entities in columns: one token per line, a blank line between sentences (CoNLL-2003, WNUT-17, OntoNotes 5).
 
 Tags are read as IOB1 and IOB2 alike: an entity begins at every B-, and at an I- that does not continue an entity of
 its type. CoNLL-2012's `gold_conll` brackets its entities instead, and they may nest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from anit_ds.data.corpora.reading import Reader
 from anit_ds.data.corpora.scierc import read_scierc
 from anit_ds.data.corpora.sst2 import has_labels, read_sst2
 from anit_ds.data.corpora.triples import read_triples
+from anit_ds.errors import InputError
 
 SPLITS = ("train", "dev", "test")
 
@@ -106,3 +108,13 @@ DATASETS: dict[str, DatasetInfo] = {
     "15res": _aste("aste-restaurant"),
     "16res": _aste("aste-restaurant"),
 }
+
+
+def dataset_info(dataset: str) -> DatasetInfo:
+    """The registry's entry. Raises InputError with the nearest name for one that is not there."""
+    try:
+        return DATASETS[dataset]
+    except KeyError:
+        near = difflib.get_close_matches(dataset, DATASETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(DATASETS)}"
+        raise InputError(f"data.dataset: no data set is called {dataset!r}; {hint}") from None

@@ -155,7 +155,7 @@ def _scierc(rows: Iterator[Mapping[str, Any]], _: TagNames) -> Iterator[Row | st
 
 
 def _aste(rows: Iterator[Mapping[str, Any]], _: TagNames) -> Iterator[Row | str]:
-    """One row a triplet; the triplets of one sentence follow one another."""
+    """One row per triplet; the triplets of one sentence follow one another."""
     sentiments = {"positive": "POS", "negative": "NEG", "neutral": "NEU"}
     for text, triplets in groupby(rows, key=lambda row: row["text"]):
         yield Row(

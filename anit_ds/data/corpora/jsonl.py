@@ -1,4 +1,4 @@
-"""The project's own format, for data of any task: one JSON object a line.
+"""The project's own format, for data of any task: one JSON object per line.
 
 `{"text": ..., "label": ...}` for classification, `{"text": ..., "items": [[...], ...]}` for the other tasks with
 items as in `anit_ds.data.examples.Item`; an optional "id" names the example, else it is counted. Blank lines are
@@ -45,8 +45,8 @@ def object_row(fields: object) -> Row | str:
     items = _items(fields)
     if isinstance(items, str):
         return items
-    key = fields.get("id")
-    return Row(text, items, None if key is None else str(key))
+    id = fields.get("id")
+    return Row(text, items, None if id is None else str(id))
 
 
 def _items(fields: Mapping[str, object]) -> tuple[Item, ...] | str:

@@ -14,11 +14,11 @@ OnError = Literal["raise", "skip"]
 
 
 class Row(NamedTuple):
-    """One example as a file has it. `key` names it within its split where the file does; else it is counted."""
+    """One example as a file has it. `id` names it within its split where the file does; else it is counted."""
 
     text: str
     items: tuple[Item, ...]
-    key: str | None = None
+    id: str | None = None
 
 
 @dataclass

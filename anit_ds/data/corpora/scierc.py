@@ -1,4 +1,4 @@
-"""SciERC: one document a line, with sentences as tokens and relations as document-level inclusive token spans.
+"""SciERC: one document per line, with sentences as tokens and relations as document-level inclusive token spans.
 
 Every sentence becomes an example, also one without a relation. A document is read whole or left out whole.
 """
@@ -15,7 +15,7 @@ from anit_ds.data.examples import Item
 
 
 def read_scierc(path: Path, faults: Faults) -> Iterator[Row]:
-    """Sentences with items (relation, head, tail), keyed `document.sentence`, both counted from 0."""
+    """Sentences with items (relation, head, tail), named `document.sentence`, both counted from 0."""
     document = 0
     for number, line in numbered_lines(path, faults):
         if not line.strip():

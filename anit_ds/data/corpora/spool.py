@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from anit_ds.data.examples import Example, RecordFile
+from anit_ds.data.examples import Example
+from anit_ds.data.recordfile import RecordFile
 
 IN_MEMORY = 100_000
 """Examples of a split that stay in memory, about 60 MB; a larger split is kept in a file."""

@@ -1,6 +1,6 @@
 """NYT24 and WebNLG in the form CasRel made common: `{"text": ..., "triple_list": [[head, relation, tail], ...]}`.
 
-The objects stand in one JSON array, or one a line.
+The objects stand in one JSON array, or one per line.
 """
 
 from __future__ import annotations

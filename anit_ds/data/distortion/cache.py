@@ -32,23 +32,20 @@ class EmbeddingCache:
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"distortion.cache: cannot use {path} ({error})") from error
 
-    def key(self, text: str) -> bytes:
+    def _row(self, text: str) -> bytes:
         return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=self._model).digest()
 
     def get(self, texts: Iterable[str]) -> dict[str, Vector]:
         """The vectors [D] of those texts that are there."""
         found = {}
         for text in texts:
-            row = self._db.execute("SELECT vector FROM embeddings WHERE key = ?", (self.key(text),)).fetchone()
+            row = self._db.execute("SELECT vector FROM embeddings WHERE key = ?", (self._row(text),)).fetchone()
             if row is not None:
                 found[text] = np.frombuffer(row[0], dtype="<f4")
         return found
 
     def put(self, vectors: Mapping[str, Vector]) -> None:
-        rows = [(self.key(text), vector.astype("<f4").tobytes()) for text, vector in vectors.items()]
+        rows = [(self._row(text), vector.astype("<f4").tobytes()) for text, vector in vectors.items()]
         self._db.execute("BEGIN IMMEDIATE")
         self._db.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
         self._db.execute("COMMIT")
-
-    def close(self) -> None:
-        self._db.close()

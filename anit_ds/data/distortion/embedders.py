@@ -19,12 +19,12 @@ class Embedder(Protocol):
     """Makes vectors."""
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """One row a text: [texts, D]."""
+        """One row per text: [texts, D]."""
         ...
 
 
 class ServiceEmbedder:
-    """Embeddings from an OpenAI-compatible endpoint, one request a call of `embed`."""
+    """Embeddings from an OpenAI-compatible endpoint, one request per call of `embed`."""
 
     def __init__(self, config: DistortionConfig) -> None:
         self._model = config.model

@@ -5,7 +5,6 @@ Only distinct texts that the cache does not hold are embedded, in batches limite
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +16,13 @@ from tqdm import tqdm
 
 from anit_ds.data.distortion.cache import EmbeddingCache, Vector
 from anit_ds.data.distortion.embedders import Embedder, LocalEmbedder, ServiceEmbedder
+from anit_ds.files import user_cache
 
 if TYPE_CHECKING:
     from anit_ds.config import DistortionConfig
 
 LOCAL_BATCH = 32
-"""Texts a forward pass of a local model: more gain nothing on a CPU and cost memory."""
+"""Texts per forward pass of a local model: more gain nothing on a CPU and cost memory."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class LmDistortion:
     def __init__(self, config: DistortionConfig) -> None:
         self._config = config
         name = f"local {config.model}" if config.local else f"service {config.base_url or 'openai'} {config.model}"
-        self._cache = EmbeddingCache(Path(config.cache) if config.cache else default_cache(), name)
+        path = Path(config.cache) if config.cache else user_cache() / "embeddings.sqlite"
+        self._cache = EmbeddingCache(path, name)
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -107,9 +108,3 @@ def cosine_distance(a: Vector, b: Vector) -> float:
     first, second = a.astype(np.float64), b.astype(np.float64)
     norms = float(np.linalg.norm(first) * np.linalg.norm(second))
     return min(1.0, max(0.0, 1.0 - float(first @ second) / norms)) if norms else 1.0
-
-
-def default_cache() -> Path:
-    """embeddings.sqlite in the user's cache folder (XDG_CACHE_HOME, by default ~/.cache)."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "anit-ds" / "embeddings.sqlite"

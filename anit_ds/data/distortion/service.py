@@ -22,7 +22,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 def client(base_url: str | None, *, timeout: float, max_retries: int) -> OpenAI:
     """A client for `base_url` (OpenAI's own by default). Raises InputError where a key is needed and not set.
 
-    `timeout` is in seconds a request. A server of one's own, given by `base_url`, may need no key.
+    `timeout` is in seconds per request. A server of one's own, given by `base_url`, may need no key.
     """
     from openai import OpenAI
 

@@ -11,19 +11,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from anit_ds.data.examples import hash_of_id
 from anit_ds.data.tasks.answers import NONE, fold
 from anit_ds.errors import InputError
 
 Version = Literal["concise", "detailed"]
 Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\n]*$")]
-"""Text on one line: a prompt has one field a line."""
+"""Text on one line: a prompt has one field per line."""
 
 
 class Opposites(BaseModel):
@@ -84,12 +84,11 @@ class Instructions(BaseModel):
         """The instruction that dev and test use."""
         return self.texts(version)[0]
 
-    def pick(self, version: Version, seed: int, example_id: str, paraphrases: int | None = None) -> str:
+    def pick(self, version: Version, seed: int, id: str, paraphrases: int | None = None) -> str:
         """A training sample's instruction: one of the first `paraphrases` (all by default), from (seed, id) alone."""
         texts = self.texts(version)[:paraphrases]
-        id = example_id.encode("utf-8", "surrogatepass")
-        digest = blake2b(id, digest_size=8, key=seed.to_bytes(8, "little"), person=b"paraphrase").digest()
-        return texts[int.from_bytes(digest, "little") % len(texts)]
+        drawn = hash_of_id(id, 8, seed=seed.to_bytes(8, "little"), purpose=b"paraphrase")
+        return texts[int.from_bytes(drawn, "little") % len(texts)]
 
     def opposites(self, version: Version) -> list[str]:
         """Opposite instructions of this version; empty where the file gives none."""

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from anit_ds.data.corpora import Corpus
 from anit_ds.data.distortion import DistanceTally, Normaliser, normaliser
-from anit_ds.data.distortion.lm_based import LmDistortion
+from anit_ds.data.distortion.lm_based import Estimate, LmDistortion
 from anit_ds.data.examples import Sample
-from anit_ds.data.noise.files import blocks
+from anit_ds.data.noise.making import SampleMaker
+from anit_ds.data.noise.recipe import Recipe
+from anit_ds.files import blocks
 
 if TYPE_CHECKING:
     from anit_ds.config import DistortionConfig
@@ -26,8 +29,8 @@ class Measurement(Protocol):
         """The samples with their d'_i."""
         ...
 
-    def lines(self, part: Path) -> Iterator[bytes]:
-        """The lines of a part file, in pieces, with their d'_i."""
+    def measured_part(self, part: Path) -> Iterator[bytes]:
+        """The bytes of a part file, in pieces, with each sample's d'_i."""
         ...
 
     def summary(self) -> dict[str, Any]:
@@ -42,31 +45,45 @@ def measurement(config: DistortionConfig, tally: DistanceTally) -> Measurement:
     return RuleMeasurement(tally, normaliser(tally, config.normalise))
 
 
+def estimate_embedding(corpus: Corpus, recipe: Recipe) -> Estimate:
+    """What the LM-based distortion of this set would cost in calls and tokens; no call is made."""
+    maker = SampleMaker.of(corpus, recipe)
+    samples = (sample for sample, distance in map(maker.training_sample, corpus.train) if distance is not None)
+    texts = (text for sample in samples for text in (sample.instruction, sample.raw_instruction))
+    return LmDistortion(recipe.distortion).estimate(texts)
+
+
 @dataclass(frozen=True)
 class RuleMeasurement:
     """Word edit distances, normalised by what the tally of the whole set says."""
 
     tally: DistanceTally
-    by: Normaliser
+    normaliser: Normaliser
 
     def measured(self, samples: list[Sample]) -> list[Sample]:
-        if self.by.by == "length":
-            return samples  # as they were made
-        return [s if s.noise == "none" else replace(s, distortion=self.by.minmax(s.distance)) for s in samples]
+        if self._as_made:
+            return samples
+        minmax = self.normaliser.minmax
+        return [s if s.noise == "none" else replace(s, distortion=minmax(s.distance)) for s in samples]
 
-    def lines(self, part: Path) -> Iterator[bytes]:
-        return blocks([part]) if self.by.by == "length" else iter([_measured_lines(self, part)])
+    def measured_part(self, part: Path) -> Iterator[bytes]:
+        return blocks(part) if self._as_made else iter([_measured_lines(self, part)])
 
     def summary(self) -> dict[str, Any]:
         histogram = [0] * BINS
         for distance, count in self.tally.counts.items():
-            histogram[_bar(self.by(distance))] += count
+            histogram[_bar(self.normaliser(distance))] += count
         return {
-            "beta": self.by.beta(self.tally),
-            "normalised_by": self.by.by,
-            "why": self.by.why,
+            "beta": self.normaliser.beta(self.tally),
+            "normalised_by": self.normaliser.by,
+            "why": self.normaliser.why,
             "d_prime": histogram,
         }
+
+    @property
+    def _as_made(self) -> bool:
+        """A sample is made with its distance by length, so there may be nothing left to fill in."""
+        return self.normaliser.by == "length"
 
 
 @dataclass
@@ -89,7 +106,7 @@ class LmMeasurement:
         own = {s.id: value for s, value in zip(noisy, values, strict=True)}
         return [replace(s, distortion=own[s.id]) if s.id in own else s for s in samples]
 
-    def lines(self, part: Path) -> Iterator[bytes]:
+    def measured_part(self, part: Path) -> Iterator[bytes]:
         yield _measured_lines(self, part)
 
     def summary(self) -> dict[str, Any]:

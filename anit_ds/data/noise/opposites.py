@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anit_ds.data.distortion.lm_based import default_cache
 from anit_ds.data.distortion.service import client, explained_errors
 from anit_ds.data.instructions import Instructions, Version
 from anit_ds.errors import ServiceError
+from anit_ds.files import user_cache, write_atomically
 
 if TYPE_CHECKING:
     from anit_ds.config import NoiseConfig
@@ -22,7 +20,7 @@ REQUEST = (
     "same text, or another order. Answer with that instruction only, on one line.\n\n{instruction}"
 )
 TIMEOUT = 60.0
-"""Seconds a request."""
+"""Seconds per request."""
 RETRIES = 8
 
 
@@ -40,7 +38,7 @@ def opposites_for(instructions: Instructions, version: Version, noise: NoiseConf
 def _written(instruction: str, model: str, base_url: str | None) -> str:
     request = REQUEST.format(instruction=instruction)
     asked = json.dumps([base_url, model, request]).encode()
-    kept = default_cache().parent / "opposites" / f"{blake2b(asked, digest_size=16).hexdigest()}.txt"
+    kept = user_cache() / "opposites" / f"{blake2b(asked, digest_size=16).hexdigest()}.txt"
     if kept.is_file():
         return kept.read_text(encoding="utf-8")
     with explained_errors(f"an opposite instruction by {model}"):
@@ -50,12 +48,6 @@ def _written(instruction: str, model: str, base_url: str | None) -> str:
     text = " ".join((answer.choices[0].message.content or "").split())
     if not text or text == instruction:
         raise ServiceError(f"{model} wrote no opposite of {instruction!r}; use noise.opposites: table")
-    _keep(kept, text)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(kept, text)
     return text
-
-
-def _keep(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

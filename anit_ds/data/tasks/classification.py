@@ -12,14 +12,14 @@ from anit_ds.errors import InputError
 
 @dataclass(frozen=True)
 class Classification:
-    """One label a text. An answer that is no label is one malformed piece, so micro-F1 equals accuracy."""
+    """One label per text. An answer that is no label is one malformed piece, so micro-F1 equals accuracy."""
 
     name: str = "classification"
     item_fields: tuple[str, ...] = ("label",)
 
     def render(self, items: Sequence[Item], words: Mapping[str, str]) -> str:
         if len(items) != 1 or len(items[0]) != 1:
-            raise InputError(f"classification needs exactly one label a text, not {list(items)!r}")
+            raise InputError(f"classification needs exactly one label per text, not {list(items)!r}")
         return words_of(items[0][0], words)
 
     def parse(self, answer: str, words: Mapping[str, str]) -> Parsed:

@@ -68,7 +68,7 @@ class _Tallies:
 
 
 def score(gold: Sequence[Sequence[Item]], predicted: Sequence[Parsed]) -> Score:
-    """Score one parsed answer a gold multiset. A malformed piece is one false positive.
+    """Score one parsed answer per gold multiset. A malformed piece is one false positive.
 
     Raises ValueError when the two differ in number.
     """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from anit_ds.data.corpora import load_corpus
-from anit_ds.data.examples import RecordFile
+from anit_ds.data.corpora import Cut, load_corpus
+from anit_ds.data.recordfile import RecordFile
 from anit_ds.errors import InputError
 
 
@@ -72,7 +72,7 @@ def test_glue_without_test_labels_uses_its_validation_split(tmp_path: Path) -> N
 
 def test_a_fraction_is_stratified_and_nested(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "all.jsonl", 1000, labels=4)
-    small, large = (load_corpus("jsonl", path, fraction=f, task="classification") for f in (0.05, 0.2))
+    small, large = (load_corpus("jsonl", path, cut=Cut(f), task="classification") for f in (0.05, 0.2))
     whole = Counter(e.items for e in load_corpus("jsonl", path).train)
     assert Counter(e.items for e in small.train) == {items: round(0.05 * n) for items, n in whole.items()}
     assert {e.id for e in small.train} < {e.id for e in large.train}
@@ -80,7 +80,7 @@ def test_a_fraction_is_stratified_and_nested(tmp_path: Path) -> None:
 
 
 def test_at_most_so_many(tmp_path: Path) -> None:
-    corpus = load_corpus("jsonl", _jsonl(tmp_path / "all.jsonl", 200), max_train=7, max_dev=3, max_test=2)
+    corpus = load_corpus("jsonl", _jsonl(tmp_path / "all.jsonl", 200), cut=Cut(max_train=7, max_dev=3, max_test=2))
     assert (len(corpus.train), len(corpus.dev), len(corpus.test)) == (7, 3, 2)
 
 
@@ -121,12 +121,12 @@ def test_items_of_another_shape_and_repeated_ids(tmp_path: Path) -> None:
 
 def test_a_large_split_is_kept_in_a_file_that_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _jsonl(tmp_path / "all.jsonl", 500)
-    small = load_corpus("jsonl", path, fraction=0.9)
+    small = load_corpus("jsonl", path, cut=Cut(0.9))
     spool = tmp_path / "spool"
     spool.mkdir()
     monkeypatch.setattr("anit_ds.data.corpora.spool.IN_MEMORY", 100)
     monkeypatch.setattr("tempfile.tempdir", str(spool))
-    large = load_corpus("jsonl", path, fraction=0.9)
+    large = load_corpus("jsonl", path, cut=Cut(0.9))
     assert isinstance(large.train, RecordFile)
     for split in ("train", "dev", "test"):
         assert list(getattr(large, split)) == list(getattr(small, split))

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anit_ds.config import DataConfig, DistortionConfig, NoiseConfig
+from anit_ds.config import DistortionConfig, NoiseConfig
 from anit_ds.data.corpora import Corpus
 from anit_ds.data.distortion.embedders import LocalEmbedder
 from anit_ds.data.distortion.lm_based import LmDistortion
 from anit_ds.data.examples import Example
 from anit_ds.data.instructions import load_instructions
-from anit_ds.data.noise import NoisySet, build_noisy_set, estimate_embedding
+from anit_ds.data.noise import NoisySet, Recipe, build_noisy_set, estimate_embedding
 from anit_ds.errors import InputError, ServiceError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,16 +51,12 @@ def corpus(size: int = 120) -> Corpus:
     return Corpus("sst2", "classification", split("train", size), split("dev", 5), split("test", 5), ("0", "1"))
 
 
+def recipe(distortion: DistortionConfig) -> Recipe:
+    return Recipe(load_instructions("sst2"), "detailed", NoiseConfig(), distortion, seed=1)
+
+
 def build(distortion: DistortionConfig, out: Path | None = None, size: int = 120) -> NoisySet:
-    return build_noisy_set(
-        corpus(size),
-        load_instructions("sst2"),
-        data=DataConfig(dataset="sst2"),
-        noise=NoiseConfig(),
-        distortion=distortion,
-        seed=1,
-        out=out,
-    )
+    return build_noisy_set(corpus(size), recipe(distortion), out=out)
 
 
 def test_distances_are_one_minus_cosine(server: EmbeddingServer, tmp_path: Path) -> None:
@@ -137,18 +133,12 @@ def test_openai_itself_needs_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_the_estimate_makes_no_call_and_is_right(server: EmbeddingServer, tmp_path: Path) -> None:
     settings = config(server, tmp_path)
-    arguments: dict[str, Any] = {
-        "data": DataConfig(dataset="sst2"),
-        "noise": NoiseConfig(),
-        "distortion": settings,
-        "seed": 1,
-    }
-    before = estimate_embedding(corpus(), load_instructions("sst2"), **arguments)
+    before = estimate_embedding(corpus(), recipe(settings))
     assert server.requests == []
     build(settings)
     assert before.calls == len(server.requests)
     assert before.texts == sum(map(len, server.requests))
-    after = estimate_embedding(corpus(), load_instructions("sst2"), **arguments)
+    after = estimate_embedding(corpus(), recipe(settings))
     assert (after.cached, after.calls, after.tokens) == (before.texts, 0, 0)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from anit_ds.config import DataConfig, DistortionConfig, NoiseConfig
+from anit_ds.config import DistortionConfig, NoiseConfig
 from anit_ds.data.corpora import Corpus
 from anit_ds.data.examples import Example, Sample
 from anit_ds.data.instructions import load_instructions
-from anit_ds.data.noise import NOISES, NoisySet, build_noisy_set, noisy_split, shards
+from anit_ds.data.noise import NOISES, NoisySet, Recipe, build_noisy_set, noisy_split, parts
 from anit_ds.errors import InputError
 
 SPLITS = ("train", "dev", "test")
@@ -29,20 +29,18 @@ def corpus(size: int = 300) -> Corpus:
     return Corpus("sst2", "classification", split("train", size), split("dev", 20), split("test", 30), ("0", "1"))
 
 
-def build(out: Path | None = None, *, seed: int = 42, size: int = 300, **settings: Any) -> NoisySet:
+def build(
+    out: Path | None = None, *, size: int = 300, workers: int | None = None, normalise: str = "auto", **settings: Any
+) -> NoisySet:
     noise = {key: settings.pop(key) for key in ("kind", "omega", "phi") if key in settings}
-    data = {key: settings.pop(key) for key in ("paraphrases", "instructions") if key in settings}
-    distortion = {"normalise": settings.pop("normalise", "auto")}
-    return build_noisy_set(
-        corpus(size),
+    recipe = Recipe(
         load_instructions("sst2"),
-        data=DataConfig(dataset="sst2", **data),
-        noise=NoiseConfig(**noise),
-        distortion=DistortionConfig(**distortion),
-        seed=seed,
-        out=out,
-        **settings,
+        "detailed",
+        NoiseConfig(**noise),
+        DistortionConfig(normalise=normalise),
+        **{"seed": 42, **settings},
     )
+    return build_noisy_set(corpus(size), recipe, out=out, workers=workers)
 
 
 @pytest.mark.parametrize("kind", [*NOISES, "none"])
@@ -129,7 +127,7 @@ def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("normalise", ["length", "minmax"])
 def test_parts_and_workers_make_no_difference(normalise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = build(normalise=normalise)
-    monkeypatch.setattr(shards, "PART_SIZE", 64)
+    monkeypatch.setattr(parts, "PART_SIZE", 64)
     for workers in (1, 2):
         made = build(tmp_path / str(workers), normalise=normalise, workers=workers)
         assert list(made.train) == list(reference.train)
@@ -137,8 +135,8 @@ def test_parts_and_workers_make_no_difference(normalise: str, tmp_path: Path, mo
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "PART_SIZE", 50)
-    original, made = shards.training_samples, []
+    monkeypatch.setattr(parts, "PART_SIZE", 50)
+    original, made = parts.training_samples, []
 
     def counted(maker: Any, examples: Any, tally: Any) -> Any:
         made.append(len(examples))
@@ -147,7 +145,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path, monkeypat
                 raise KeyboardInterrupt
             yield sample
 
-    monkeypatch.setattr(shards, "training_samples", counted)
+    monkeypatch.setattr(parts, "training_samples", counted)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, workers=1)
     assert not (tmp_path / "manifest.json").exists()
@@ -172,14 +170,7 @@ def test_labels_without_words_are_named() -> None:
     data = corpus()
     data.labels = ("0", "sarcastic")
     with pytest.raises(InputError, match="the data has 'sarcastic'"):
-        build_noisy_set(
-            data,
-            load_instructions("sst2"),
-            data=DataConfig(dataset="sst2"),
-            noise=NoiseConfig(),
-            distortion=DistortionConfig(),
-            seed=1,
-        )
+        build_noisy_set(data, Recipe(load_instructions("sst2"), "detailed", NoiseConfig(), DistortionConfig(), seed=1))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anit_ds.data.examples import Example, RecordFile, Sample, sample_key
+from anit_ds.data.examples import Example, Sample, sample_key
+from anit_ds.data.recordfile import RecordFile
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 ITEMS = st.lists(st.tuples(ANY_TEXT, ANY_TEXT)).map(tuple)

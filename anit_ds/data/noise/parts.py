@@ -1,7 +1,7 @@
 """The training split of a large noisy set: made in parts, by several processes, going on where it was interrupted.
 
 A part is complete when its .jsonl is there (its tally is written before it), so a second call makes only what is
-missing. Memory holds one part a process, whatever the size of the set.
+missing. Memory holds one part per process, whatever the size of the set.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from anit_ds.data.distortion import Distance, DistanceTally
-from anit_ds.data.examples import Example, RecordFile
-from anit_ds.data.noise.files import replacing
+from anit_ds.data.examples import Example
 from anit_ds.data.noise.making import SampleMaker, training_samples
+from anit_ds.data.recordfile import RecordFile
+from anit_ds.files import read_json, replacing, write_atomically
 
 PART_SIZE = 5_000
-"""Training samples a part: about 10 MB, a fraction of a second's work."""
+"""Training samples per part: about 10 MB, a fraction of a second's work."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,18 @@ class _Part:
         samples = training_samples(self.maker, self.examples[self.start : self.stop], tally)
         with replacing(self.path) as file:
             file.writelines(sample.to_line() for sample in samples)
-            with replacing(self.path.with_suffix(".tally.json")) as counts:
-                counts.write(json.dumps([[*distance, count] for distance, count in tally.counts.items()]).encode())
+            counts = [[*distance, count] for distance, count in tally.counts.items()]
+            write_atomically(self._tally_file, json.dumps(counts))
 
     def tally(self) -> DistanceTally:
-        counted = json.loads(self.path.with_suffix(".tally.json").read_text())
         tally = DistanceTally()
-        for words, longest, raw_length, count in counted:
+        for words, longest, raw_length, count in read_json(self._tally_file):
             tally.counts[Distance(words, longest, raw_length)] = count
         return tally
+
+    @property
+    def _tally_file(self) -> Path:
+        return self.path.with_suffix(".tally.json")
 
 
 @contextmanager
@@ -76,7 +80,7 @@ def make_parts(
 ) -> tuple[list[Path], DistanceTally]:
     """Write the noisy training samples into `folder` as part files; returns them in order, and their tally.
 
-    `workers` processes (by default one a core this process may use) share the parts; a set of one part, or
+    `workers` processes (by default one per core that this process may use) share the parts; a set of one part, or
     `workers=1`, is made in this process. Each is started afresh, not forked: forking a process that holds threads
     (torch's, a tokenizer's) can hang.
     """
@@ -100,7 +104,7 @@ def _parts(maker: SampleMaker, examples: Sequence[Example], folder: Path) -> Ite
 
 
 def _write_all(parts: list[_Part], workers: int) -> Iterator[None]:
-    """Write the parts, yielding after each; at most two a worker are under way, so that memory stays bounded."""
+    """Write the parts, yielding after each; at most two per worker are under way, so that memory stays bounded."""
     if workers <= 1:
         for part in parts:
             part.write()

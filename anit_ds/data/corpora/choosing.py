@@ -1,0 +1,87 @@
+"""Which examples are used: a carved split, a few-shot fraction, a maximum.
+
+Every choice is by the hash of (seed, id), so it does not depend on the order of a file, and a smaller choice is
+contained in a larger one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from anit_ds.data.corpora.splits import Splits
+from anit_ds.data.corpora.spool import collected
+from anit_ds.data.examples import Example, hash_of_id
+from anit_ds.errors import InputError
+
+CARVED_SHARE = 0.1
+"""Share of the training split that becomes a missing dev or test split (method.md section 6)."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How much of a corpus is used.
+
+    `fraction` keeps that share of train (stratified by label for classification, at least one of each), `max_train`,
+    `max_dev` and `max_test` at most that many examples of a split.
+    """
+
+    fraction: float = 1.0
+    max_train: int | None = None
+    max_dev: int | None = None
+    max_test: int | None = None
+
+
+WHOLE = Cut()
+
+
+def carve_missing(splits: Splits, group_of: Callable[[str], str], seed: int, dataset: str) -> None:
+    """Carve a dev or test split that is not there from train, and note it; examples of one group stay together.
+
+    Raises InputError where train is too small for it.
+    """
+    for split in ("test", "dev"):
+        if split in splits.examples:
+            continue
+        whole = splits.examples["train"]
+        groups = list(dict.fromkeys(group_of(example.id) for example in whole))
+        size = max(1, round(CARVED_SHARE * len(groups)))
+        if size >= len(groups):
+            raise InputError(f"{dataset}: {len(groups)} training examples are too few to carve a {split} split")
+        carved = set(chosen(groups, size, seed, purpose=split))
+        splits.examples[split] = collected(example for example in whole if group_of(example.id) in carved)
+        splits.examples["train"] = collected(example for example in whole if group_of(example.id) not in carved)
+        splits.notes.append(f"{split}: seeded {CARVED_SHARE:.0%} of train, {len(splits.examples[split])} examples")
+
+
+def thin(
+    examples: Sequence[Example],
+    seed: int,
+    fraction: float = 1.0,
+    at_most: int | None = None,
+    *,
+    stratify: bool = False,
+) -> Sequence[Example]:
+    """A seeded choice of the examples in their order; with `stratify` the fraction is taken of each label's."""
+    if fraction < 1:
+        strata: dict[object, list[str]] = defaultdict(list)
+        for example in examples:
+            strata[example.items if stratify else None].append(example.id)
+        shares = [chosen(ids, max(1, round(fraction * len(ids))), seed, "fraction") for ids in strata.values()]
+        examples = _only(examples, chain.from_iterable(shares))
+    if at_most is not None and at_most < len(examples):
+        examples = _only(examples, chosen([example.id for example in examples], at_most, seed, "maximum"))
+    return examples
+
+
+def chosen(ids: Sequence[str], size: int, seed: int, purpose: str) -> list[str]:
+    """`size` of the ids, by the hash of (seed, purpose, id): a smaller choice is part of a larger one."""
+    seeded, person = seed.to_bytes(8, "little"), purpose.encode()
+    return sorted(ids, key=lambda id: hash_of_id(id, 8, seed=seeded, purpose=person))[:size]
+
+
+def _only(examples: Sequence[Example], ids: Iterable[str]) -> Sequence[Example]:
+    kept = set(ids)
+    return collected(example for example in examples if example.id in kept)

@@ -1,0 +1,92 @@
+"""From a data set's name and a path to the splits that are there: files by their usual names, one file, or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anit_ds.data.corpora.datasets import SPLITS, DatasetInfo, dataset_info
+from anit_ds.data.corpora.hub import hub_splits, is_hub_path
+from anit_ds.data.corpora.reading import Faults, Row
+from anit_ds.data.corpora.spool import collected
+from anit_ds.data.examples import Example, sample_key
+from anit_ds.data.tasks import TASKS
+from anit_ds.errors import InputError
+from anit_ds.files import sha256_of
+
+
+@dataclass
+class Splits:
+    """The examples of each split, the files they come from, and what has to be said of them (see `Corpus`)."""
+
+    examples: dict[str, Sequence[Example]] = field(default_factory=dict)
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_splits(dataset: str, path: str, task: str | None, faults: Faults) -> Splits:
+    """The splits that are there; train always is. Raises InputError where it is not, or a split is empty."""
+    splits = Splits()
+    if is_hub_path(path):
+        for split, rows in hub_splits(dataset, path).items():
+            splits.examples[split] = collected(_examples(rows(faults), path, f"{dataset}/{split}", task))
+            splits.sources[split] = {"path": path}
+        if "test" not in splits.examples and "dev" in splits.examples:
+            splits.notes.append("test: no labelled test split, so the validation split is the test")
+            splits.examples["test"] = splits.examples.pop("dev")
+    else:
+        info = dataset_info(dataset)
+        for split, files in _files(dataset, info, Path(path), splits.notes).items():
+            rows_of_split = (row for file in files for row in info.reader(file, faults))
+            splits.examples[split] = collected(_examples(rows_of_split, str(files[0]), f"{dataset}/{split}", task))
+            splits.sources[split] = {"path": str(files[0]), "files": str(len(files)), "sha256": sha256_of(*files)}
+    for split, examples in splits.examples.items():
+        if not examples:
+            raise InputError(f"{splits.sources[split]['path']}: holds no usable example for the {split} split")
+    return splits
+
+
+def _files(dataset: str, info: DatasetInfo, path: Path, notes: list[str]) -> dict[str, list[Path]]:
+    if path.is_file():
+        notes.append(f"one file: dev and test are carved from {path.name}")
+        return {"train": [path]}
+    if not path.is_dir():
+        raise InputError(f"data.path: there is no file or folder {path}")
+    found = {split: _matches(path, info.files[split]) for split in SPLITS}
+    if not found["train"]:
+        raise InputError(f"{path}: no training file of {dataset}; expected {' or '.join(info.files['train'])}")
+    if found["test"] and not info.labelled(found["test"][0]):
+        notes.append(f"test: {found['test'][0].name} carries no labels, so the validation split is the test")
+        found["dev"], found["test"] = [], found["dev"]
+    return {split: paths for split, paths in found.items() if paths}
+
+
+def _matches(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files of the first pattern that matches any, sorted."""
+    for pattern in patterns:
+        if paths := sorted(match for match in folder.glob(pattern) if match.is_file()):
+            return paths
+    return []
+
+
+def _examples(rows: Iterable[Row], source: str, prefix: str, task: str | None) -> Iterator[Example]:
+    seen = set()
+    for number, row in enumerate(rows):
+        id = f"{prefix}/{number if row.id is None else row.id}"
+        if row.id is not None:
+            key = sample_key(id)  # eight bytes, where an id may be a long text
+            if key in seen:
+                raise InputError(f"{source}: the id {row.id!r} occurs twice; ids must be unique within a split")
+            seen.add(key)
+        _check_shape(source, id, row, task)
+        yield Example(id, row.text, row.items)
+
+
+def _check_shape(source: str, id: str, row: Row, task: str | None) -> None:
+    if task is None:
+        return
+    fields = TASKS[task].item_fields
+    if any(len(item) != len(fields) for item in row.items) or (task == "classification" and len(row.items) != 1):
+        wanted = "one label" if task == "classification" else f"items [{', '.join(fields)}]"
+        raise InputError(f"{source}: example {id} has {list(row.items)!r}, but the task {task} needs {wanted}")

@@ -1,0 +1,64 @@
+"""Which data sets a configuration names, and what each is made from: a single one is a mixture of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from anit_ds.data.corpora import Corpus, Cut, dataset_info, load_corpus
+from anit_ds.data.instructions import Instructions, Version, load_instructions
+from anit_ds.data.noise import Recipe
+from anit_ds.errors import InputError
+
+if TYPE_CHECKING:
+    from anit_ds.config import Config, DataConfig
+
+
+@dataclass(frozen=True)
+class Portion:
+    """One data set of a run: its name and place, the version of its instructions, and its weight in the mixture."""
+
+    dataset: str
+    path: str | None
+    version: Version
+    weight: float = 1.0
+
+    def ingredients(self, config: Config, *, epoch: int = 0) -> tuple[Corpus, Recipe]:
+        """What the noisy set is made from. Raises InputError for anything wrong in instructions or data."""
+        data, instructions = config.data, self._instructions(config.data)
+        corpus = load_corpus(
+            self.dataset,
+            self.path,
+            task=instructions.task,
+            cut=Cut(data.fraction, data.max_train, data.max_dev, data.max_test),
+            seed=config.train.seed,
+            on_error=data.on_error,
+        )
+        recipe = Recipe(
+            instructions,
+            self.version,
+            config.noise,
+            config.distortion,
+            seed=config.train.seed,
+            epoch=epoch,
+            paraphrases=data.paraphrases,
+        )
+        return corpus, recipe
+
+    def _instructions(self, data: DataConfig) -> Instructions:
+        name = data.instructions_file or dataset_info(self.dataset).instructions
+        if name is None:
+            raise InputError(
+                f"data.instructions_file: {self.dataset} has no instructions of its own; give a YAML with them"
+            )
+        return load_instructions(name)
+
+
+def portions(data: DataConfig) -> list[Portion]:
+    """The data sets of a run, in the order of the configuration. Raises InputError where one is listed twice."""
+    if data.dataset:
+        return [Portion(data.dataset, data.path, data.instructions)]
+    names = [item.dataset for item in data.mix]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"data.mix: {twice.pop()} is listed twice")
+    return [Portion(item.dataset, item.path, item.instructions or data.instructions, item.weight) for item in data.mix]
