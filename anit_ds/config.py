@@ -130,7 +130,7 @@ class PromptConfig(Section):
 
 class MethodConfig(Section):
     name: str = "anit"
-    """sft, noisy_sft, neftune, random, fgsm, fgm, pgd, freelb, freeat or anit (method.md section 5). `sft` is raw
+    """sft, noisy_sft, neftune, random, fgsm, fgm, pgd, freelb, freeat or anit. `sft` is raw
     instructions by definition: it switches noise.kind to none; `noisy_sft` is the same on noisy ones."""
     preset: Literal["paper", "authors", "ours"] = "ours"
     """anit's settings where this section is silent: the paper's text, what its authors ran, or ours."""

@@ -1,4 +1,4 @@
-"""The methods of method.md section 5 written out in plain PyTorch: what a step's loss is, given a loss on embeddings.
+"""The methods of docs/method.md section 5 in plain PyTorch: what a step's loss is, given a loss on embeddings.
 
 Each formula takes a `Step` and returns the scalar to backpropagate. Nothing here uses the project's methods; only
 the random starts come from the kernels' counter-based generator, which tests/kernels checks by itself.

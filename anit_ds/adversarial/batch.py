@@ -28,7 +28,7 @@ class Batch:
     attended: Tensor  # [B, T] bool: a real token, not padding
     scope: Tensor  # [B, T] bool: the perturbation may touch this token
     sample_ids: Tensor  # [S] int64: the bits of the sample's 64-bit key, the counter of its random numbers
-    beta: Tensor  # [S] float32: semantic distortion that scales the start of the attack (method.md section 3)
+    beta: Tensor  # [S] float32: semantic distortion that scales the start of the attack (docs/method.md section 3)
     target_rows: Tensor  # [A] int64: sample of each predicting position (its row, where the batch is padded)
     target_positions: Tensor  # [A] int64: its place in its row, one before the token it predicts
     target_ids: Tensor  # [A] int64: the token to predict
@@ -96,7 +96,7 @@ class Batch:
 
     @property
     def mean_over(self) -> float:
-        """Divisor of the summed loss: the answer tokens of the global batch (method.md section 4)."""
+        """Divisor of the summed loss: the answer tokens of the global batch (docs/method.md section 4)."""
         return float(len(self.target_ids)) if self.denominator is None else self.denominator
 
     @property

@@ -100,7 +100,7 @@ class PerturbableLM:
         `start` maps the embeddings e [B, T, D] to the point x [B, T, D] where the gradient is taken (default: e).
         Returns (e, x, g), each [B, T, D] in the model's dtype, detached. Summed loss: a sample's g does not depend on
         its neighbours. In float16 g is scaled by `attack_scale`. LoRA dropout is off; parameter gradients stay
-        untouched. Method: eq. 6, method.md section 4.
+        untouched. Method: eq. 6, docs/method.md section 4.
         """
         point = AttackPoint(start)
         try:

@@ -44,7 +44,7 @@ class Sample:
     """An `Example` with its prompt's parts and the noise in its instruction: one line of data/train.jsonl.
 
     `instruction` is what the model is shown, `raw_instruction` what it was before the noise. `distance` is their
-    word-level Levenshtein distance and `distortion` this sample's own d'_i in [0, 1] (method.md section 3); a raw
+    word-level Levenshtein distance and `distortion` this sample's own d'_i in [0, 1] (docs/method.md section 3); a raw
     sample has noise "none" and 0 for both. `answer` is the rendered gold answer.
     """
 
@@ -97,7 +97,7 @@ def sample_key(id: str) -> int:
 
     The `id` is the text that names a sample in every file; the `key` stands for it where arithmetic needs a number.
     Read as an int64, the key is what `Batch` and the kernels call `sample_ids`, a part of the Philox counter
-    (method.md section 4).
+    (docs/method.md section 4).
     """
     return int.from_bytes(hash_of_id(id, 8), "little")
 

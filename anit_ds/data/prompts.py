@@ -1,4 +1,4 @@
-"""From a `Sample` to tokens: the prompt of method.md section 1, in plain fields or inside the tokenizer's chat
+"""From a `Sample` to tokens: the prompt of docs/method.md section 1, in plain fields or inside the tokenizer's chat
 template.
 
     Instruction: Decide whether the review is positive or negative.

@@ -1,7 +1,7 @@
 """What noise in the instruction does to a model's answers: the score under it, its gap, and consistency.
 
 Consistency is the paper's stated aim: the share of samples whose parsed answers to the raw and to the noisy instruction
-are equal (method.md section 6).
+are equal (docs/method.md section 6).
 """
 
 from __future__ import annotations

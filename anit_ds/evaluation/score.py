@@ -1,4 +1,4 @@
-"""Answers of a model on a split, scored: eval/NAME.json and eval/predictions-NAME.jsonl (method.md section 6)."""
+"""Answers of a model on a split, scored: eval/NAME.json and eval/predictions-NAME.jsonl (docs/method.md section 6)."""
 
 from __future__ import annotations
 

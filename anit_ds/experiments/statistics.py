@@ -1,4 +1,4 @@
-"""Means, intervals and differences of micro-F1 over test examples and seeds (method.md section 6).
+"""Means, intervals and differences of micro-F1 over test examples and seeds (docs/method.md section 6).
 
 A run is its counts per example: [hits, predicted, gold], from which micro-F1 follows for any choice of examples. The
 bootstrap draws test examples and seeds jointly: the same examples and the same seeds for both arms of a difference, so

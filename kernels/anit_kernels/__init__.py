@@ -1,7 +1,7 @@
 """anit_kernels: the Noise Response Method's arithmetic on the embeddings, behind one door.
 
 `nrm_init` perturbs a batch of embeddings with delta0, `nrm_step` with delta1 = Proj(delta0 + alpha * g / ||g||), per
-sample (method.md, section 4). Neither delta is ever stored: delta0 comes from a counter-based generator and is drawn
+sample (docs/method.md section 4). Neither delta is stored: delta0 comes from a counter-based generator and is drawn
 again.
 
     x0 = nrm_init(e, mask, attended, seed, step, sample_ids, eps, beta)
@@ -44,7 +44,7 @@ def nrm_init(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
 ) -> Tensor:
-    """x0 = e + delta0 with delta0 = mask * (10 / sqrt(N)) * U(-eps, eps) * (1 - beta) (method.md, section 4).
+    """x0 = e + delta0 with delta0 = mask * (10 / sqrt(N)) * U(-eps, eps) * (1 - beta) (docs/method.md section 4).
 
     Args:
         embeddings: e [B, T, D], float32, bfloat16 or float16; delta0 is computed in float32.
@@ -88,7 +88,7 @@ def nrm_step(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
 ) -> tuple[Tensor, NrmStats]:
-    """x1 = e + delta1 with delta1 = Proj(delta0 + alpha * g / ||g||_F), per sample (method.md, section 4).
+    """x1 = e + delta1 with delta1 = Proj(delta0 + alpha * g / ||g||_F), per sample (docs/method.md section 4).
 
     Args:
         grad: g [B, T, D], the gradient at x0; any of the three dtypes. What it holds outside the scope is ignored.

@@ -12,9 +12,9 @@ Ball = Literal["frobenius", "linf", "none"]
 BALLS: tuple[str, ...] = get_args(Ball)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# delta0 starts at ten times NEFTune's radius at alpha 1 (method.md, section 4).
+# delta0 starts at ten times NEFTune's radius at alpha 1 (docs/method.md section 4).
 INIT_SCALE = 10.0
-# ||g|| is clamped here before dividing by it, so that a gradient of zero moves nothing (method.md, section 4).
+# ||g|| is clamped here before dividing by it, so that a gradient of zero moves nothing (docs/method.md section 4).
 MIN_GRAD_NORM = 1e-8
 
 

@@ -62,7 +62,7 @@ def uniforms(count: int, seed: int, step: int, sample_id: int, device: torch.dev
 
     Element j comes from the call with counter (j // 8, step, sample id low, sample id high) and key = seed; the even
     elements of a call are the low halves k of its four words in order, the odd ones the high halves;
-    u = (k - 32767.5) / 32768, which float32 holds exactly (method.md, section 4).
+    u = (k - 32767.5) / 32768, which float32 holds exactly (docs/method.md section 4).
     """
     calls = -(-count // UNIFORMS_A_CALL)
     counter: tuple[int | Tensor, ...] = (torch.arange(calls, device=device), step, *split_words(sample_id))

@@ -1,4 +1,4 @@
-"""Each method of method.md section 5 against its formula written out in plain PyTorch on `inputs_embeds`."""
+"""Each method of docs/method.md section 5 against its formula written out in plain PyTorch on `inputs_embeds`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NRM on models of every supported family: what method.md section 4 promises of the loss, the gradient and delta."""
+"""NRM on models of every supported family: what docs/method.md section 4 promises of loss, gradient and delta."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     delta1 = Proj_eps(delta0 + alpha * g / ||g||_F)                  eq. 5, 6: one step, projected
     loss   = L(e) + lambda * L(e + delta1)                           eq. 8; delta1 is a constant here
 
-Section 4 of method.md gives every symbol, and which choices are ours and not the paper's (per-sample norms over the
+Section 4 of docs/method.md gives every symbol, and which choices are ours, not the paper's (per-sample norms over the
 tokens in scope, the guard against gradients that are not finite, `gradient: clean`). delta's life is in `anit_kernels`.
 """
 
@@ -31,7 +31,7 @@ class NRM(OneBatchAtATime):
     seed: 64-bit; delta0 is a pure function of (seed, batch.step, sample id, element).
     passes: "joined" runs clean and adversarial rows in one forward, "separate" one after the other in half the memory.
     gradient: "attack" takes g at delta0; "clean" (ours) at delta = 0, where the clean pass gives it for free.
-    Source: ANIT (AAAI 2025), section 3.3 and algorithm 1, as settled in method.md section 4.
+    Source: ANIT (AAAI 2025), section 3.3 and algorithm 1, as settled in docs/method.md section 4.
     """
 
     def __init__(

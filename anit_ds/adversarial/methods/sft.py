@@ -1,6 +1,6 @@
 """`sft`: the answer loss on the clean embeddings and nothing else, what every other method is compared with.
 
-`noisy_sft` is this same step on noisy instructions: the noise is in the data (method.md section 5).
+`noisy_sft` is this same step on noisy instructions: the noise is in the data (docs/method.md section 5).
 """
 
 from __future__ import annotations

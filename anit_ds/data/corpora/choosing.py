@@ -17,7 +17,7 @@ from anit_ds.data.examples import Example, hash_of_id
 from anit_ds.errors import InputError
 
 CARVED_SHARE = 0.1
-"""Share of the training split that becomes a missing dev or test split (method.md section 6)."""
+"""Share of the training split that becomes a missing dev or test split (docs/method.md section 6)."""
 
 
 @dataclass(frozen=True)

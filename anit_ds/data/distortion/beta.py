@@ -1,4 +1,4 @@
-"""From distances to beta, a data set's semantic distortion in [0, 1] (method.md section 3), in constant memory.
+"""From distances to beta, a data set's semantic distortion in [0, 1] (docs/method.md section 3), in constant memory.
 
 `DistanceTally` counts the distances of noisy samples; what it knows is enough for both normalisations, so a set of
 any size is measured in one pass and the tallies of its parts can be merged.

@@ -1,4 +1,4 @@
-"""LM-based distortion: d'_i = 1 - cos(E(noisy), E(raw)), clipped to [0, 1] (method.md section 3).
+"""LM-based distortion: d'_i = 1 - cos(E(noisy), E(raw)), clipped to [0, 1] (docs/method.md section 3).
 
 Only distinct texts that the cache does not hold are embedded, in batches limited by count and by tokens.
 """

@@ -1,4 +1,4 @@
-"""Rule-based distortion: how many word edits lead from the raw to the noisy instruction (method.md section 3)."""
+"""Rule-based distortion: how many word edits lead from the raw to the noisy instruction (docs/method.md section 3)."""
 
 from __future__ import annotations
 

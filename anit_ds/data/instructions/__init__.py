@@ -36,7 +36,7 @@ class Opposites(BaseModel):
 
 
 class Instructions(BaseModel):
-    """The fixed parts of a data set's prompts (method.md section 1). Every string is one line."""
+    """The fixed parts of a data set's prompts (docs/method.md section 1). Every string is one line."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 

@@ -1,4 +1,4 @@
-"""A data set with noisy instructions and its beta: what `anit data` writes and training reads (method.md section 1-3).
+"""A noisy data set and its beta: what `anit data` writes and training reads (docs/method.md sections 1 to 3).
 
     noisy = build_noisy_set(corpus, recipe, out="runs/x/data")
     noisy.train[0].instruction, noisy.beta, noisy.manifest

@@ -1,4 +1,4 @@
-"""The six noises (method.md section 2): each bends an instruction and is pure in (instruction, omega, seed).
+"""The six noises (docs/method.md section 2): each bends an instruction and is pure in (instruction, omega, seed).
 
 Words are what white space separates, and the words of a noisy instruction are joined by single spaces; an
 instruction that a noise leaves alone (omega 0, nothing to drop or to move) is returned as it is. What a noise takes

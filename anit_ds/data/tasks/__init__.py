@@ -1,7 +1,7 @@
 """The four tasks: how a set of gold items becomes an answer, and what a model says becomes items again.
 
 `TASKS[name].render(items, words)` and `.parse(answer, words)` are inverse to each other on every non-empty span
-(method.md section 1), and `score` compares parsed answers with gold ones (section 6).
+(docs/method.md section 1), and `score` compares parsed answers with gold ones (section 6).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from anit_ds.data.examples import Item
 from anit_ds.errors import InputError
 
 NONE = "None"
-"""The answer for an empty set (method.md section 1)."""
+"""The answer for an empty set (docs/method.md section 1)."""
 
 
 @dataclass(frozen=True, slots=True)

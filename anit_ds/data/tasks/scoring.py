@@ -1,4 +1,4 @@
-"""Micro-F1 over multisets of items (method.md section 6), the same for every task."""
+"""Micro-F1 over multisets of items (docs/method.md section 6), the same for every task."""
 
 from __future__ import annotations
 

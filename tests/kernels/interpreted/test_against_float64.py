@@ -1,6 +1,6 @@
 """Both implementations against NRM in float64, over odd shapes, ragged and holey masks and hostile gradients.
 
-The reference is method.md section 4 as written; only the uniforms come from the package, which tests them apart.
+The reference is docs/method.md section 4 as written; only the uniforms come from the package, which tests them apart.
 """
 
 from __future__ import annotations
