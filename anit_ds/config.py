@@ -156,14 +156,15 @@ class MethodConfig(Section):
     passes, not three)."""
     passes: Literal["joined", "separate"] = "joined"
     """Clean and adversarial rows in one forward (faster), or one after the other (half the activations)."""
-    schedule: Literal["three_pass", "pipelined", "prefix_tree"] = "three_pass"
+    schedule: Literal["three_pass", "pipelined", "prefix_tree", "auto"] = "three_pass"
     """anit: attack and training of a micro-batch one after the other, or (`pipelined`) the attack on micro-batch i + 1
     in the training pass of micro-batch i: the same result from G + 1 sweeps over the parameters in place of 2G for G
     micro-batches a step. It pays at ZeRO 3, where a sweep is what crosses the network, and needs room for half as many
     rows again in a pass. `prefix_tree`, for every method: tokens that samples of a micro-batch have in
     common (question, format and options where prompt.order is instruction_last, the whole instruction where it stands
     first and is raw) run once, without padding; with method.tokens: instruction as well, all that stands before the
-    instruction runs once for all passes. The same result, LoRA dropout's masks apart."""
+    instruction runs once for all passes. The same result, LoRA dropout's masks apart. `auto`: the one of these that
+    computes the fewest tokens and, at ZeRO 3, fetches the fewest weights; the log says which and why."""
     steps: int = Field(3, ge=1)
     """pgd, freelb: K, the number of ascent steps; freeat: m, the number of optimizer steps on one minibatch."""
     init_norm: float = Field(0.0, ge=0)

@@ -35,19 +35,31 @@ from anit_ds.config import Config
 from anit_ds.configfile import validate
 from anit_ds.tiny import tiny_model, tiny_tokenizer
 
+_TREE = {"schedule": "prefix_tree"}
+_BEHIND = {"name": "anit", "tokens": "instruction", **_TREE}
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"name": "noisy_sft"},
+    "sft_tree": {"name": "noisy_sft", **_TREE},
     "anit_naive": {"name": "anit", "passes": "separate"},
     "anit": {"name": "anit"},
     "anit_clean": {"name": "anit", "gradient": "clean"},
     "anit_pipelined": {"name": "anit", "schedule": "pipelined"},
+    "anit_tree": _BEHIND,
+    "anit_clean_tree": {**_BEHIND, "gradient": "clean"},
+    "pgd": {"name": "pgd", "steps": 3},
+    "freelb": {"name": "freelb", "steps": 3},
 }
 WHAT = {
     "sft": "noisy_sft: one pass",
+    "sft_tree": "the same, shared tokens once in the row",
     "anit_naive": "attack, clean and adversarial, a pass each",
     "anit": "attack, then clean and adversarial rows joined",
     "anit_clean": "gradient: clean, two passes",
     "anit_pipelined": "the next attack inside the training pass",
+    "anit_tree": "a trunk, then attack and joined rows behind it",
+    "anit_clean_tree": "a trunk, then clean and adversarial rows behind it",
+    "pgd": "three attacks, one training pass",
+    "freelb": "three training passes",
 }
 ZERO3 = {
     "zero_optimization": {
@@ -92,6 +104,7 @@ def run_config(folder: Path, mode: str, *, ranks: int, micro_batches: int, paddi
             "dataset": "jsonl", "path": str(folder), "instructions": "concise",
             "instructions_file": str(folder / "instructions.yaml"),
         },
+        "prompt": {"order": "instruction_last" if "tree" in mode else "paper"},
         "method": METHODS[mode],
         "lora": {"r": 8, "dropout": 0.0},
         "train": {
@@ -125,6 +138,19 @@ def count_collectives(counts: Counter[str]) -> None:
             setattr(module, name, call)
 
 
+def count_invalidations(counts: Counter[str]) -> None:
+    """From now on `counts` knows how often ZeRO-3 forgot the order of modules by which it fetches ahead."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    original = PartitionedParameterCoordinator._invalidate_trace
+
+    def call(coordinator: Any) -> None:
+        counts["invalidations"] += 1
+        original(coordinator)
+
+    PartitionedParameterCoordinator._invalidate_trace = call
+
+
 def bytes_of_rank(configs: list[Config]) -> list[dict[str, int]]:
     """Train every run in this process: the bytes of the last optimizer step of each."""
     log = Path(configs[0].out).parent / f"rank{os.environ['RANK']}.log"
@@ -133,6 +159,7 @@ def bytes_of_rank(configs: list[Config]) -> list[dict[str, int]]:
         os.dup2(file.fileno(), 2)
     counts: Counter[str] = Counter()
     count_collectives(counts)  # before DeepSpeed keeps references to them
+    count_invalidations(counts)
     from anit_ds.training import loop
 
     of_step: dict[str, int] = {}
@@ -170,6 +197,7 @@ def measure(folder: Path, *, ranks: int, micro_batches: int, padding_free: bool)
         {
             "mode": mode,
             "what": WHAT[mode],
+            "trace_invalidations": counts.get("invalidations", 0),
             "gathered_bytes": counts["gathered"],
             "gathered_ratio_to_sft": counts["gathered"] / counted[0]["gathered"],
             "sweeps": counts["gathered"] / counts["parameters"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import time
 from typing import Any
 
@@ -41,9 +42,17 @@ from anit_ds.training.checkpoint import (
     optimizer_steps,
     save_checkpoint,
 )
-from anit_ds.training.engine import build_engine, deepspeed_config, learning_rate, sharded_loading, whole_weights
+from anit_ds.training.engine import (
+    build_engine,
+    deepspeed_config,
+    learning_rate,
+    sharded_loading,
+    whole_weights,
+    zero_stage,
+)
 from anit_ds.training.feed import Feed
 from anit_ds.training.monitor import Monitor, peak_memory_mb
+from anit_ds.training.schedule import choose_schedule
 from anit_ds.training.scores import Best, Scores
 
 
@@ -120,6 +129,8 @@ class Trainer:
         model = add_adapter(model, config)
         if config.train.activation_checkpointing:
             use_activation_checkpointing(model)
+        if config.method.schedule == "auto":
+            config = self._with_schedule(model, zero_stage(ds_config))
         lm = build_engine(model, config, ds_config)
         method = build_method(config.method, seed=config.train.seed, scale=scale)
         lm.checkpoint_attack = config.train.checkpoint_attack
@@ -129,6 +140,14 @@ class Trainer:
             lm.spare_masks()
         method.attach(lm)
         return lm, method
+
+    def _with_schedule(self, model: nn.Module, stage: int) -> Config:
+        nodes = len(set(distributed.all_gather_objects(platform.node())))
+        schedule, why = choose_schedule(self.config, self.feed, model, stage=stage, nodes=nodes)
+        distributed.logger().info("method.schedule: auto is %s (%s)", schedule, why)
+        method = self.config.method.model_copy(update={"schedule": schedule})
+        self.config = self.feed.config = self.config.model_copy(update={"method": method})
+        return self.config
 
     @property
     def module(self) -> nn.Module:

@@ -79,3 +79,34 @@ def test_a_run_with_dropout_depends_on_its_seed_alone(make_config: MakeConfig):
     assert one and all(torch.equal(one[name], two[name]) for name in one)
     steps = [json.loads(line) for line in (Path(runs[0].out) / "metrics.jsonl").read_text().splitlines()]
     assert all(line["nrm/nonfinite"] == 0 for line in steps if "nrm/nonfinite" in line)
+
+
+def test_auto_takes_the_tree_where_it_saves_and_says_why(make_config: MakeConfig):
+    behind = {"prompt.order": "instruction_last", "method.tokens": "instruction"}
+    whole, chosen = make_config("whole", **behind), make_config("auto", **behind, **{"method.schedule": "auto"})
+    for config in (whole, chosen):
+        train(config)
+    said = (Path(chosen.out) / "log-rank0.txt").read_text()
+    assert "method.schedule: auto is prefix_tree (per optimizer step and rank: three_pass " in said
+    one, two = (load_file(Path(c.out) / "adapter" / "adapter_model.safetensors") for c in (whole, chosen))
+    assert max(w.abs().max().item() for n, w in one.items() if "lora_B" in n) > 1e-3
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4  # AdamW divides by small numbers
+
+
+@pytest.mark.parametrize(
+    "changes, chosen, why",
+    [
+        ({"lora.dropout": 0.1}, "three_pass", "lora.dropout > 0 would share its masks between samples"),
+        # A trunk is two more sweeps for each micro-batch, which a tiny batch cannot pay for.
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "pipelined", "tokens in 10 sweeps"),
+    ],
+    ids=["dropout", "zero3"],
+)
+def test_auto_leaves_the_tree_where_it_does_not_pay(make_config: MakeConfig, changes: dict, chosen: str, why: str):
+    config = make_config(
+        **{"prompt.order": "instruction_last", "method.tokens": "instruction", "method.schedule": "auto"},
+        **{"train.micro_batch": 2, "train.max_steps": 1, "eval.test": False}, **changes,
+    )  # fmt: skip
+    train(config)
+    said = (Path(config.out) / "log-rank0.txt").read_text()
+    assert f"method.schedule: auto is {chosen} " in said and why in said

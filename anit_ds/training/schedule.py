@@ -1,0 +1,96 @@
+"""`method.schedule: auto`: the schedule that computes the fewest tokens and fetches the fewest weights, and why.
+
+All schedules give the same result, so the choice is one of cost. Counted on the run's first global batch, in tokens
+that pass forward and backward through the model; at ZeRO 3 a sweep over the partitioned weights, forward or backward,
+counts as much as the tokens that could be computed while it crosses the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from anit_ds.adversarial.rules import METHODS
+from anit_ds.adversarial.segments import SegmentAttention
+from anit_ds.adversarial.tree import TreeBatch
+from anit_ds.config import Config, MethodConfig
+from anit_ds.errors import InputError
+from anit_ds.training.feed import Feed
+
+# A sweep moves 2 bytes per weight while a token takes about 4 operations per weight (LoRA: forward, and backward to
+# the input): at 400 TFLOP/s and 50 GB/s per GPU, what a sweep costs is 400e12 / 4 * 2 / 50e9 tokens. An estimate from
+# data sheets of an H100 on 400 Gb/s, and within a node, where links are ten times as fast, a tenth of it.
+_TOKENS_PER_SWEEP_BETWEEN_NODES = 4000
+_TOKENS_PER_SWEEP_IN_NODE = 400
+# A tree's attention on a GPU is one masked product, not the flash kernel. No GPU has measured what that costs; until
+# one has, a tree must save more than this share to be chosen there.
+_MARGIN_ON_GPU = 0.3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule and what one optimizer step of it costs a rank."""
+
+    schedule: str
+    tokens: int
+    sweeps: int
+    handicap: float = 0.0
+
+    def cost(self, tokens_per_sweep: int) -> float:
+        return self.tokens * (1 + self.handicap) + self.sweeps * tokens_per_sweep
+
+    def __str__(self) -> str:
+        return f"{self.schedule} {self.tokens} tokens" + (f" in {self.sweeps} sweeps" if self.sweeps else "")
+
+
+def choose_schedule(config: Config, feed: Feed, model: nn.Module, *, stage: int, nodes: int) -> tuple[str, str]:
+    """(the schedule to run, a sentence that says why). `stage` is ZeRO's, `nodes` the machines of the run."""
+    found = candidates(config, feed, sharded=stage == 3)
+    reasons = []
+    if config.lora.dropout > 0:
+        reasons.append("prefix_tree is left out, because lora.dropout > 0 would share its masks between samples")
+    elif said := _refusal(model):
+        reasons.append(f"prefix_tree is left out ({said})")
+    if reasons:
+        found = [candidate for candidate in found if candidate.schedule != "prefix_tree"]
+    per_sweep = _TOKENS_PER_SWEEP_BETWEEN_NODES if nodes > 1 else _TOKENS_PER_SWEEP_IN_NODE
+    best = min(found, key=lambda candidate: candidate.cost(per_sweep))
+    told = "per optimizer step and rank: " + ", ".join(str(candidate) for candidate in found)
+    return best.schedule, "; ".join([told, *reasons])
+
+
+def candidates(config: Config, feed: Feed, *, sharded: bool) -> list[Candidate]:
+    """What each schedule that the method allows would compute, three_pass first."""
+    method, batches = config.method, [TreeBatch.of(b) for b in feed.batches(0, feed.samples_of(0))]
+    passes, forwards, micro = METHODS[method.name].passes(method), _forwards(method), len(batches)
+    own = sum(sum(b.lengths or ()) for b in batches)
+    padded = own if config.train.padding_free else sum(b.size * max(b.lengths or ()) for b in batches)
+    sweeps = 2 * forwards * micro if sharded else 0
+    found = [Candidate("three_pass", passes * padded, sweeps)]
+    if method.name == "anit" and (method.gradient, method.passes) == ("attack", "joined") and micro > 1:
+        found.append(Candidate("pipelined", passes * padded, 2 * (micro + 1) if sharded else 0))
+    trunk = sum(b.trunk.layout.tokens for b in batches if b.trunk) if config.attacks_behind_context else 0
+    if trunk:
+        behind = sum(b.apart.layout.tokens for b in batches)
+        tokens, extra = trunk + passes * behind, 2 * micro if sharded else 0
+    else:
+        alike = sum(b.whole.layout.tokens for b in batches)
+        tokens, extra = (alike if method.name.endswith("sft") else passes * own), 0
+    handicap = 0.0 if feed.device.type == "cpu" else _MARGIN_ON_GPU
+    return [*found, Candidate("prefix_tree", tokens, sweeps + extra, handicap)]
+
+
+def _forwards(method: MethodConfig) -> int:
+    """Forward passes of a micro-batch: joined rows share one."""
+    passes = METHODS[method.name].passes(method)
+    joins = method.name in ("anit", "random") and method.passes == "joined" and method.gradient == "attack"
+    return passes - 1 if joins else passes
+
+
+def _refusal(model: nn.Module) -> str | None:
+    try:
+        SegmentAttention(model, trees=True, asked_by="method.schedule: prefix_tree").remove()
+    except InputError as refused:
+        return str(refused)
+    return None
