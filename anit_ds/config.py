@@ -354,6 +354,32 @@ def identity(config: Config) -> dict[str, Any]:
     return flat(config.model_dump(mode="json", by_alias=True))
 
 
+def chosen(config: Config) -> dict[str, Any]:
+    """The part of `identity` that is not a field's default. A field that a later version adds leaves it as it is."""
+    defaults = _defaults(Config)
+    return {path: value for path, value in identity(config).items() if path not in defaults or defaults[path] != value}
+
+
+def same_result(recorded: dict[str, Any], config: Config) -> bool:
+    """Whether a run of the recorded identity, perhaps of an older version with fewer fields, is one of `config`."""
+    now, defaults = identity(config), _defaults(Config)
+    return all(recorded.get(path, defaults.get(path)) == value for path, value in now.items()) and recorded.keys() <= (
+        now.keys()
+    )
+
+
+def _defaults(schema: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        path, nested = f"{prefix}{field.alias or name}", field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            found |= _defaults(nested, f"{path}.")
+        elif not field.is_required():
+            value = field.get_default(call_default_factory=True)
+            found[path] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
 def differences(a: Config, b: Config) -> list[str]:
     """The fields in which two configurations ask for different results, as `path: value there, value here`."""
     one, two = identity(a), identity(b)

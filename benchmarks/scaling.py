@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --model MODEL --json results/step_cost/scaling.json
     python benchmarks/scaling.py --model MODEL --ranks 1 2     # real processes on ZeRO 1, also of this machine's cores
-    python benchmarks/scaling.py --model MODEL --curve         # the shared prefix against the context's share
+    python benchmarks/scaling.py --model MODEL --curve         # the tree against the context's share
 
 Samples are random tokens, all of one length, the last eight of them the answer. A slope is that of a straight line
 through log(cost) against log(size): 1 means that twice the size costs twice as much. What the weights do grows linearly
@@ -35,13 +35,18 @@ LENGTHS, MICRO_BATCHES = (64, 128, 256, 512, 1024), (1, 2, 4, 8, 16)
 SHARES = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 _BETWEEN = 2, 128  # the micro-batch of the lengths, and the length of the micro-batches
 _ANSWER, _AFTER_INSTRUCTION = 8, 3
-_CURVE = ("sft_last", "anit_last", "anit_prefix")
+_CURVE = ("sft_last", "sft_last_tree", "anit_last", "anit_last_tree")
 
 
-def synthetic(rows: int, length: int, *, context: int, vocabulary: int) -> list[Encoded]:
-    """Samples of `length` tokens whose instruction starts after `context` tokens and ends shortly before the answer."""
+def synthetic(rows: int, length: int, *, context: int, vocabulary: int, alike: int = 0) -> list[Encoded]:
+    """Samples of `length` tokens whose instruction starts after `context` tokens and ends shortly before the answer.
+
+    The first `alike` tokens of all samples are the same.
+    """
     rng = np.random.default_rng([rows, length, context])
-    ids = rng.integers(3, vocabulary, (rows, length)).tolist()
+    drawn = rng.integers(3, vocabulary, (rows, length))
+    drawn[:, :alike] = drawn[0, :alike]
+    ids = drawn.tolist()
     instruction = (context, max(context + 1, length - _ANSWER - _AFTER_INSTRUCTION))
     return [Encoded(key, row[:-_ANSWER], row[-_ANSWER:], instruction, 0.0, "random") for key, row in enumerate(ids)]
 
@@ -113,13 +118,14 @@ def growth(arguments: argparse.Namespace, foundation: Foundation) -> dict[str, A
 def curve(arguments: argparse.Namespace, foundation: Foundation) -> dict[str, Any]:
     """Cost relative to sft of batches of one total length, against the share of tokens before the instruction.
 
-    Raises InputError where this version has no `method.schedule: shared_prefix`.
+    Half of these tokens are the same in all samples, as question, format and options are.
     """
     steppers = [Stepper(mode, foundation) for mode in chosen(_CURVE)]
     rows, length = 8, 128
     found = []
     for share in SHARES:
-        samples = synthetic(rows, length, context=round(share * length), vocabulary=foundation.model.config.vocab_size)
+        context, vocabulary = round(share * length), foundation.model.config.vocab_size
+        samples = synthetic(rows, length, context=context, vocabulary=vocabulary, alike=context // 2)
         found += [{"context_share": share, **row} for row in measure(steppers, [samples], arguments.steps)]
     return {"rows": found, "slopes": []}
 
@@ -229,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--micro-batches", type=int, nargs="+", default=MICRO_BATCHES)
     parser.add_argument("--full", action="store_true", help="every length with every micro-batch")
     parser.add_argument("--ranks", type=int, nargs="+", help="instead: the same micro-batch on this many ranks")
-    parser.add_argument("--curve", action="store_true", help="instead: shared prefix against the context's share")
+    parser.add_argument("--curve", action="store_true", help="instead: the tree against the context's share")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each mode at each size")
     parser.add_argument("--json", type=Path, help="also write the rows here, and a chart beside them")
     arguments = parser.parse_args(argv)

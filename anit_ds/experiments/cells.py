@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from anit_ds.adversarial.rules import METHODS
-from anit_ds.config import Config, identity
+from anit_ds.config import Config
+from anit_ds.config import chosen as chosen_fields
 from anit_ds.configfile import load_yaml, set_field, validate
 from anit_ds.errors import InputError
 from anit_ds.experiments.grid import CompareConfig, DataSpec, MethodSpec
@@ -189,7 +190,7 @@ def _cell(
         set_field(raw, "model.name_or_path", place.model)
     if source is not None:
         set_field(raw, "lora.init_from", source.config.out)
-    for field, value in {**data.set, **settings}.items():
+    for field, value in {**data.set, **spec.set, **settings}.items():
         set_field(raw, field if "." in field else f"method.{field}", value)
     run = validate(raw, source=f"cell {data.name}, {spec.label}")
     if run.method.beta is not None:
@@ -203,6 +204,9 @@ def _cell(
 
 
 def _hash(run: Config, source: Cell | None) -> str:
-    """Over everything that moves the result. A source is named by its own hash, so that a folder can be moved."""
-    fields = {**identity(run), "lora.init_from": source.hash if source else run.lora.init_from}
+    """Over what was chosen; what was left at its default is compared when a result is read (records.py).
+
+    A source is named by its own hash, so that a folder can be moved.
+    """
+    fields = {**chosen_fields(run), "lora.init_from": source.hash if source else run.lora.init_from}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

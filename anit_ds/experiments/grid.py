@@ -31,6 +31,8 @@ class MethodSpec(BaseModel):
     """One of the methods of a run's `method.name`."""
     label: str = ""
     """What tables call it; by default its name, and its preset where one is given."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the run's configuration for this method, such as {train.epochs: 12} for sft at twice the compute."""
     tune: dict[str, list[Any]] = Field(default_factory=dict)
     """Fields of the method and the values to try: each combination is a trial on dev, with the first seed, and the best
     one a data set is used there. Every tuned method must have the same number of trials."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from anit_ds.config import identity, same_result
 from anit_ds.experiments.cells import Cell, Chosen
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.statistics import example_counts
@@ -36,7 +37,9 @@ class Cells:
         if not file.is_file():
             return None
         content: Result = json.loads(file.read_text(encoding="utf-8"))
-        return content if content["config_hash"] == cell.hash else None
+        # Where a source's run lies is no part of a result.
+        recorded = {**content["config"], "lora.init_from": cell.config.lora.init_from}
+        return content if content["config_hash"] == cell.hash and same_result(recorded, cell.config) else None
 
     def finished(self, cell: Cell) -> Result | None:
         """The result of a cell that is done, or None."""
@@ -54,7 +57,7 @@ class Cells:
         return result
 
     def keep_failure(self, cell: Cell, error: str) -> Result:
-        result = {**cell.axes(), "config_hash": cell.hash, "status": "failed", "error": error}
+        result = {**cell.axes(), **_identity_of(cell), "status": "failed", "error": error}
         write_json(self.folder / f"{cell.name}.json", result)
         return result
 
@@ -90,7 +93,12 @@ class Records:
 
 
 def _without_counts(result: Result) -> Result:
-    return {key: value for key, value in result.items() if key not in ("counts", "dev_curve")}
+    return {key: value for key, value in result.items() if key not in ("counts", "dev_curve", "config")}
+
+
+def _identity_of(cell: Cell) -> dict[str, Any]:
+    """What a result is found again by."""
+    return {"config_hash": cell.hash, "config": identity(cell.config)}
 
 
 def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
@@ -112,7 +120,8 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
         "train_seconds": summary["train_seconds"],
         "ranks": summary["ranks"],
         "dtype": summary["dtype"],
-        "config_hash": cell.hash,
+        **_identity_of(cell),
+        "attack": _attack(run.metrics),
         "run": os.path.relpath(run.path, out),
         "notes": after.get("notes", []),
         "counts": _counts(run.eval / "predictions-test.jsonl"),
@@ -128,6 +137,16 @@ def _counts(predictions: Path) -> dict[str, list[list[int]]]:
             row = json.loads(line)
             counts.setdefault(row["dataset"], []).append(example_counts(row))
     return counts
+
+
+def _attack(metrics: Path) -> dict[str, float]:
+    """Means over the run's second half of what its attack did: losses, cosine of delta1 and g, size."""
+    names = ("loss/clean", "loss/adversarial", "nrm/cosine", "nrm/delta_to_embedding", "nrm/clipped_share")
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "lr" in line]
+    late = steps[len(steps) // 2 :]
+    told = {name: [line[name] for line in late if line.get(name) is not None] for name in names}
+    return {name: sum(values) / len(values) for name, values in told.items() if values}
 
 
 def _dev_curve(metrics: Path) -> list[tuple[int, float]]:

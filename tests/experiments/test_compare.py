@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ import yaml
 from anit_ds.adversarial import build_method
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.commands.cli import main
-from anit_ds.config import MethodConfig
+from anit_ds.config import Config, MethodConfig, chosen, identity, same_result
 from anit_ds.errors import InputError
 from anit_ds.experiments import load_compare_config
 from anit_ds.experiments.cells import cells, tuning_cells
@@ -299,3 +300,14 @@ def test_the_plan_counts_the_passes_that_the_methods_make():
             method = MethodConfig(name=name, **more)
             settings = SimpleNamespace(method=method)
             assert passes_of(settings) == build_method(method, seed=1, scale=1.0).passes, name
+
+
+def test_a_record_of_a_version_with_fewer_fields_still_counts(make_config: Callable[..., Config]):
+    config = make_config(**{"train.lr": 3e-3})
+    recorded = identity(config)
+    del recorded["method.init_norm"]  # as if that field, at its default here, had come later
+    assert same_result(recorded, config)
+    assert not same_result({**recorded, "method.init_norm": 0.5}, config)
+    assert not same_result({**recorded, "train.warmup": 0.5}, config), "a default that has changed since"
+    assert not same_result({**recorded, "train.gone": 1}, config)
+    assert "train.lr" in chosen(config) and "train.adam_eps" not in chosen(config)
