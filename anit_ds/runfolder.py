@@ -23,7 +23,7 @@ _VERSIONED = ("anit-ds", "torch", "deepspeed", "transformers", "peft", "triton",
 
 
 class RunFolder:
-    """The paths of a run. Creating one touches nothing; `prepare` does."""
+    """The paths of a run. Creating one touches nothing; `begin` does."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -37,7 +37,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.requeue = self.path / "requeue"
 
-    def prepare(self, config: Config, *, fresh: bool = False) -> None:
+    def begin(self, config: Config, *, fresh: bool = False) -> None:
         """Make the folder and write the resolved configuration into it.
 
         Raises InputError when it cannot be written, or holds a run of another configuration (unless `fresh`, which

@@ -26,5 +26,5 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
         click.echo("\n".join(RunData.estimate(settings)))
         return
     run = RunFolder(settings.out)
-    run.prepare(settings, fresh=fresh)
+    run.begin(settings, fresh=fresh)
     click.echo(describe_data(RunData.load(settings, run.data), run.data))

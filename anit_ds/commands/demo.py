@@ -31,7 +31,7 @@ def demo(out: str, dtype: str) -> None:
     config = demo_config(model, data, Path(out), dtype)
     run = RunFolder(out)
     run.empty()
-    run.prepare(config)
+    run.begin(config)
     noisy = clock("noisy set", lambda: RunData.load(config, run.data))
     click.echo(describe_data(noisy, run.data) + "\n")
 

@@ -65,7 +65,7 @@ def train(config: Config, *, fresh: bool = False, signals: Signals | None = None
     signals = signals or Signals()
     distributed.init()
     run = RunFolder(config.out)
-    distributed.from_main(lambda: run.prepare(config, fresh=fresh))
+    distributed.from_main(lambda: run.begin(config, fresh=fresh))
     log_to(run.path, distributed.rank())
     if run.summary.exists():
         distributed.logger().info("%s is finished; --fresh trains it again", run.path)

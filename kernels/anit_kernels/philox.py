@@ -3,7 +3,7 @@ easy as 1, 2, 3", SC 2011).
 
 A number is a pure function of (run seed, optimizer step, sample id, element of the sample), so it depends neither on
 the batch a sample sits in, nor on the rank, the padding side, or the step a run was resumed at; and `nrm_step` can
-draw delta0 a second time instead of storing it. This is the PyTorch form; `nrm_triton.philox_words` gives the same
+draw delta0 a second time instead of storing it. This is the PyTorch form; `cells.philox_words` gives the same
 words on a GPU.
 """
 

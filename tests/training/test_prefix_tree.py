@@ -110,3 +110,7 @@ def test_auto_leaves_the_tree_where_it_does_not_pay(make_config: MakeConfig, cha
     train(config)
     said = (Path(config.out) / "log-rank0.txt").read_text()
     assert f"method.schedule: auto is {chosen} " in said and why in said
+
+
+def test_a_run_of_the_old_name_is_read(make_config: MakeConfig):
+    assert make_config(**{"method.schedule": "shared_prefix"}).method.schedule == "prefix_tree"
