@@ -77,12 +77,26 @@ def draw(
     what: Callable[[Axes, Sequence[Result]], bool], results: Sequence[Result], title: str, stem: Path
 ) -> Path | None:
     """STEM.svg and STEM.png of a figure; returns the SVG, or None where there was nothing to draw."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+
+    def one_panel(figure: Figure, results: Sequence[Result]) -> bool:
         axes = figure.subplots()
-        if not what(axes, results):
-            return None
         axes.set_title(title, fontsize=9)
+        return what(axes, results)
+
+    return draw_panels(one_panel, results, stem, size=(5.6, 3.4))
+
+
+def draw_panels(
+    what: Callable[[Figure, Sequence[Result]], bool],
+    results: Sequence[Result],
+    stem: Path,
+    size: tuple[float, float] = (9, 8),
+) -> Path | None:
+    """The same of a figure with panels of its own; `size` in inches."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        if not what(figure, results):
+            return None
         stem.parent.mkdir(parents=True, exist_ok=True)
         svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
         figure.savefig(svg, bbox_inches="tight", metadata={"Date": None})

@@ -15,7 +15,7 @@ from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import MixItem, NoiseKind, Section
 
 Shown = Literal[
-    "methods", "table1", "table2", "table3", "table4", "figure2a", "figure2b", "figure2c", "robustness"
+    "methods", "table1", "table2", "table3", "table4", "figure2a", "figure2b", "figure2c", "robustness", "screen"
 ]  # fmt: skip
 # What the grid decides for every cell: a value in `base` would be overwritten without a word.
 _DECIDED = ("data.dataset", "data.path", "data.mix", "data.fraction", "data.instructions", "noise.kind", "noise.omega",
@@ -116,8 +116,8 @@ class CompareConfig(Section):
     transfers: list[Transfer] = Field(default_factory=list)
     """Few-shot transfers between data sets of the grid, in place of the plain grid."""
     show: list[Shown] = Field(["methods"])
-    """Tables and figures of the report: the paper's by their numbers, `methods` (all against all data sets) and
-    `robustness`."""
+    """Tables and figures of the report: the paper's by their numbers, `methods` (all against all data sets),
+    `robustness`, and `screen` (many settings on dev, no test split read)."""
     jobs: int = Field(1, ge=1)
     """Cells trained at once, each on a GPU of its own where there are several."""
     launcher: str | None = None

@@ -17,7 +17,7 @@ from anit_ds.config import identity, same_result
 from anit_ds.experiments.cells import Cell, Chosen
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.statistics import example_counts
-from anit_ds.files import write_json
+from anit_ds.files import read_json, write_json
 from anit_ds.runfolder import RunFolder, versions
 
 Result = dict[str, Any]
@@ -113,6 +113,8 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
         "datasets": by_set,
         "parse_failures": after.get("parse_failures"),
         "dev_micro_f1": (summary["dev"] or {}).get("micro_f1"),
+        **_told(after, ""),
+        **_told(read_json(run.eval / "dev.json") if (run.eval / "dev.json").is_file() else {}, "dev_"),
         "beta": summary["beta"],
         "robustness": summary["robustness"],
         "passes": summary["passes"],
@@ -137,6 +139,11 @@ def _counts(predictions: Path) -> dict[str, list[list[int]]]:
             row = json.loads(line)
             counts.setdefault(row["dataset"], []).append(example_counts(row))
     return counts
+
+
+def _told(report: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """What a report says beside its score: the gold answers' mean NLL, and the calibration error of labels."""
+    return {f"{prefix}{key}": report.get(key) for key in ("nll", "nll_per_token", "ece")}
 
 
 def _attack(metrics: Path) -> dict[str, float]:

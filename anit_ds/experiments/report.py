@@ -15,6 +15,7 @@ import yaml
 from anit_ds.experiments import figures
 from anit_ds.experiments.estimate import clock
 from anit_ds.experiments.grid import CompareConfig
+from anit_ds.experiments.screen import draw_screen, screen
 from anit_ds.experiments.tables import TABLES, Table
 from anit_ds.files import write_atomically
 from anit_ds.runfolder import versions
@@ -28,7 +29,8 @@ _CELL_COLUMNS = (
 def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], out: Path) -> Path:
     """Write OUT/tables, OUT/figures and OUT/report.html from the cells' results; returns the last."""
     done = [r for r in results if r["status"] == "done"]
-    tables = [TABLES[name](done) for name in config.show if name in TABLES and done]
+    makers = {**TABLES, "screen": screen}
+    tables = [makers[name](done) for name in config.show if name in makers and done]
     for table in tables:
         stem = out / "tables" / table.name
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +112,8 @@ def to_csv(table: Table) -> str:
 
 def _figure(name: str, config: CompareConfig, done: Sequence[Mapping[str, Any]], out: Path) -> Path | None:
     stem = out / "figures" / name
+    if name == "screen":
+        return figures.draw_panels(draw_screen, done, stem)
     if name == "figure2a":
         return figures.draw(figures.omega, done, "Figure 2a. Noise level", stem)
     if name not in ("figure2b", "figure2c"):

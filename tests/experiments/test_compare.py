@@ -311,3 +311,20 @@ def test_a_record_of_a_version_with_fewer_fields_still_counts(make_config: Calla
     assert not same_result({**recorded, "train.warmup": 0.5}, config), "a default that has changed since"
     assert not same_result({**recorded, "train.gone": 1}, config)
     assert "train.lr" in chosen(config) and "train.adam_eps" not in chosen(config)
+
+
+def test_a_screen_reads_dev_alone_and_draws_each_step(write, monkeypatch: pytest.MonkeyPatch):
+    step = {"name": "anit", "eps_unit": "absolute", "ball": "linf"}
+    methods = ["sft", {**step, "label": "small", "alpha": 0.1}, {**step, "label": "large", "alpha": 1.0}]
+    methods.append({"name": "sft", "label": "sft, twice the epochs", "set": {"train.epochs": 4}})
+    file = write(base={"eval": {"test": False, "max_new_tokens": 4}}, grid={"methods": methods}, show=["screen"])
+    assert anit(monkeypatch, file) == 0
+    found = {cell["arm"]: cell for cell in results(file)}
+    assert all(cell["micro_f1"] is None and cell["dev_micro_f1"] is not None for cell in found.values())
+    assert found["sft, twice the epochs"]["steps"] == 2 * found["sft"]["steps"]
+    assert 0 < found["large"]["attack"]["nrm/cosine"] <= 1 and "nrm/cosine" not in found["sft"]["attack"]
+    out = Path(yaml.safe_load(file.read_text())["out"])
+    table = (out / "tables" / "screen.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[4:8]] == [f"| {arm}" for arm in found]
+    assert "no test split was read" in table
+    assert (out / "figures" / "screen.svg").is_file()

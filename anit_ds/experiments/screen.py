@@ -1,0 +1,108 @@
+"""The screen of settings on dev: which of many arms is worth a comparison, before any test split is read.
+
+A table with a row for each arm and, for each data set, the mean dev score and the dev loss of the gold answers beside
+`sft`'s on the same seeds; and a figure of dev score, cosine of delta1 and g, and adversarial loss against the attack's
+step, a line for each size of the random start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from anit_ds.experiments.tables import NOTHING, Table, grouped
+
+Result = Mapping[str, Any]
+_BASELINE = "sft"
+# What an arm's step is called in its configuration: fgsm and fgm have no step beside the radius.
+_STEP = {"fgsm": "method.eps", "fgm": "method.eps"}
+
+
+def screen(results: Sequence[Result]) -> Table:
+    """Dev micro-F1 (100 x) and NLL per answer, means over seeds; in brackets the paired difference to sft."""
+    datasets = list(dict.fromkeys(r["dataset"] for r in results))
+    rows = []
+    for arm, group in grouped(results, lambda r: r["arm"]).items():
+        row = [arm]
+        for dataset in datasets:
+            own = {r["seed"]: r for r in group if r["dataset"] == dataset}
+            base = {r["seed"]: r for r in results if (r["dataset"], r["arm"]) == (dataset, _BASELINE)}
+            row += [_beside(own, base, "dev_micro_f1", 100, 1), _beside(own, base, "dev_nll", 1, 3)]
+        late = [r["attack"] for r in group]
+        row += [_mean([a.get("nrm/cosine") for a in late]), _mean([a.get("loss/adversarial") for a in late])]
+        row += [f"{mean(r['train_seconds'] for r in group):.0f}", str(len(group))]
+        rows.append(row)
+    columns = ["arm", *(f"{d}, {what}" for d in datasets for what in ("dev F1", "dev NLL"))]
+    notes = ["no test split was read", "differences are paired by seed, ± their standard deviation over seeds"]
+    return Table("screen", "Screen on dev", [*columns, "cosine", "adversarial loss", "seconds", "runs"], rows, notes)
+
+
+def _beside(own: Mapping[int, Result], base: Mapping[int, Result], key: str, scale: float, digits: int) -> str:
+    values = {seed: scale * r[key] for seed, r in own.items() if r.get(key) is not None}
+    if not values:
+        return NOTHING
+    text = f"{mean(values.values()):.{digits}f}"
+    paired = [
+        v - scale * base[seed][key] for seed, v in values.items() if seed in base and base[seed].get(key) is not None
+    ]
+    if own == base or not paired:
+        return text
+    spread = f" ± {stdev(paired):.{digits}f}" if len(paired) > 1 else ""
+    return f"{text} ({mean(paired):+.{digits}f}{spread})"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{mean(known):.3f}" if known else NOTHING
+
+
+def draw_screen(figure: Figure, results: Sequence[Result]) -> bool:
+    """Dev score, cosine and adversarial loss (rows) against the step, for each data set (columns)."""
+    stepped = [r for r in results if _step(r) is not None]
+    datasets = list(dict.fromkeys(r["dataset"] for r in stepped))
+    if not datasets:
+        return False
+    panels = figure.subplots(3, len(datasets), sharex=True, squeeze=False)
+    for dataset, column in zip(datasets, panels.T, strict=True):
+        own = [r for r in stepped if r["dataset"] == dataset]
+        for line, group in sorted(grouped(own, _line).items()):
+            points = sorted(grouped(group, lambda r: float(_step(r) or 0)).items())
+            x = [step for step, _ in points]
+            column[0].plot(
+                x, [100 * mean(r["dev_micro_f1"] for r in some) for _, some in points], marker="o", label=line
+            )
+            for axes, name in ((column[1], "nrm/cosine"), (column[2], "loss/adversarial")):
+                known = [(step, [r["attack"][name] for r in some if name in r["attack"]]) for step, some in points]
+                drawn = [(step, mean(values)) for step, values in known if values]
+                if drawn:
+                    axes.plot(*zip(*drawn, strict=True), marker="o", label=line)
+        level = [r["dev_micro_f1"] for r in results if (r["dataset"], r["arm"]) == (dataset, _BASELINE)]
+        if level:
+            column[0].axhline(100 * mean(level), linestyle=":", color="grey", label=_BASELINE)
+        column[0].set(title=dataset, ylabel="dev micro-F1 (%)")
+        column[1].set(ylabel="cosine of delta1 and g")
+        column[2].set(ylabel="adversarial loss", xlabel="step, in units of eps_unit", xscale="log")
+    panels[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return True
+
+
+def _step(result: Result) -> float | None:
+    """The length of the attack's step; None for an arm without an attack."""
+    config = result["config"]
+    if "nrm/cosine" not in result["attack"] and result["method"] not in _STEP:
+        return None
+    step = config.get(_STEP.get(result["method"], "method.alpha"))
+    return float(step) if step else None
+
+
+def _line(result: Result) -> str:
+    config = result["config"]
+    said = [result["method"], str(config.get("method.tokens"))]
+    for field in ("step", "gradient", "start", "loss", "warmup"):
+        value = config.get(f"method.{field}")
+        if value is not None and result["method"] == "anit":
+            said.append(f"{field} {value}")
+    return ", ".join([*said, f"noise {result['noise']}"])
