@@ -10,6 +10,7 @@ from ranks import run as run_ranks
 from safetensors.torch import load_file
 
 from anit_ds.config import Config
+from anit_ds.tiny import save_tiny
 
 REPOSITORY = Path(__file__).parents[2]
 # ZeRO-3 leaves parameters this small whole on every rank unless told otherwise.
@@ -24,7 +25,8 @@ METHODS = {
     "anit": {"name": "anit", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
     # Several backward passes a micro-batch, each with a gradient that the method reads.
     "anit-clean": {"name": "anit", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "clean"},
-    "fgsm": {"name": "fgsm", "eps": 0.1},
+    "fgm": {"name": "fgm", "eps": 0.3},
+    "pgd": {"name": "pgd", "eps": 1.0, "alpha": 0.3, "steps": 2},
     "freelb": {"name": "freelb", "eps": 1.0, "alpha": 0.3, "steps": 3, "init_norm": 0.5},
 }
 # SGD shows wrong gradient scales, which Adam hides.
@@ -69,6 +71,33 @@ def test_every_stage_trains_the_adapter_of_whole_sequences(
         print(f"{number_of_ranks} ranks {method:10} {stage:17} micro-batch {micro}: dparam {off:.1e}")
         worst = max(worst, off)
     assert worst <= 1e-5
+
+
+@pytest.mark.slow
+def test_other_families_train_the_adapter_of_whole_sequences(make_config: Callable[..., Config], tmp_path: Path):
+    """Windows, soft caps and scaled embeddings, on two ranks with four micro-batches each."""
+    pairs = []
+    for family in ("qwen2", "gemma2", "gemma3_text"):
+        folder = save_tiny(tmp_path / family, family)
+        model = {"name_or_path": str(folder), "dtype": "float32", "attn": "eager" if family == "gemma2" else "sdpa"}
+        for name in ("anit", "sft"):
+            whole = METHODS[name] if name == "sft" else {**METHODS[name], "tokens": "instruction"}
+            shape = {**SHAPE, "train.max_steps": 2}
+            reference = make_config(f"{family}-{name}", model=model, method=whole, deepspeed=STAGES["zero0"], **shape)
+            tree = {"method": {**whole, "schedule": "prefix_tree"}, "train.micro_batch": 1}
+            runs = [
+                make_config(f"{family}-{name}-{stage}", model=model, deepspeed=STAGES[stage], **shape, **tree)
+                for stage in ("zero2", "zero3-partitioned")
+            ]
+            pairs += [(reference, run) for run in runs]
+    run_ranks(1, *dict((c.out, c) for c, _ in pairs).values())
+    run_ranks(2, *(run for _, run in pairs))
+    for reference, run in pairs:
+        expected, got = adapter(reference), adapter(run)
+        off = max((expected[name] - got[name]).abs().max().item() for name in expected)
+        print(f"2 ranks {Path(run.out).name}: dparam {off:.1e}")
+        assert max(w.abs().max().item() for n, w in expected.items() if "lora_B" in n) > 1e-3
+        assert off <= 1e-5
 
 
 def adapter(config: Config) -> dict:
