@@ -141,6 +141,8 @@ class MethodConfig(Section):
     the embedding table, so that one setting means the same on models of different scale (ours)."""
     alpha: float = Field(1e-3, ge=0)
     """Length of a gradient step, in units of `eps_unit`."""
+    start: float = Field(1.0, ge=0, le=1)
+    """Size of the random start as a share of the paper's, (10 / sqrt(N)) * U(-eps, eps) * (1 - beta); 0: none."""
     lambda_: float = Field(1.0, ge=0, alias="lambda")
     """Weight of the adversarial loss."""
     ball: Literal["frobenius", "linf", "none"] = "frobenius"

@@ -42,7 +42,9 @@ class Step:
         return nrm_init(torch.zeros_like(self.e), scope, b.attended, self.seed, b.step, b.sample_ids, eps, beta)
 
     def on_ball(self, delta: Tensor) -> Tensor:
-        eps = self.settings.eps
+        eps, ball = self.settings.eps, self.settings.ball
+        if ball != "frobenius":
+            return delta.clamp(-eps, eps) if ball == "linf" else delta
         return delta * (eps / norm(delta).clamp_min(1e-30)).clamp(max=1.0)
 
     def clean_and_at(self, delta: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ def neftune(s: Step) -> Tensor:
 
 
 def random(s: Step) -> Tensor:
-    return s.clean_and_at(s.on_ball(s.uniform_start(s.settings.eps, s.batch.scope, s.batch.beta)))
+    return s.clean_and_at(s.on_ball(delta0(s)))
 
 
 def fgsm(s: Step) -> Tensor:
@@ -108,11 +110,14 @@ class FreeAT:
         return loss
 
 
+def delta0(s: Step) -> Tensor:
+    return s.settings.start * s.uniform_start(s.settings.eps, s.batch.scope, s.batch.beta)
+
+
 def anit(s: Step) -> Tensor:
-    delta0 = s.uniform_start(s.settings.eps, s.batch.scope, s.batch.beta)
-    at = delta0 if s.settings.gradient == "attack" else torch.zeros_like(delta0)
-    g = s.gradient(at)
-    return s.clean_and_at(s.on_ball(delta0 + s.settings.alpha * g / norm(g)))
+    start = delta0(s)
+    g = s.gradient(start if s.settings.gradient == "attack" else torch.zeros_like(start))
+    return s.clean_and_at(s.on_ball(start + s.settings.alpha * g / norm(g)))
 
 
 def formulas() -> dict[str, Callable[[Step], Tensor]]:

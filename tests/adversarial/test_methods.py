@@ -61,13 +61,15 @@ CASES: dict[str, tuple[dict[str, object], int]] = {
     "freelb": ({"eps": EPS, "alpha": ALPHA, "steps": 4, "init_norm": 2.0}, 4),
     "anit": (ANIT, 3),
     "anit-clean": ({**ANIT, "gradient": "clean"}, 2),
+    "anit-start": ({**ANIT, "start": 0.3, "ball": "none"}, 3),
+    "anit-no start": ({**ANIT, "start": 0.0}, 3),
+    "random-start": ({"eps": EPS, "lambda": LAMBDA, "start": 0.1, "ball": "linf"}, 2),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_method_is_its_formula(case: str):
-    name = case.removesuffix("-clean")
-    settings, passes = CASES[case]
+    name, (settings, passes) = case.partition("-")[0], CASES[case]
     reference, step = step_of(name, settings)
     formulas()[name](step).backward()
     expected = gradients(reference)

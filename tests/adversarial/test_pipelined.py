@@ -14,7 +14,7 @@ from anit_ds.config import MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.tiny import tiny_model
 
-SETTINGS: dict[str, Any] = {"eps": 1.0, "alpha": 0.3, "lambda_": 0.7, "ball": "frobenius", "seed": 1}
+SETTINGS: dict[str, Any] = {"eps": 1.0, "alpha": 0.3, "lambda_": 0.7, "ball": "frobenius", "start": 0.6, "seed": 1}
 WIDTHS = (14, 9, 17)
 
 

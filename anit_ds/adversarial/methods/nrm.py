@@ -1,6 +1,7 @@
 """NRM, the Noise Response Method: a two-step attack on the input embeddings whose strength answers to the noise.
 
     delta0 = m * (10 / sqrt(N)) * U(-eps, eps) * (1 - beta)          eq. 7: a random start, weaker where noise bent more
+                                                                     (times `start`, which is 1 in the paper)
     g      = d L(e + delta0) / d delta0                              an attack pass
     delta1 = Proj_eps(delta0 + alpha * g / ||g||_F)                  eq. 5, 6: one step, projected
     loss   = L(e) + lambda * L(e + delta1)                           eq. 8; delta1 is a constant here
@@ -28,6 +29,7 @@ class NRM(OneBatchAtATime):
     """The method `anit`: three passes, two with `gradient="clean"`.
 
     eps, alpha: radius and step in the units of the embeddings (multiply by `embedding_scale(model)` for relative ones).
+    start: delta0 is this share of eq. 7's; 0 for no random start (ours).
     seed: 64-bit; delta0 is a pure function of (seed, batch.step, sample id, element).
     passes: "joined" runs clean and adversarial rows in one forward, "separate" one after the other in half the memory.
     gradient: "attack" takes g at delta0; "clean" (ours) at delta = 0, where the clean pass gives it for free.
@@ -41,11 +43,13 @@ class NRM(OneBatchAtATime):
         alpha: float = 1e-3,
         lambda_: float = 1.0,
         ball: Ball = "frobenius",
+        start: float = 1.0,
         seed: int = 42,
         passes: Literal["joined", "separate"] = "joined",
         gradient: Literal["attack", "clean"] = "attack",
     ) -> None:
         self.eps, self.alpha, self.lambda_, self.ball, self.seed = eps, alpha, lambda_, ball, seed
+        self.start = start
         self.joined = passes == "joined"
         self.gradient = gradient
         self.passes = 3 if gradient == "attack" else 2
@@ -53,8 +57,8 @@ class NRM(OneBatchAtATime):
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
         return cls(
-            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball, seed=seed,
-            passes=config.passes, gradient=config.gradient,
+            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball,
+            start=config.start, seed=seed, passes=config.passes, gradient=config.gradient,
         )  # fmt: skip
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
@@ -78,10 +82,16 @@ class NRM(OneBatchAtATime):
         return stats
 
     def _start(self, e: Tensor, batch: Batch) -> Tensor:
-        return perturbed_start(e, batch, seed=self.seed, eps=self.eps)
+        return perturbed_start(e, batch, seed=self.seed, eps=self.eps, beta=self._beta(batch))
 
     def _step(self, g: Tensor, e: Tensor, batch: Batch) -> tuple[Tensor, NrmStats]:
-        return perturbed_step(g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball)
+        return perturbed_step(
+            g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball, beta=self._beta(batch)
+        )
+
+    def _beta(self, batch: Batch) -> Tensor:
+        """[S] the beta at which eq. 7 gives `start` times delta0: the kernels know one factor, 1 - beta."""
+        return batch.beta if self.start == 1 else 1 - self.start * (1 - batch.beta)
 
     def _train(self, lm: PerturbableLM, batch: Batch, x1: Input) -> tuple[Tensor, Tensor]:
         if self.joined:

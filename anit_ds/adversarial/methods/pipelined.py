@@ -35,8 +35,11 @@ class PipelinedNRM(NRM):
     LoRA's dropout is on in the training rows and off in the attack rows, as in NRM.
     """
 
-    def __init__(self, *, eps: float, alpha: float, lambda_: float = 1.0, ball: Ball = "frobenius", seed: int = 42):
-        super().__init__(eps=eps, alpha=alpha, lambda_=lambda_, ball=ball, seed=seed)
+    def __init__(
+        self, *, eps: float, alpha: float, lambda_: float = 1.0, ball: Ball = "frobenius", start: float = 1.0,
+        seed: int = 42,
+    ) -> None:  # fmt: skip
+        super().__init__(eps=eps, alpha=alpha, lambda_=lambda_, ball=ball, start=start, seed=seed)
         self._lora: PartlyTrainedLora | None = None
         self._upcoming: Batch | None = None
         self._attacked: tuple[Batch, Tensor, Tensor] | None = None
@@ -44,8 +47,9 @@ class PipelinedNRM(NRM):
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
         return cls(
-            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball, seed=seed
-        )
+            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball,
+            start=config.start, seed=seed,
+        )  # fmt: skip
 
     def attach(self, lm: PerturbableLM) -> None:
         """Teach the model's LoRA layers which rows to learn from. Raises InputError where they cannot."""
