@@ -136,11 +136,15 @@ class MethodConfig(Section):
     """anit's settings where this section is silent: the paper's text, what its authors ran, or ours."""
     eps: float = Field(1.0, ge=0)
     """Radius of the ball and bound of the uniform start, in units of `eps_unit`."""
-    eps_unit: Literal["absolute", "relative"] = "absolute"
+    eps_unit: Literal["absolute", "relative", "element"] = "absolute"
     """`absolute`: eps and alpha in the units of the embeddings (the paper); `relative`: times the mean norm of a row of
-    the embedding table, so that one setting means the same on models of different scale (ours)."""
+    the embedding table, so that one setting means the same on models of different scale (ours); `element`: times the
+    root mean square of an element of the table (ours), for what bounds or moves elements: fgsm, ball: linf, step: sign.
+    It is about 1 / sqrt(D) of `relative`."""
     alpha: float = Field(1e-3, ge=0)
-    """Length of a gradient step, in units of `eps_unit`."""
+    """Length of a gradient step, in units of `eps_unit`; with step: sign, of each element's step."""
+    step: Literal["frobenius", "sign"] = "frobenius"
+    """anit: a step of length alpha along g / ||g||_F (the paper), or of alpha in each element along sign(g) (ours)."""
     start: float = Field(1.0, ge=0, le=1)
     """Size of the random start as a share of the paper's, (10 / sqrt(N)) * U(-eps, eps) * (1 - beta); 0: none."""
     lambda_: float = Field(1.0, ge=0, alias="lambda")

@@ -117,7 +117,8 @@ def delta0(s: Step) -> Tensor:
 def anit(s: Step) -> Tensor:
     start = delta0(s)
     g = s.gradient(start if s.settings.gradient == "attack" else torch.zeros_like(start))
-    return s.clean_and_at(s.on_ball(start + s.settings.alpha * g / norm(g)))
+    way = g.sign() if s.settings.step == "sign" else g / norm(g)
+    return s.clean_and_at(s.on_ball(start + s.settings.alpha * way))
 
 
 def formulas() -> dict[str, Callable[[Step], Tensor]]:

@@ -34,9 +34,11 @@ class Method(Protocol):
 
 
 def build_method(config: MethodConfig, *, seed: int, scale: float) -> Method:
-    """The method a configuration names. `scale` is `embedding_scale(model)`, used where `eps_unit: relative` asks for
-    it."""
-    unit = scale if config.eps_unit == "relative" else 1.0
+    """The method a configuration names.
+
+    scale: `embedding_scale(model, config.eps_unit)`; with `eps_unit: absolute` it is not used.
+    """
+    unit = 1.0 if config.eps_unit == "absolute" else scale
     if config.schedule == "pipelined":
         return PipelinedNRM.from_config(config, seed=seed, unit=unit)
     module, _, name = METHODS[config.name].made_by.partition(":")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -251,17 +251,20 @@ class AttackPoint:
         return self._seen
 
 
-def embedding_scale(model: nn.Module, rows: int = 8192) -> float:
-    """Mean L2 norm of what the embedding module returns for each id of the vocabulary: the unit of `eps_unit:
-    relative`.
+def embedding_scale(model: nn.Module, unit: Literal["relative", "element"] = "relative", *, rows: int = 8192) -> float:
+    """What `eps_unit` multiplies eps and alpha by, from what the embedding module returns for the whole vocabulary.
 
-    Counted on the module's OUTPUT, so Gemma's scaling is in it. Call it once, before ZeRO-3 partitions the table.
+    `relative`: the mean L2 norm of a row. `element`: the root mean square of an element. Counted on the module's
+    OUTPUT, so Gemma's scaling is in it. Call it once, before ZeRO-3 partitions the table.
     """
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     weight = embedding.weight
-    total = 0.0
+    power = 1 if unit == "relative" else 2
+    total, width = 0.0, 1
     with torch.no_grad():
         for first in range(0, weight.shape[0], rows):
             ids = torch.arange(first, min(first + rows, weight.shape[0]), device=weight.device)
-            total += embedding(ids[None]).float().norm(dim=-1).sum().item()
-    return total / weight.shape[0]
+            e = embedding(ids[None]).float()
+            total, width = total + e.norm(dim=-1).double().pow(power).sum().item(), e.shape[-1]
+    mean = total / weight.shape[0]
+    return mean if unit == "relative" else (mean / width) ** 0.5

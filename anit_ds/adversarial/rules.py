@@ -52,7 +52,7 @@ METHODS: dict[str, Rules] = {
     "freelb": _rules("freelb:FreeLB", *_BALL, "alpha", "steps", "init_norm", passes=lambda method: method.steps),
     "freeat": _rules("freeat:FreeAT", *_BALL, "alpha", "ball", "steps", passes=1),
     "anit": _rules(
-        "nrm:NRM", *_NOISE, "preset", "alpha", "gradient", presets=_PRESETS,
+        "nrm:NRM", *_NOISE, "preset", "alpha", "step", "gradient", presets=_PRESETS,
         passes=lambda method: 3 if method.gradient == "attack" else 2,
     ),
 }  # fmt: skip

@@ -123,9 +123,9 @@ class Trainer:
         with sharded_loading(ds_config):
             model = load_model(config.model, self.dtype)
         scale = 1.0
-        if config.method.eps_unit == "relative":
+        if config.method.eps_unit != "absolute":
             with whole_weights(model.get_input_embeddings()):  # type: ignore[operator]
-                scale = embedding_scale(model)
+                scale = embedding_scale(model, config.method.eps_unit)
         model = add_adapter(model, config)
         if config.train.activation_checkpointing:
             use_activation_checkpointing(model)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from formulas import Step, formulas
 from torch import Tensor, nn
 
-from anit_ds.adversarial import Batch, PerturbableLM, build_method
+from anit_ds.adversarial import Batch, PerturbableLM, build_method, embedding_scale
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import MethodConfig
 from anit_ds.tiny import tiny_model
@@ -63,6 +63,9 @@ CASES: dict[str, tuple[dict[str, object], int]] = {
     "anit-clean": ({**ANIT, "gradient": "clean"}, 2),
     "anit-start": ({**ANIT, "start": 0.3, "ball": "none"}, 3),
     "anit-no start": ({**ANIT, "start": 0.0}, 3),
+    "anit-sign": ({**ANIT, "step": "sign", "alpha": 0.05, "eps": 0.3, "start": 0.3, "ball": "linf"}, 3),
+    "anit-sign, frobenius": ({**ANIT, "step": "sign"}, 3),
+    "anit-sign, clean": ({**ANIT, "step": "sign", "alpha": 0.05, "gradient": "clean", "start": 0, "ball": "none"}, 2),
     "random-start": ({"eps": EPS, "lambda": LAMBDA, "start": 0.1, "ball": "linf"}, 2),
 }
 
@@ -92,7 +95,9 @@ def seen_inputs(name: str, **settings: object) -> tuple[Tensor, Tensor, Batch]:
     e, seen = lm.module.get_input_embeddings()(batch.input_ids).detach(), []
     # The hook of `lm` comes first, so this one is shown what the first block will see.
     lm.module.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.detach()))
-    build_method(MethodConfig(name=name, **settings), seed=1, scale=1.0).backward(lm, batch)
+    config = MethodConfig(name=name, **settings)
+    scale = embedding_scale(model, config.eps_unit) if config.eps_unit != "absolute" else 1.0
+    build_method(config, seed=1, scale=scale).backward(lm, batch)
     return e, seen[-1][-len(e) :], batch
 
 
@@ -133,3 +138,17 @@ def test_freeat_carries_delta_from_replay_to_replay_and_starts_anew():
 def test_every_method_of_the_configuration_can_be_built():
     for name in METHODS:
         assert build_method(MethodConfig(name=name), seed=1, scale=1.0).passes >= 1
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "instruction"])
+def test_fgsm_in_the_unit_of_an_element(tokens: str):
+    """Each element in scope moves by 3% of the table's root mean square, and it is anit's sign step without a start."""
+    settings: dict[str, object] = {"eps_unit": "element", "eps": 0.03, "lambda": LAMBDA, "tokens": tokens}
+    e, x, batch = seen_inputs("fgsm", **settings)
+    as_anit = {"step": "sign", "alpha": 0.03, "start": 0.0, "gradient": "clean", "ball": "none"}
+    _, anit, _ = seen_inputs("anit", **settings, **as_anit)
+    table = model_and_batch()[0].get_input_embeddings().weight.detach()
+    size = 0.03 * table.square().mean().sqrt()
+    moved = (x - e).abs()
+    assert torch.allclose(moved[batch.scope], size.expand_as(moved[batch.scope]), rtol=1e-3)
+    assert (moved[~batch.scope] == 0).all() and torch.equal(x, anit)

@@ -4,6 +4,7 @@
                                                                      (times `start`, which is 1 in the paper)
     g      = d L(e + delta0) / d delta0                              an attack pass
     delta1 = Proj_eps(delta0 + alpha * g / ||g||_F)                  eq. 5, 6: one step, projected
+                                                                     (`step: sign`: along sign(g), see signed.py)
     loss   = L(e) + lambda * L(e + delta1)                           eq. 8; delta1 is a constant here
 
 Section 4 of docs/method.md gives every symbol, and which choices are ours, not the paper's (per-sample norms over the
@@ -19,6 +20,7 @@ from torch import Tensor
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.methods.delta import perturbed_start, perturbed_step
+from anit_ds.adversarial.methods.signed import signed_step
 from anit_ds.adversarial.perturb import Input, PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 from anit_ds.config import MethodConfig
@@ -29,6 +31,7 @@ class NRM(OneBatchAtATime):
     """The method `anit`: three passes, two with `gradient="clean"`.
 
     eps, alpha: radius and step in the units of the embeddings (multiply by `embedding_scale(model)` for relative ones).
+    step: "frobenius" goes along g / ||g||_F, "sign" along sign(g), where alpha is an element's step (ours).
     start: delta0 is this share of eq. 7's; 0 for no random start (ours).
     seed: 64-bit; delta0 is a pure function of (seed, batch.step, sample id, element).
     passes: "joined" runs clean and adversarial rows in one forward, "separate" one after the other in half the memory.
@@ -43,13 +46,14 @@ class NRM(OneBatchAtATime):
         alpha: float = 1e-3,
         lambda_: float = 1.0,
         ball: Ball = "frobenius",
+        step: Literal["frobenius", "sign"] = "frobenius",
         start: float = 1.0,
         seed: int = 42,
         passes: Literal["joined", "separate"] = "joined",
         gradient: Literal["attack", "clean"] = "attack",
     ) -> None:
         self.eps, self.alpha, self.lambda_, self.ball, self.seed = eps, alpha, lambda_, ball, seed
-        self.start = start
+        self.step, self.start = step, start
         self.joined = passes == "joined"
         self.gradient = gradient
         self.passes = 3 if gradient == "attack" else 2
@@ -58,7 +62,7 @@ class NRM(OneBatchAtATime):
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
         return cls(
             eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball,
-            start=config.start, seed=seed, passes=config.passes, gradient=config.gradient,
+            step=config.step, start=config.start, seed=seed, passes=config.passes, gradient=config.gradient,
         )  # fmt: skip
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
@@ -85,9 +89,8 @@ class NRM(OneBatchAtATime):
         return perturbed_start(e, batch, seed=self.seed, eps=self.eps, beta=self._beta(batch))
 
     def _step(self, g: Tensor, e: Tensor, batch: Batch) -> tuple[Tensor, NrmStats]:
-        return perturbed_step(
-            g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball, beta=self._beta(batch)
-        )
+        step = perturbed_step if self.step == "frobenius" else signed_step
+        return step(g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball, beta=self._beta(batch))
 
     def _beta(self, batch: Batch) -> Tensor:
         """[S] the beta at which eq. 7 gives `start` times delta0: the kernels know one factor, 1 - beta."""

@@ -14,7 +14,7 @@ other ranks.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -36,10 +36,10 @@ class PipelinedNRM(NRM):
     """
 
     def __init__(
-        self, *, eps: float, alpha: float, lambda_: float = 1.0, ball: Ball = "frobenius", start: float = 1.0,
-        seed: int = 42,
+        self, *, eps: float, alpha: float, lambda_: float = 1.0, ball: Ball = "frobenius",
+        step: Literal["frobenius", "sign"] = "frobenius", start: float = 1.0, seed: int = 42,
     ) -> None:  # fmt: skip
-        super().__init__(eps=eps, alpha=alpha, lambda_=lambda_, ball=ball, start=start, seed=seed)
+        super().__init__(eps=eps, alpha=alpha, lambda_=lambda_, ball=ball, step=step, start=start, seed=seed)
         self._lora: PartlyTrainedLora | None = None
         self._upcoming: Batch | None = None
         self._attacked: tuple[Batch, Tensor, Tensor] | None = None
@@ -48,7 +48,7 @@ class PipelinedNRM(NRM):
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
         return cls(
             eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball,
-            start=config.start, seed=seed,
+            step=config.step, start=config.start, seed=seed,
         )  # fmt: skip
 
     def attach(self, lm: PerturbableLM) -> None:
