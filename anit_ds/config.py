@@ -149,6 +149,8 @@ class MethodConfig(Section):
     """Size of the random start as a share of the paper's, (10 / sqrt(N)) * U(-eps, eps) * (1 - beta); 0: none."""
     lambda_: float = Field(1.0, ge=0, alias="lambda")
     """Weight of the adversarial loss."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of the optimizer steps that train on the clean loss alone, one pass each, before the method begins."""
     ball: Literal["frobenius", "linf", "none"] = "frobenius"
     """What a perturbation is projected on: a sample's Frobenius norm <= eps, each element <= eps, or nothing."""
     tokens: Literal["prompt", "all", "instruction"] = "prompt"

@@ -265,6 +265,6 @@ def embedding_scale(model: nn.Module, unit: Literal["relative", "element"] = "re
         for first in range(0, weight.shape[0], rows):
             ids = torch.arange(first, min(first + rows, weight.shape[0]), device=weight.device)
             e = embedding(ids[None]).float()
-            total, width = total + e.norm(dim=-1).double().pow(power).sum().item(), e.shape[-1]
+            total, width = total + e.norm(dim=-1).pow(power).sum().item(), e.shape[-1]
     mean = total / weight.shape[0]
     return mean if unit == "relative" else (mean / width) ** 0.5

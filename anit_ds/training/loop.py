@@ -132,7 +132,7 @@ class Trainer:
         if config.method.schedule == "auto":
             config = self._with_schedule(model, zero_stage(ds_config))
         lm = build_engine(model, config, ds_config)
-        method = build_method(config.method, seed=config.train.seed, scale=scale)
+        method = build_method(config.method, seed=config.train.seed, scale=scale, total_steps=self.feed.total)
         lm.checkpoint_attack = config.train.checkpoint_attack
         if config.packs:
             lm.take_packed_batches()

@@ -152,3 +152,25 @@ def test_fgsm_in_the_unit_of_an_element(tokens: str):
     moved = (x - e).abs()
     assert torch.allclose(moved[batch.scope], size.expand_as(moved[batch.scope]), rtol=1e-3)
     assert (moved[~batch.scope] == 0).all() and torch.equal(x, anit)
+
+
+@pytest.mark.parametrize("name", [name for name, rules in METHODS.items() if "warmup" in rules.reads])
+def test_a_method_begins_when_its_warm_up_ends(name: str):
+    """Of 6 steps, 2 on the clean loss alone: sft to the bit, in its one pass; then the method, to the bit."""
+    plain, begun = MethodConfig(name=name), MethodConfig(name=name, warmup=0.3)
+    passes = METHODS[name].passes(plain)
+    for number in range(6):
+        seen = {}
+        for label, config in {"sft": MethodConfig(name="sft"), name: plain, "warm": begun}.items():
+            model, batch, _ = model_and_batch()
+            forwards: list[int] = []
+            model.get_input_embeddings().register_forward_hook(lambda m, args, e, n=forwards: n.append(len(e)))
+            method = build_method(config, seed=1, scale=1.0, total_steps=6)
+            method.backward(PerturbableLM(model), replace(batch, step=number))
+            seen[label] = gradients(model)
+            assert label != "warm" or sum(forwards) == 3 * (1 if number < 2 else passes)
+        expected, other = ("sft", name) if number < 2 else (name, "sft")
+        assert all(torch.equal(g, seen["warm"][n]) for n, g in seen[expected].items())
+        assert not all(torch.equal(g, seen["warm"][n]) for n, g in seen[other].items())
+    with pytest.raises(ValueError, match="build_method needs total_steps"):
+        build_method(begun, seed=1, scale=1.0)
