@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anit_ds.adversarial import Batch
@@ -27,6 +28,7 @@ class Step:
     loss: Callable[[Tensor], Tensor]
     settings: MethodConfig
     seed: int = 1
+    log_probs: Callable[[Tensor], Tensor] | None = None  # [A, V] at the answer's tokens
 
     @property
     def scope(self) -> Tensor:
@@ -48,7 +50,15 @@ class Step:
         return delta * (eps / norm(delta).clamp_min(1e-30)).clamp(max=1.0)
 
     def clean_and_at(self, delta: Tensor) -> Tensor:
-        return self.loss(self.e) + self.settings.lambda_ * self.loss(self.e + delta.detach())
+        x = self.e + delta.detach()
+        second = self.apart(self.e, x) if self.settings.loss == "consistency" else self.loss(x)
+        return self.loss(self.e) + self.settings.lambda_ * second
+
+    def apart(self, x: Tensor, y: Tensor) -> Tensor:
+        """Half of KL both ways between the answer's distributions, the mean over its tokens."""
+        assert self.log_probs is not None
+        p, q = self.log_probs(x), self.log_probs(y)
+        return sum(F.kl_div(b, a, reduction="batchmean", log_target=True) for a, b in ((p, q), (q, p))) / 2
 
 
 def norm(x: Tensor) -> Tensor:

@@ -42,8 +42,12 @@ def step_of(name: str, settings: dict[str, object]) -> tuple[nn.Module, Step]:
         logits = model(inputs_embeds=x, attention_mask=batch.attended.long()).logits
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
+    def log_probs(x: Tensor) -> Tensor:
+        logits = model(inputs_embeds=x, attention_mask=batch.attended.long()).logits
+        return logits[:, :-1][labels[:, 1:] != -100].log_softmax(-1)
+
     e = model.get_input_embeddings()(batch.input_ids).detach()
-    return model, Step(batch, e, loss, MethodConfig(name=name, **settings))
+    return model, Step(batch, e, loss, MethodConfig(name=name, **settings), log_probs=log_probs)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -66,6 +70,9 @@ CASES: dict[str, tuple[dict[str, object], int]] = {
     "anit-sign": ({**ANIT, "step": "sign", "alpha": 0.05, "eps": 0.3, "start": 0.3, "ball": "linf"}, 3),
     "anit-sign, frobenius": ({**ANIT, "step": "sign"}, 3),
     "anit-sign, clean": ({**ANIT, "step": "sign", "alpha": 0.05, "gradient": "clean", "start": 0, "ball": "none"}, 2),
+    "anit-consistency": ({**ANIT, "loss": "consistency"}, 3),
+    "anit-consistency, sign": ({**ANIT, "loss": "consistency", "step": "sign", "alpha": 0.1, "start": 0.0}, 3),
+    "random-consistency": ({"eps": EPS, "lambda": LAMBDA, "loss": "consistency"}, 2),
     "random-start": ({"eps": EPS, "lambda": LAMBDA, "start": 0.1, "ball": "linf"}, 2),
 }
 
@@ -174,3 +181,9 @@ def test_a_method_begins_when_its_warm_up_ends(name: str):
         assert not all(torch.equal(g, seen["warm"][n]) for n, g in seen[other].items())
     with pytest.raises(ValueError, match="build_method needs total_steps"):
         build_method(begun, seed=1, scale=1.0)
+
+
+@pytest.mark.parametrize("change", [{"passes": "separate"}, {"gradient": "clean"}], ids=str)
+def test_consistency_takes_one_pass_over_both(change: dict[str, str]):
+    with pytest.raises(ValueError, match="loss: consistency compares clean and perturbed rows of one pass"):
+        MethodConfig(name="anit", loss="consistency", **change)

@@ -146,7 +146,9 @@ def test_what_it_cannot_keep_apart_is_refused(lora: dict, base: dict, what: str)
         PipelinedNRM(**SETTINGS).attach(PerturbableLM(model))
 
 
-@pytest.mark.parametrize("change", [{"gradient": "clean"}, {"passes": "separate"}, {"name": "random"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"gradient": "clean"}, {"passes": "separate"}, {"name": "random"}, {"loss": "consistency"}], ids=str
+)
 def test_other_methods_and_passes_are_refused(change: dict):
     with pytest.raises(ValueError, match="schedule"):
         MethodConfig(**{"name": "anit", "schedule": "pipelined", **change})

@@ -63,11 +63,8 @@ class PipelinedNRM(NRM):
         e, g = self._attack(lm, batch)
         x1, nrm = self._step(g, e, batch)
         upcoming, self._upcoming = self._upcoming, None
-        if upcoming is None:
-            clean, adversarial = self._train(lm, batch, x1)
-        else:
-            clean, adversarial = self._train_and_attack(lm, batch, x1, upcoming)
-        return self._stats(lm, batch, clean, adversarial, e, nrm)
+        losses = self._train(lm, batch, x1) if upcoming is None else self._train_and_attack(lm, batch, x1, upcoming)
+        return self._stats(lm, batch, losses, e, nrm)
 
     def _attack(self, lm: PerturbableLM, batch: Batch) -> tuple[Tensor, Tensor]:
         """(e, g) of the batch: those that the last training pass brought along, or from a pass of their own."""
@@ -77,7 +74,7 @@ class PipelinedNRM(NRM):
         e, _, g = lm.input_gradient(batch, lambda e: self._start(e, batch))
         return e, g
 
-    def _train_and_attack(self, lm: PerturbableLM, batch: Batch, x1: Tensor, upcoming: Batch) -> tuple[Tensor, Tensor]:
+    def _train_and_attack(self, lm: PerturbableLM, batch: Batch, x1: Tensor, upcoming: Batch) -> dict[str, Tensor]:
         assert self._lora is not None, "attach(lm) comes before the first backward"
         point = AttackPoint(lambda e: self._start(e, upcoming))
         clean_rows, adversarial_rows, attack_rows = tokens_in_join([batch, batch, upcoming])
@@ -88,7 +85,7 @@ class PipelinedNRM(NRM):
             lm.backward(loss + _WithGradient.apply(attack.sum(), lm.attack_scale(x1.dtype)))
         assert point.x.grad is not None
         self._attacked = (upcoming, point.e, point.x.grad)
-        return clean, adversarial
+        return {"clean": clean, "adversarial": adversarial}
 
 
 class _WithGradient(torch.autograd.Function):
