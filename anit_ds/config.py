@@ -136,13 +136,24 @@ class MethodConfig(Section):
     """anit's settings where this section is silent: the paper's text, what its authors ran, or ours."""
     eps: float = Field(1.0, ge=0)
     """Radius of the ball and bound of the uniform start, in units of `eps_unit`."""
-    eps_unit: Literal["absolute", "relative"] = "absolute"
+    eps_unit: Literal["absolute", "relative", "element"] = "absolute"
     """`absolute`: eps and alpha in the units of the embeddings (the paper); `relative`: times the mean norm of a row of
-    the embedding table, so that one setting means the same on models of different scale (ours)."""
+    the embedding table, so that one setting means the same on models of different scale (ours); `element`: times the
+    root mean square of an element of the table (ours), for what bounds or moves elements: fgsm, ball: linf, step: sign.
+    It is about 1 / sqrt(D) of `relative`."""
     alpha: float = Field(1e-3, ge=0)
-    """Length of a gradient step, in units of `eps_unit`."""
+    """Length of a gradient step, in units of `eps_unit`; with step: sign, of each element's step."""
+    step: Literal["frobenius", "sign"] = "frobenius"
+    """anit: a step of length alpha along g / ||g||_F (the paper), or of alpha in each element along sign(g) (ours)."""
+    start: float = Field(1.0, ge=0, le=1)
+    """Size of the random start as a share of the paper's, (10 / sqrt(N)) * U(-eps, eps) * (1 - beta); 0: none."""
     lambda_: float = Field(1.0, ge=0, alias="lambda")
     """Weight of the adversarial loss."""
+    loss: Literal["ce", "consistency"] = "ce"
+    """anit, random: the adversarial loss is the answer's loss at the perturbed embeddings (the paper), or how far the
+    clean and the perturbed distributions are apart at the answer's tokens, (KL(p||q) + KL(q||p)) / 2 (as in SMART)."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of the optimizer steps that train on the clean loss alone, one pass each, before the method begins."""
     ball: Literal["frobenius", "linf", "none"] = "frobenius"
     """What a perturbation is projected on: a sample's Frobenius norm <= eps, each element <= eps, or nothing."""
     tokens: Literal["prompt", "all", "instruction"] = "prompt"
@@ -173,6 +184,11 @@ class MethodConfig(Section):
     """neftune: a in U(-1, 1) * a / sqrt(T * D)."""
 
     @property
+    def can_be_pipelined(self) -> bool:
+        """Whether `schedule: pipelined` gives the method's result."""
+        return (self.name, self.gradient, self.passes, self.loss) == ("anit", "attack", "joined", "ce")
+
+    @property
     def replays(self) -> int:
         """Optimizer steps made on one minibatch before the next: m for `freeat`, else 1."""
         return self.steps if self.name == "freeat" else 1
@@ -201,10 +217,20 @@ class MethodConfig(Section):
     def _pipelined_is_joined(self) -> MethodConfig:
         if self.schedule == "pipelined" and self.name != "anit":
             raise ValueError(f"schedule: pipelined is for the method anit, not {self.name}; use schedule: three_pass")
-        if self.schedule == "pipelined" and (self.gradient, self.passes) != ("attack", "joined"):
+        if self.schedule == "pipelined" and not self.can_be_pipelined:
             raise ValueError(
-                "schedule: pipelined is the attack of gradient: attack in the pass of passes: joined, not "
-                f"gradient: {self.gradient} with passes: {self.passes}; use schedule: three_pass"
+                "schedule: pipelined is the attack of gradient: attack in the pass of passes: joined with loss: ce, "
+                f"not gradient: {self.gradient} with passes: {self.passes} and loss: {self.loss}; "
+                "use schedule: three_pass"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _consistency_is_joined(self) -> MethodConfig:
+        if self.loss == "consistency" and (self.gradient, self.passes) != ("attack", "joined"):
+            raise ValueError(
+                "loss: consistency compares clean and perturbed rows of one pass: use passes: joined and gradient: "
+                "attack, which with start: 0 takes the clean gradient too"
             )
         return self
 

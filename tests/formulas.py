@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anit_ds.adversarial import Batch
@@ -27,6 +28,7 @@ class Step:
     loss: Callable[[Tensor], Tensor]
     settings: MethodConfig
     seed: int = 1
+    log_probs: Callable[[Tensor], Tensor] | None = None  # [A, V] at the answer's tokens
 
     @property
     def scope(self) -> Tensor:
@@ -42,11 +44,21 @@ class Step:
         return nrm_init(torch.zeros_like(self.e), scope, b.attended, self.seed, b.step, b.sample_ids, eps, beta)
 
     def on_ball(self, delta: Tensor) -> Tensor:
-        eps = self.settings.eps
+        eps, ball = self.settings.eps, self.settings.ball
+        if ball != "frobenius":
+            return delta.clamp(-eps, eps) if ball == "linf" else delta
         return delta * (eps / norm(delta).clamp_min(1e-30)).clamp(max=1.0)
 
     def clean_and_at(self, delta: Tensor) -> Tensor:
-        return self.loss(self.e) + self.settings.lambda_ * self.loss(self.e + delta.detach())
+        x = self.e + delta.detach()
+        second = self.apart(self.e, x) if self.settings.loss == "consistency" else self.loss(x)
+        return self.loss(self.e) + self.settings.lambda_ * second
+
+    def apart(self, x: Tensor, y: Tensor) -> Tensor:
+        """Half of KL both ways between the answer's distributions, the mean over its tokens."""
+        assert self.log_probs is not None
+        p, q = self.log_probs(x), self.log_probs(y)
+        return sum(F.kl_div(b, a, reduction="batchmean", log_target=True) for a, b in ((p, q), (q, p))) / 2
 
 
 def norm(x: Tensor) -> Tensor:
@@ -63,7 +75,7 @@ def neftune(s: Step) -> Tensor:
 
 
 def random(s: Step) -> Tensor:
-    return s.clean_and_at(s.on_ball(s.uniform_start(s.settings.eps, s.batch.scope, s.batch.beta)))
+    return s.clean_and_at(s.on_ball(delta0(s)))
 
 
 def fgsm(s: Step) -> Tensor:
@@ -108,11 +120,15 @@ class FreeAT:
         return loss
 
 
+def delta0(s: Step) -> Tensor:
+    return s.settings.start * s.uniform_start(s.settings.eps, s.batch.scope, s.batch.beta)
+
+
 def anit(s: Step) -> Tensor:
-    delta0 = s.uniform_start(s.settings.eps, s.batch.scope, s.batch.beta)
-    at = delta0 if s.settings.gradient == "attack" else torch.zeros_like(delta0)
-    g = s.gradient(at)
-    return s.clean_and_at(s.on_ball(delta0 + s.settings.alpha * g / norm(g)))
+    start = delta0(s)
+    g = s.gradient(start if s.settings.gradient == "attack" else torch.zeros_like(start))
+    way = g.sign() if s.settings.step == "sign" else g / norm(g)
+    return s.clean_and_at(s.on_ball(start + s.settings.alpha * way))
 
 
 def formulas() -> dict[str, Callable[[Step], Tensor]]:

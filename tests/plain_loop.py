@@ -53,9 +53,13 @@ def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[
             logits = model(inputs_embeds=inputs, attention_mask=batch.attended.long()).logits
             return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
+        def log_probs(inputs: Tensor, batch=batch) -> Tensor:
+            logits = model(inputs_embeds=inputs, attention_mask=batch.attended.long()).logits
+            return logits[batch.target_rows, batch.target_positions].log_softmax(-1)
+
         e = embedding(batch.input_ids).detach()
         losses.append(mean_loss(e).item())
-        formula(Step(batch, e, mean_loss, method, seed=train.seed)).backward()
+        formula(Step(batch, e, mean_loss, method, seed=train.seed, log_probs=log_probs)).backward()
         if train.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(parameters, train.grad_clip)
         for group in optimizer.param_groups:

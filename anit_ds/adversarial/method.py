@@ -7,6 +7,7 @@ from typing import Protocol
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.pipelined import PipelinedNRM
+from anit_ds.adversarial.methods.warm_up import WarmedUp
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.adversarial.stats import StepStats
@@ -33,10 +34,22 @@ class Method(Protocol):
         ...
 
 
-def build_method(config: MethodConfig, *, seed: int, scale: float) -> Method:
-    """The method a configuration names. `scale` is `embedding_scale(model)`, used where `eps_unit: relative` asks for
-    it."""
-    unit = scale if config.eps_unit == "relative" else 1.0
+def build_method(config: MethodConfig, *, seed: int, scale: float, total_steps: int | None = None) -> Method:
+    """The method a configuration names.
+
+    scale: `embedding_scale(model, config.eps_unit)`; with `eps_unit: absolute` it is not used.
+    total_steps: the optimizer steps of the run, a share of which `warmup` is; without `warmup` they are not used.
+    """
+    method = _without_warmup(config, seed=seed, scale=scale)
+    if config.warmup == 0:
+        return method
+    if total_steps is None:
+        raise ValueError("method.warmup is a share of the run's optimizer steps: build_method needs total_steps")
+    return WarmedUp(method, until=round(config.warmup * total_steps))
+
+
+def _without_warmup(config: MethodConfig, *, seed: int, scale: float) -> Method:
+    unit = 1.0 if config.eps_unit == "absolute" else scale
     if config.schedule == "pipelined":
         return PipelinedNRM.from_config(config, seed=seed, unit=unit)
     module, _, name = METHODS[config.name].made_by.partition(":")

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from anit_ds.adversarial.answers import answer_losses
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.head import AnswerHead
 from anit_ds.adversarial.join import join, join_tokens, split_tokens
@@ -105,7 +105,7 @@ class PerturbableLM:
         point = AttackPoint(start)
         try:
             with self.dropout.off(), self._attack_checkpointing():
-                (losses,) = self._forward(self.module, [(batch, point)])
+                (losses,) = answer_losses(self._forward(self.module, [(batch, point)]), [batch])
                 (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
         finally:
             self._replacement = None
@@ -132,11 +132,19 @@ class PerturbableLM:
 
         The replacements stay in place until `backward`, because activation checkpointing may run the forward again.
         """
+        return answer_losses(self._training_pass(parts), [batch for batch, _ in parts])
+
+    def logits(self, batch: Batch, inputs: Sequence[Input]) -> list[Tensor]:
+        """As `losses`, but each part is its float32 logits [A, V] at the batch's answer positions."""
+        return list(self._training_pass([(batch, given) for given in inputs]).split(len(batch.target_ids)))
+
+    def _training_pass(self, parts: Sequence[tuple[Batch, Input]]) -> Tensor:
+        """The logits of all parts, one after the other."""
         return self._forward(self._trained_through(), parts)
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
-        """Backpropagate a scalar made from `losses`; `last=False` where this micro-batch has another backward to
-        come."""
+        """Backpropagate a scalar made from `losses` or `logits`; `last=False` where this micro-batch has another
+        backward to come."""
         self._backpropagate(loss, last)
         self._replacement = None
 
@@ -167,7 +175,7 @@ class PerturbableLM:
         self.engine.set_gradient_accumulation_boundary(last and is_boundary)
         self.engine.backward(loss)
 
-    def _forward(self, module: Any, parts: Sequence[tuple[Batch, Input]]) -> list[Tensor]:
+    def _forward(self, module: Any, parts: Sequence[tuple[Batch, Input]]) -> Tensor:
         batches, given = [batch for batch, _ in parts], [x for _, x in parts]
 
         def replace_parts(e: Tensor) -> Tensor:
@@ -177,15 +185,8 @@ class PerturbableLM:
         self._replacement = None if all(x is None for x in given) else replace_parts
         batch = join(batches)
         with self.head.only_at(batch.target_tensor_rows, batch.target_positions):
-            logits = module(**self._arguments(batch)).logits  # [A, V] float32
-        per_sample = self._sum_per_sample(logits, batch.target_ids, batch.target_rows, batch.size)
-        return list(per_sample.split([batch.size for batch in batches]))
-
-    @staticmethod
-    def _sum_per_sample(logits: Tensor, target_ids: Tensor, samples: Tensor, size: int) -> Tensor:
-        """[size]: the sum of each sample's token losses, from logits [A, V]."""
-        token_losses = F.cross_entropy(logits, target_ids, reduction="none")
-        return token_losses.new_zeros(size).index_add(0, samples, token_losses)
+            logits: Tensor = module(**self._arguments(batch)).logits  # [A, V] float32
+        return logits
 
     def _arguments(self, batch: Batch) -> dict[str, Any]:
         """What the model is called with."""
@@ -251,17 +252,20 @@ class AttackPoint:
         return self._seen
 
 
-def embedding_scale(model: nn.Module, rows: int = 8192) -> float:
-    """Mean L2 norm of what the embedding module returns for each id of the vocabulary: the unit of `eps_unit:
-    relative`.
+def embedding_scale(model: nn.Module, unit: Literal["relative", "element"] = "relative", *, rows: int = 8192) -> float:
+    """What `eps_unit` multiplies eps and alpha by, from what the embedding module returns for the whole vocabulary.
 
-    Counted on the module's OUTPUT, so Gemma's scaling is in it. Call it once, before ZeRO-3 partitions the table.
+    `relative`: the mean L2 norm of a row. `element`: the root mean square of an element. Counted on the module's
+    OUTPUT, so Gemma's scaling is in it. Call it once, before ZeRO-3 partitions the table.
     """
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     weight = embedding.weight
-    total = 0.0
+    power = 1 if unit == "relative" else 2
+    total, width = 0.0, 1
     with torch.no_grad():
         for first in range(0, weight.shape[0], rows):
             ids = torch.arange(first, min(first + rows, weight.shape[0]), device=weight.device)
-            total += embedding(ids[None]).float().norm(dim=-1).sum().item()
-    return total / weight.shape[0]
+            e = embedding(ids[None]).float()
+            total, width = total + e.norm(dim=-1).pow(power).sum().item(), e.shape[-1]
+    mean = total / weight.shape[0]
+    return mean if unit == "relative" else (mean / width) ** 0.5

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anit_ds.adversarial.answers import answer_losses
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.perturb import AttackPoint, Input, PerturbableLM, as_seen
 from anit_ds.adversarial.segments import KeysAndValues, SegmentAttention, Segments
@@ -129,23 +130,23 @@ class PrefixTreeLM(PerturbableLM):
         kept = self._attack_trunk() if tree.trunk else ()
         try:
             with self.dropout.off(), self._attack_checkpointing():
-                (losses,) = self._run(self.module, tree, [point], kept)
+                (losses,) = answer_losses(self._run(self.module, tree, [point], kept), [tree])
                 (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
         finally:
             self._replacement = None
         return point.e, point.x.detach(), g
 
-    def losses_of(self, parts: Sequence[tuple[Batch, Input]]) -> list[Tensor]:
+    def _training_pass(self, parts: Sequence[tuple[Batch, Input]]) -> Tensor:
         """As PerturbableLM's, for parts of one batch: they share its trunk."""
         batch = parts[0][0]
         if any(other is not batch for other, _ in parts):
             raise ValueError("a pass on a prefix tree takes one batch at a time")
         tree = self._enter(batch)
         kept = self._training_trunk().leaves if tree.trunk else ()
-        losses = self._run(self._trained_through(), tree, [given for _, given in parts], kept)
+        logits = self._run(self._trained_through(), tree, [given for _, given in parts], kept)
         if not torch.is_grad_enabled():  # a look at the loss: no backward will end this trunk's life
             self._forget()
-        return losses
+        return logits
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         trunk = self._trunk
@@ -183,8 +184,8 @@ class PrefixTreeLM(PerturbableLM):
     def _forget(self) -> None:
         self._tree = self._trunk = self._attacked = None
 
-    def _run(self, module: Any, tree: TreeBatch, inputs: Sequence[Input], kept: tuple[Tensor, ...]) -> list[Tensor]:
-        """Each part's summed answer losses [S]: one row with a part for each of `inputs`, behind the kept trunk."""
+    def _run(self, module: Any, tree: TreeBatch, inputs: Sequence[Input], kept: tuple[Tensor, ...]) -> Tensor:
+        """All parts' logits [A, V]: one row with a part for each of `inputs`, behind the kept trunk."""
         rows = [tree.whole if given is None else tree.apart for given in inputs]
         row = lay_together(rows)
 
@@ -194,12 +195,9 @@ class PrefixTreeLM(PerturbableLM):
             return torch.cat(seen, dim=1)
 
         self._replacement = None if all(given is None for given in inputs) else replace_parts
-        copies = len(rows)
         with self.head.only_at(torch.zeros_like(row.targets), row.targets):
-            logits = module(**self._arguments_of(tree, row, Segments(row.layout, _by_layer(kept)))).logits
-        ids = tree.target_ids.repeat(copies)
-        samples = torch.cat([tree.target_rows + number * tree.size for number in range(copies)])
-        return list(self._sum_per_sample(logits, ids, samples, copies * tree.size).split(tree.size))
+            logits: Tensor = module(**self._arguments_of(tree, row, Segments(row.layout, _by_layer(kept)))).logits
+        return logits
 
     @staticmethod
     def _arguments_of(tree: TreeBatch, row: Row, segments: Segments) -> dict[str, Any]:

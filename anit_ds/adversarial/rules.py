@@ -1,8 +1,8 @@
 """What a configuration may say about each method: one line per method, read without torch.
 
 `METHODS[name]` names the class that makes the method (`module:Class` in `anit_ds.adversarial.methods`), the fields of
-the YAML's section `method` that it reads, and how many forward-and-backward passes a step of it takes. A new method is
-a file in `methods/` and a line here.
+the YAML's section `method` that it reads, and how many forward-and-backward passes a step of it takes once its warm-up
+is over. A new method is a file in `methods/` and a line here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _rules(
 
 
 _BALL = ("eps", "eps_unit", "tokens")
-_NOISE = (*_BALL, "lambda_", "ball", "beta_scope", "beta", "passes")
+_NOISE = (*_BALL, "lambda_", "loss", "warmup", "ball", "start", "beta_scope", "beta", "passes")
 # `paper` is the published text, `authors` what their code ran, `ours` a first guess of ours.
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"ball": "frobenius", "tokens": "prompt", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3},
@@ -46,13 +46,15 @@ METHODS: dict[str, Rules] = {
     "noisy_sft": _rules("sft:SFT", passes=1),
     "neftune": _rules("noise_only:NEFTune", "neftune_alpha", passes=1),
     "random": _rules("noise_only:RandomStart", *_NOISE, passes=2),
-    "fgsm": _rules("single_step:SingleStep", *_BALL, "lambda_", passes=2),
-    "fgm": _rules("single_step:SingleStep", *_BALL, "lambda_", passes=2),
-    "pgd": _rules("pgd:PGD", *_BALL, "alpha", "ball", "steps", passes=lambda method: method.steps + 1),
-    "freelb": _rules("freelb:FreeLB", *_BALL, "alpha", "steps", "init_norm", passes=lambda method: method.steps),
+    "fgsm": _rules("single_step:SingleStep", *_BALL, "lambda_", "warmup", passes=2),
+    "fgm": _rules("single_step:SingleStep", *_BALL, "lambda_", "warmup", passes=2),
+    "pgd": _rules("pgd:PGD", *_BALL, "alpha", "ball", "steps", "warmup", passes=lambda method: method.steps + 1),
+    "freelb": _rules(
+        "freelb:FreeLB", *_BALL, "alpha", "steps", "init_norm", "warmup", passes=lambda method: method.steps
+    ),
     "freeat": _rules("freeat:FreeAT", *_BALL, "alpha", "ball", "steps", passes=1),
     "anit": _rules(
-        "nrm:NRM", *_NOISE, "preset", "alpha", "gradient", presets=_PRESETS,
+        "nrm:NRM", *_NOISE, "preset", "alpha", "step", "gradient", presets=_PRESETS,
         passes=lambda method: 3 if method.gradient == "attack" else 2,
     ),
 }  # fmt: skip

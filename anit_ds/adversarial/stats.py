@@ -22,6 +22,7 @@ class StepStats(dict[str, Tensor]):
         *,
         clean: Tensor | None = None,
         adversarial: Tensor | None = None,
+        consistency: Tensor | None = None,
         delta: Tensor | None = None,
     ) -> StepStats:
         """What a method says at its end: its losses [S], and the norm of the last perturbation [B, T, D]."""
@@ -30,6 +31,8 @@ class StepStats(dict[str, Tensor]):
             stats.over_answers("loss/clean", clean, batch)
         if adversarial is not None:
             stats.over_answers("loss/adversarial", adversarial, batch)
+        if consistency is not None:
+            stats.over_answers("loss/consistency", consistency, batch)
         if delta is not None:
             stats.over_samples("attack/delta_norm", batch.norm_per_sample(delta), batch.attacked)
         return stats

@@ -123,16 +123,16 @@ class Trainer:
         with sharded_loading(ds_config):
             model = load_model(config.model, self.dtype)
         scale = 1.0
-        if config.method.eps_unit == "relative":
+        if config.method.eps_unit != "absolute":
             with whole_weights(model.get_input_embeddings()):  # type: ignore[operator]
-                scale = embedding_scale(model)
+                scale = embedding_scale(model, config.method.eps_unit)
         model = add_adapter(model, config)
         if config.train.activation_checkpointing:
             use_activation_checkpointing(model)
         if config.method.schedule == "auto":
             config = self._with_schedule(model, zero_stage(ds_config))
         lm = build_engine(model, config, ds_config)
-        method = build_method(config.method, seed=config.train.seed, scale=scale)
+        method = build_method(config.method, seed=config.train.seed, scale=scale, total_steps=self.feed.total)
         lm.checkpoint_attack = config.train.checkpoint_attack
         if config.packs:
             lm.take_packed_batches()

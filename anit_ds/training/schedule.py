@@ -68,7 +68,7 @@ def candidates(config: Config, feed: Feed, *, sharded: bool) -> list[Candidate]:
     padded = own if config.train.padding_free else sum(b.size * max(b.lengths or ()) for b in batches)
     sweeps = 2 * forwards * micro if sharded else 0
     found = [Candidate("three_pass", passes * padded, sweeps)]
-    if method.name == "anit" and (method.gradient, method.passes) == ("attack", "joined") and micro > 1:
+    if method.can_be_pipelined and micro > 1:
         found.append(Candidate("pipelined", passes * padded, 2 * (micro + 1) if sharded else 0))
     trunk = sum(b.trunk.layout.tokens for b in batches if b.trunk) if config.attacks_behind_context else 0
     if trunk:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from formulas import Step, formulas
 from torch import Tensor, nn
 
-from anit_ds.adversarial import Batch, PerturbableLM, build_method
+from anit_ds.adversarial import Batch, PerturbableLM, build_method, embedding_scale
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import MethodConfig
 from anit_ds.tiny import tiny_model
@@ -42,8 +42,12 @@ def step_of(name: str, settings: dict[str, object]) -> tuple[nn.Module, Step]:
         logits = model(inputs_embeds=x, attention_mask=batch.attended.long()).logits
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
+    def log_probs(x: Tensor) -> Tensor:
+        logits = model(inputs_embeds=x, attention_mask=batch.attended.long()).logits
+        return logits[:, :-1][labels[:, 1:] != -100].log_softmax(-1)
+
     e = model.get_input_embeddings()(batch.input_ids).detach()
-    return model, Step(batch, e, loss, MethodConfig(name=name, **settings))
+    return model, Step(batch, e, loss, MethodConfig(name=name, **settings), log_probs=log_probs)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -61,13 +65,21 @@ CASES: dict[str, tuple[dict[str, object], int]] = {
     "freelb": ({"eps": EPS, "alpha": ALPHA, "steps": 4, "init_norm": 2.0}, 4),
     "anit": (ANIT, 3),
     "anit-clean": ({**ANIT, "gradient": "clean"}, 2),
+    "anit-start": ({**ANIT, "start": 0.3, "ball": "none"}, 3),
+    "anit-no start": ({**ANIT, "start": 0.0}, 3),
+    "anit-sign": ({**ANIT, "step": "sign", "alpha": 0.05, "eps": 0.3, "start": 0.3, "ball": "linf"}, 3),
+    "anit-sign, frobenius": ({**ANIT, "step": "sign"}, 3),
+    "anit-sign, clean": ({**ANIT, "step": "sign", "alpha": 0.05, "gradient": "clean", "start": 0, "ball": "none"}, 2),
+    "anit-consistency": ({**ANIT, "loss": "consistency"}, 3),
+    "anit-consistency, sign": ({**ANIT, "loss": "consistency", "step": "sign", "alpha": 0.1, "start": 0.0}, 3),
+    "random-consistency": ({"eps": EPS, "lambda": LAMBDA, "loss": "consistency"}, 2),
+    "random-start": ({"eps": EPS, "lambda": LAMBDA, "start": 0.1, "ball": "linf"}, 2),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_method_is_its_formula(case: str):
-    name = case.removesuffix("-clean")
-    settings, passes = CASES[case]
+    name, (settings, passes) = case.partition("-")[0], CASES[case]
     reference, step = step_of(name, settings)
     formulas()[name](step).backward()
     expected = gradients(reference)
@@ -90,7 +102,9 @@ def seen_inputs(name: str, **settings: object) -> tuple[Tensor, Tensor, Batch]:
     e, seen = lm.module.get_input_embeddings()(batch.input_ids).detach(), []
     # The hook of `lm` comes first, so this one is shown what the first block will see.
     lm.module.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.detach()))
-    build_method(MethodConfig(name=name, **settings), seed=1, scale=1.0).backward(lm, batch)
+    config = MethodConfig(name=name, **settings)
+    scale = embedding_scale(model, config.eps_unit) if config.eps_unit != "absolute" else 1.0
+    build_method(config, seed=1, scale=scale).backward(lm, batch)
     return e, seen[-1][-len(e) :], batch
 
 
@@ -131,3 +145,45 @@ def test_freeat_carries_delta_from_replay_to_replay_and_starts_anew():
 def test_every_method_of_the_configuration_can_be_built():
     for name in METHODS:
         assert build_method(MethodConfig(name=name), seed=1, scale=1.0).passes >= 1
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "instruction"])
+def test_fgsm_in_the_unit_of_an_element(tokens: str):
+    """Each element in scope moves by 3% of the table's root mean square, and it is anit's sign step without a start."""
+    settings: dict[str, object] = {"eps_unit": "element", "eps": 0.03, "lambda": LAMBDA, "tokens": tokens}
+    e, x, batch = seen_inputs("fgsm", **settings)
+    as_anit = {"step": "sign", "alpha": 0.03, "start": 0.0, "gradient": "clean", "ball": "none"}
+    _, anit, _ = seen_inputs("anit", **settings, **as_anit)
+    table = model_and_batch()[0].get_input_embeddings().weight.detach()
+    size = 0.03 * table.square().mean().sqrt()
+    moved = (x - e).abs()
+    assert torch.allclose(moved[batch.scope], size.expand_as(moved[batch.scope]), rtol=1e-3)
+    assert (moved[~batch.scope] == 0).all() and torch.equal(x, anit)
+
+
+@pytest.mark.parametrize("name", [name for name, rules in METHODS.items() if "warmup" in rules.reads])
+def test_a_method_begins_when_its_warm_up_ends(name: str):
+    """Of 6 steps, 2 on the clean loss alone: sft to the bit, in its one pass; then the method, to the bit."""
+    plain, begun = MethodConfig(name=name), MethodConfig(name=name, warmup=0.3)
+    passes = METHODS[name].passes(plain)
+    for number in range(6):
+        seen = {}
+        for label, config in {"sft": MethodConfig(name="sft"), name: plain, "warm": begun}.items():
+            model, batch, _ = model_and_batch()
+            forwards: list[int] = []
+            model.get_input_embeddings().register_forward_hook(lambda m, args, e, n=forwards: n.append(len(e)))
+            method = build_method(config, seed=1, scale=1.0, total_steps=6)
+            method.backward(PerturbableLM(model), replace(batch, step=number))
+            seen[label] = gradients(model)
+            assert label != "warm" or sum(forwards) == 3 * (1 if number < 2 else passes)
+        expected, other = ("sft", name) if number < 2 else (name, "sft")
+        assert all(torch.equal(g, seen["warm"][n]) for n, g in seen[expected].items())
+        assert not all(torch.equal(g, seen["warm"][n]) for n, g in seen[other].items())
+    with pytest.raises(ValueError, match="build_method needs total_steps"):
+        build_method(begun, seed=1, scale=1.0)
+
+
+@pytest.mark.parametrize("change", [{"passes": "separate"}, {"gradient": "clean"}], ids=str)
+def test_consistency_takes_one_pass_over_both(change: dict[str, str]):
+    with pytest.raises(ValueError, match="loss: consistency compares clean and perturbed rows of one pass"):
+        MethodConfig(name="anit", loss="consistency", **change)

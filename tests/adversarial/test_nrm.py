@@ -242,7 +242,33 @@ def test_gradient_clean_takes_two_passes_and_steps_along_the_clean_gradient():
     assert largest_difference(gradients, lora_gradients(reference)) <= 1e-6
 
 
-def test_a_gradient_that_is_not_finite_is_counted_and_the_rest_goes_on():
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("ball", ["frobenius", "linf", "none"])
+def test_a_sign_step_has_the_statistics_of_a_frobenius_step(ball: str, packed: bool):
+    """Against norms and products written out over each row's scope; the start and g are those of the other step."""
+    batch = ragged_batch()
+    settings = {"eps": 0.4, "alpha": 0.35, "ball": ball, "start": 0.7}
+    e, g = torch.randn(2, 4, 12, 32, generator=torch.Generator().manual_seed(2))
+    g[2, 0, 5] = float("inf")
+    given = (g[batch.attended][None], e[batch.attended][None], batch.packed()) if packed else (g, e, batch)
+    x1, sign = NRM(**settings, step="sign")._step(*given)
+    _, frobenius = NRM(**settings)._step(*given)
+    delta = torch.zeros_like(e)
+    delta[batch.attended] = x1[0] - e[batch.attended] if packed else (x1 - e)[batch.attended]
+    scope, eps = batch.scope.unsqueeze(-1), settings["eps"]
+    stepped = NRM(**settings)._start(e, batch) - e + settings["alpha"] * (g.sign() * scope * sign.finite[:, None, None])
+    norm = stepped.flatten(1).norm(dim=1)
+    clipped = {"frobenius": norm > eps, "linf": stepped.abs().flatten(1).amax(1) > eps, "none": norm < 0}[ball]
+    assert torch.equal(sign.finite, torch.tensor([True, True, False, True])) and torch.equal(sign.clipped, clipped)
+    assert torch.allclose(sign.delta1_norm, delta.flatten(1).norm(dim=1), rtol=1e-4)
+    dot = (delta * g.where(scope, 0.0)).flatten(1).sum(1).where(sign.finite, 0.0)
+    assert torch.allclose(sign.delta_dot_grad, dot, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(sign.delta0_norm, frobenius.delta0_norm, rtol=1e-5)
+    assert torch.allclose(sign.grad_norm, frobenius.grad_norm, rtol=1e-5)
+
+
+@pytest.mark.parametrize("step", ["frobenius", "sign"])
+def test_a_gradient_that_is_not_finite_is_counted_and_the_rest_goes_on(step: str):
     model, batch = lora_model(), ragged_batch()
     lm = PerturbableLM(model)
     original = lm.input_gradient
@@ -253,7 +279,7 @@ def test_a_gradient_that_is_not_finite_is_counted_and_the_rest_goes_on():
         return e, x, g
 
     lm.input_gradient = poisoned
-    stats = NRM(alpha=0.3).backward(lm, batch)
+    stats = NRM(alpha=0.3, step=step).backward(lm, batch)
     assert (stats["nrm/nonfinite"][0] / stats["nrm/nonfinite"][1]).item() == pytest.approx(0.25)
     assert all(torch.isfinite(g).all() for g in lora_gradients(model).values())
     assert all(torch.isfinite(pair).all() for pair in stats.values())

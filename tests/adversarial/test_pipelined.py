@@ -14,7 +14,7 @@ from anit_ds.config import MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.tiny import tiny_model
 
-SETTINGS: dict[str, Any] = {"eps": 1.0, "alpha": 0.3, "lambda_": 0.7, "ball": "frobenius", "seed": 1}
+SETTINGS: dict[str, Any] = {"eps": 1.0, "alpha": 0.3, "lambda_": 0.7, "ball": "frobenius", "start": 0.6, "seed": 1}
 WIDTHS = (14, 9, 17)
 
 
@@ -146,7 +146,9 @@ def test_what_it_cannot_keep_apart_is_refused(lora: dict, base: dict, what: str)
         PipelinedNRM(**SETTINGS).attach(PerturbableLM(model))
 
 
-@pytest.mark.parametrize("change", [{"gradient": "clean"}, {"passes": "separate"}, {"name": "random"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"gradient": "clean"}, {"passes": "separate"}, {"name": "random"}, {"loss": "consistency"}], ids=str
+)
 def test_other_methods_and_passes_are_refused(change: dict):
     with pytest.raises(ValueError, match="schedule"):
         MethodConfig(**{"name": "anit", "schedule": "pipelined", **change})

@@ -28,6 +28,9 @@ METHODS: dict[str, dict[str, object]] = {
 } | {
     "anit-clean": {"name": "anit", "gradient": "clean", "alpha": 0.3, "eps": 0.7},
     "anit-separate": {"name": "anit", "passes": "separate", "alpha": 0.3, "eps": 0.7},
+    "anit-sign": {"name": "anit", "step": "sign", "alpha": 0.05, "eps": 0.7},
+    "anit-consistency": {"name": "anit", "loss": "consistency", "alpha": 0.3, "eps": 0.7},
+    "anit-start": {"name": "anit", "start": 0.2, "alpha": 0.3, "eps": 0.7},
 }
 # (context, instruction, answer) tokens of each row; the first has no context, the second one token of it, the last
 # is a rank's filler: one token, nothing to attack and nothing to learn.

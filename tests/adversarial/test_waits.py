@@ -19,6 +19,11 @@ from anit_ds.training.batching import collate
 
 # What copies a number, or the size of a result, from the device to the host.
 ASKS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+SWITCHED: dict[str, dict[str, Any]] = {
+    "anit-clean": {"name": "anit", "gradient": "clean"},
+    "anit-sign": {"name": "anit", "step": "sign", "start": 0.1},
+    "anit-consistency": {"name": "anit", "loss": "consistency"},
+}
 MODES: dict[str, dict[str, Any]] = {
     "padded": {},
     "packed": {"packed": True},
@@ -85,13 +90,13 @@ def batch_of(mode: str) -> Batch:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("method", [*METHODS, "anit-clean"])
+@pytest.mark.parametrize("method", [*METHODS, *SWITCHED])
 def test_no_step_waits(method: str, mode: str, family: str, questions: Questions):
     if mode == "padded" and family.startswith("gemma"):
         pytest.skip("a window needs the model's own mask, which transformers looks at")
     lm = (PrefixTreeLM if "schedule" in MODES[mode] else PerturbableLM)(lora_model(family))
     lm.spare_masks()
-    settings = {"name": "anit", "gradient": "clean"} if method == "anit-clean" else {"name": method}
+    settings = SWITCHED.get(method, {"name": method})
     built = build_method(MethodConfig(**settings), seed=1, scale=1.0)
     batch = lm.prepare(batch_of(mode))
     with questions:

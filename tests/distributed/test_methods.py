@@ -25,14 +25,16 @@ METHODS: dict[str, dict[str, object]] = {
     "freeat": {"eps": 1.0, "alpha": 0.4, "steps": 2},
     "anit": {"eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
     "anit-clean": {"eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius", "gradient": "clean"},
-}
+    "anit-switches": {"eps": 1.0, "alpha": 0.02, "eps_unit": "absolute", "ball": "frobenius", "start": 0.3,
+                      "step": "sign", "loss": "consistency"},
+}  # fmt: skip
 
 
 @pytest.mark.slow
 def test_two_steps_of_every_method_are_a_plain_loops(make_config: Callable[..., Config]):
     worst = 0.0
     for label, settings in METHODS.items():
-        name = label.removesuffix("-clean")
+        name = label.partition("-")[0]
         shape = {
             "method": {"name": name, **settings},
             "train.optimizer": "sgd", "train.lr": 0.3, "train.weight_decay": 0.0, "train.max_steps": 2,

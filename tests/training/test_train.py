@@ -93,6 +93,22 @@ def test_how_it_is_computed_does_not_change_the_result(make_config: MakeConfig, 
     assert largest_difference(plain, other) <= 1e-5
 
 
+def test_a_warm_up_is_a_share_of_the_steps_of_the_run(make_config: MakeConfig):
+    """Half of six steps train as noisy_sft does; then the attack begins, in either schedule."""
+    sft = make_config("sft", method={"name": "noisy_sft"})
+    warm, pipelined = (
+        make_config(name, **{"method.warmup": 0.5, "method.schedule": name, "train.micro_batch": 2})
+        for name in ("three_pass", "pipelined")
+    )
+    for config in (sft, warm, pipelined):
+        train(config)
+    plain, begun = ([line for line in metrics(config) if "loss/clean" in line] for config in (sft, warm))
+    assert ["loss/adversarial" in line for line in begun] == [False] * 3 + [True] * 3
+    for step in range(4):  # the fourth step's clean loss is that of the weights after the third
+        assert begun[step]["loss/clean"] == pytest.approx(plain[step]["loss/clean"], abs=1e-6)
+    assert largest_difference(warm, pipelined) <= 1e-5 < largest_difference(warm, sft)
+
+
 def test_lambda_zero_trains_like_noisy_sft(make_config: MakeConfig):
     noisy = make_config("noisy", method={"name": "noisy_sft"})
     nothing = make_config("nothing", **{"method.lambda": 0.0, "method.passes": "separate"})

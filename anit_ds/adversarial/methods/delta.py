@@ -21,14 +21,13 @@ def perturbed_start(
 
 
 def perturbed_step(
-    g: Tensor, e: Tensor, batch: Batch, *, seed: int, eps: float, alpha: float, ball: Ball
+    g: Tensor, e: Tensor, batch: Batch, *, seed: int, eps: float, alpha: float, ball: Ball, beta: Tensor | None = None
 ) -> tuple[Tensor, NrmStats]:
     """e + delta1 [B, T, D] (eq. 5 and 6) in e's dtype, for g [B, T, D], the gradient at e + delta0; per-sample
-    statistics."""
+    statistics. `beta` is the batch's where it is not given."""
+    beta = batch.beta if beta is None else beta
     g, e, scope, attended, packed = _layout(batch, g, e, batch.scope, batch.attended)
-    x1, stats = nrm_step(
-        g, e, scope, attended, seed, batch.step, batch.sample_ids, eps, batch.beta, alpha, ball, **packed
-    )
+    x1, stats = nrm_step(g, e, scope, attended, seed, batch.step, batch.sample_ids, eps, beta, alpha, ball, **packed)
     return (x1[None] if packed else x1), stats
 
 

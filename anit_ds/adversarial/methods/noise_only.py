@@ -53,14 +53,19 @@ class RandomStart(NRM):
 
     def __init__(
         self, *, eps: float, lambda_: float, ball: Literal["frobenius", "linf", "none"], seed: int,
-        passes: Literal["joined", "separate"],
+        passes: Literal["joined", "separate"], start: float = 1.0, loss: Literal["ce", "consistency"] = "ce",
     ) -> None:  # fmt: skip
-        super().__init__(eps=eps, alpha=0.0, lambda_=lambda_, ball=ball, seed=seed, passes=passes)
+        super().__init__(
+            eps=eps, alpha=0.0, lambda_=lambda_, ball=ball, start=start, loss=loss, seed=seed, passes=passes
+        )
         self.passes = 2
 
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
-        return cls(eps=config.eps * unit, lambda_=config.lambda_, ball=config.ball, seed=seed, passes=config.passes)
+        return cls(
+            eps=config.eps * unit, lambda_=config.lambda_, ball=config.ball, start=config.start, loss=config.loss,
+            seed=seed, passes=config.passes,
+        )  # fmt: skip
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         made: list[tuple[Tensor, NrmStats]] = []
@@ -70,6 +75,6 @@ class RandomStart(NRM):
             made.append((e, nrm))
             return x1
 
-        clean, adversarial = self._train(lm, batch, projected_start)
+        losses = self._train(lm, batch, projected_start)
         ((e, nrm),) = made
-        return self._stats(lm, batch, clean, adversarial, e, nrm)
+        return self._stats(lm, batch, losses, e, nrm)

@@ -1,9 +1,13 @@
 """NRM, the Noise Response Method: a two-step attack on the input embeddings whose strength answers to the noise.
 
     delta0 = m * (10 / sqrt(N)) * U(-eps, eps) * (1 - beta)          eq. 7: a random start, weaker where noise bent more
+                                                                     (times `start`, which is 1 in the paper)
     g      = d L(e + delta0) / d delta0                              an attack pass
     delta1 = Proj_eps(delta0 + alpha * g / ||g||_F)                  eq. 5, 6: one step, projected
+                                                                     (`step: sign`: along sign(g), see signed.py)
     loss   = L(e) + lambda * L(e + delta1)                           eq. 8; delta1 is a constant here
+                                                                     (`loss: consistency`: how far p(e) and
+                                                                     p(e + delta1) are apart in place of L(e + delta1))
 
 Section 4 of docs/method.md gives every symbol, and which choices are ours, not the paper's (per-sample norms over the
 tokens in scope, the guard against gradients that are not finite, `gradient: clean`). delta's life is in `anit_kernels`.
@@ -15,9 +19,11 @@ from typing import Literal, Self
 
 from torch import Tensor
 
+from anit_ds.adversarial.answers import answer_losses, divergence
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.methods.delta import perturbed_start, perturbed_step
+from anit_ds.adversarial.methods.signed import signed_step
 from anit_ds.adversarial.perturb import Input, PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 from anit_ds.config import MethodConfig
@@ -28,6 +34,10 @@ class NRM(OneBatchAtATime):
     """The method `anit`: three passes, two with `gradient="clean"`.
 
     eps, alpha: radius and step in the units of the embeddings (multiply by `embedding_scale(model)` for relative ones).
+    step: "frobenius" goes along g / ||g||_F, "sign" along sign(g), where alpha is an element's step (ours).
+    start: delta0 is this share of eq. 7's; 0 for no random start (ours).
+    loss: "ce" is eq. 8's; "consistency" (ours) takes `answers.divergence` for its second term, and needs joined passes
+        and `gradient="attack"`.
     seed: 64-bit; delta0 is a pure function of (seed, batch.step, sample id, element).
     passes: "joined" runs clean and adversarial rows in one forward, "separate" one after the other in half the memory.
     gradient: "attack" takes g at delta0; "clean" (ours) at delta = 0, where the clean pass gives it for free.
@@ -41,11 +51,15 @@ class NRM(OneBatchAtATime):
         alpha: float = 1e-3,
         lambda_: float = 1.0,
         ball: Ball = "frobenius",
+        step: Literal["frobenius", "sign"] = "frobenius",
+        start: float = 1.0,
+        loss: Literal["ce", "consistency"] = "ce",
         seed: int = 42,
         passes: Literal["joined", "separate"] = "joined",
         gradient: Literal["attack", "clean"] = "attack",
     ) -> None:
         self.eps, self.alpha, self.lambda_, self.ball, self.seed = eps, alpha, lambda_, ball, seed
+        self.step, self.start, self.loss = step, start, loss
         self.joined = passes == "joined"
         self.gradient = gradient
         self.passes = 3 if gradient == "attack" else 2
@@ -53,8 +67,9 @@ class NRM(OneBatchAtATime):
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
         return cls(
-            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball, seed=seed,
-            passes=config.passes, gradient=config.gradient,
+            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball,
+            step=config.step, start=config.start, loss=config.loss, seed=seed, passes=config.passes,
+            gradient=config.gradient,
         )  # fmt: skip
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
@@ -64,35 +79,49 @@ class NRM(OneBatchAtATime):
             x1, nrm = self._step(g, e, batch)
             (adversarial,) = lm.losses(batch, (x1,))
             lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
+            losses = {"clean": clean, "adversarial": adversarial}
         else:
             e, _, g = lm.input_gradient(batch, lambda e: self._start(e, batch))
             x1, nrm = self._step(g, e, batch)
-            clean, adversarial = self._train(lm, batch, x1)
-        return self._stats(lm, batch, clean, adversarial, e, nrm)
+            losses = self._train(lm, batch, x1)
+        return self._stats(lm, batch, losses, e, nrm)
 
-    def _stats(
-        self, lm: PerturbableLM, batch: Batch, clean: Tensor, adversarial: Tensor, e: Tensor, nrm: NrmStats
-    ) -> StepStats:
-        stats = StepStats.of(batch, clean=clean, adversarial=adversarial)
+    def _stats(self, lm: PerturbableLM, batch: Batch, losses: dict[str, Tensor], e: Tensor, nrm: NrmStats) -> StepStats:
+        stats = StepStats.of(batch, **losses)
         describe_attack(stats, nrm, e, batch, grad_scale=lm.attack_scale(e.dtype))
         return stats
 
     def _start(self, e: Tensor, batch: Batch) -> Tensor:
-        return perturbed_start(e, batch, seed=self.seed, eps=self.eps)
+        return perturbed_start(e, batch, seed=self.seed, eps=self.eps, beta=self._beta(batch))
 
     def _step(self, g: Tensor, e: Tensor, batch: Batch) -> tuple[Tensor, NrmStats]:
-        return perturbed_step(g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball)
+        step = perturbed_step if self.step == "frobenius" else signed_step
+        return step(g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball, beta=self._beta(batch))
 
-    def _train(self, lm: PerturbableLM, batch: Batch, x1: Input) -> tuple[Tensor, Tensor]:
+    def _beta(self, batch: Batch) -> Tensor:
+        """[S] the beta at which eq. 7 gives `start` times delta0: the kernels know one factor, 1 - beta."""
+        return batch.beta if self.start == 1 else 1 - self.start * (1 - batch.beta)
+
+    def _train(self, lm: PerturbableLM, batch: Batch, x1: Input) -> dict[str, Tensor]:
+        """Eq. 8, backpropagated. Returns each sample's summed losses [S] by the names of `StepStats.of`."""
+        if self.loss == "consistency":
+            return self._train_to_agree(lm, batch, x1)
         if self.joined:
             clean, adversarial = lm.losses(batch, (None, x1))
             lm.backward((clean.sum() + self.lambda_ * adversarial.sum()) / batch.mean_over)
-            return clean, adversarial
+            return {"clean": clean, "adversarial": adversarial}
         (clean,) = lm.losses(batch)
         lm.backward(clean.sum() / batch.mean_over, last=False)
         (adversarial,) = lm.losses(batch, (x1,))
         lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
-        return clean, adversarial
+        return {"clean": clean, "adversarial": adversarial}
+
+    def _train_to_agree(self, lm: PerturbableLM, batch: Batch, x1: Input) -> dict[str, Tensor]:
+        p, q = lm.logits(batch, (None, x1))
+        (clean,), apart = answer_losses(p, [batch]), divergence(p, q, batch)
+        lm.backward((clean.sum() + self.lambda_ * apart.sum()) / batch.mean_over)
+        (adversarial,) = answer_losses(q.detach(), [batch])
+        return {"clean": clean, "adversarial": adversarial, "consistency": apart}
 
 
 def describe_attack(stats: StepStats, nrm: NrmStats, e: Tensor, batch: Batch, *, grad_scale: float = 1.0) -> None:

@@ -14,7 +14,7 @@ other ranks.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -35,8 +35,11 @@ class PipelinedNRM(NRM):
     LoRA's dropout is on in the training rows and off in the attack rows, as in NRM.
     """
 
-    def __init__(self, *, eps: float, alpha: float, lambda_: float = 1.0, ball: Ball = "frobenius", seed: int = 42):
-        super().__init__(eps=eps, alpha=alpha, lambda_=lambda_, ball=ball, seed=seed)
+    def __init__(
+        self, *, eps: float, alpha: float, lambda_: float = 1.0, ball: Ball = "frobenius",
+        step: Literal["frobenius", "sign"] = "frobenius", start: float = 1.0, seed: int = 42,
+    ) -> None:  # fmt: skip
+        super().__init__(eps=eps, alpha=alpha, lambda_=lambda_, ball=ball, step=step, start=start, seed=seed)
         self._lora: PartlyTrainedLora | None = None
         self._upcoming: Batch | None = None
         self._attacked: tuple[Batch, Tensor, Tensor] | None = None
@@ -44,8 +47,9 @@ class PipelinedNRM(NRM):
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
         return cls(
-            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball, seed=seed
-        )
+            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball,
+            step=config.step, start=config.start, seed=seed,
+        )  # fmt: skip
 
     def attach(self, lm: PerturbableLM) -> None:
         """Teach the model's LoRA layers which rows to learn from. Raises InputError where they cannot."""
@@ -59,11 +63,8 @@ class PipelinedNRM(NRM):
         e, g = self._attack(lm, batch)
         x1, nrm = self._step(g, e, batch)
         upcoming, self._upcoming = self._upcoming, None
-        if upcoming is None:
-            clean, adversarial = self._train(lm, batch, x1)
-        else:
-            clean, adversarial = self._train_and_attack(lm, batch, x1, upcoming)
-        return self._stats(lm, batch, clean, adversarial, e, nrm)
+        losses = self._train(lm, batch, x1) if upcoming is None else self._train_and_attack(lm, batch, x1, upcoming)
+        return self._stats(lm, batch, losses, e, nrm)
 
     def _attack(self, lm: PerturbableLM, batch: Batch) -> tuple[Tensor, Tensor]:
         """(e, g) of the batch: those that the last training pass brought along, or from a pass of their own."""
@@ -73,7 +74,7 @@ class PipelinedNRM(NRM):
         e, _, g = lm.input_gradient(batch, lambda e: self._start(e, batch))
         return e, g
 
-    def _train_and_attack(self, lm: PerturbableLM, batch: Batch, x1: Tensor, upcoming: Batch) -> tuple[Tensor, Tensor]:
+    def _train_and_attack(self, lm: PerturbableLM, batch: Batch, x1: Tensor, upcoming: Batch) -> dict[str, Tensor]:
         assert self._lora is not None, "attach(lm) comes before the first backward"
         point = AttackPoint(lambda e: self._start(e, upcoming))
         clean_rows, adversarial_rows, attack_rows = tokens_in_join([batch, batch, upcoming])
@@ -84,7 +85,7 @@ class PipelinedNRM(NRM):
             lm.backward(loss + _WithGradient.apply(attack.sum(), lm.attack_scale(x1.dtype)))
         assert point.x.grad is not None
         self._attacked = (upcoming, point.e, point.x.grad)
-        return clean, adversarial
+        return {"clean": clean, "adversarial": adversarial}
 
 
 class _WithGradient(torch.autograd.Function):
