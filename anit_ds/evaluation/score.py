@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from anit_ds.config import Config
@@ -17,13 +18,18 @@ from anit_ds.data.noise import noisy_split, opposites_for
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks import Parsed, score
-from anit_ds.evaluation.decode import greedy_answers
+from anit_ds.data.tasks.classification import CLASSIFICATION
+from anit_ds.evaluation.asking import Question, Reply, texts_of
+from anit_ds.evaluation.decode import ask
+from anit_ds.evaluation.likelihood import expected_calibration_error
 from anit_ds.files import write_atomically, write_json
 from anit_ds.ranks import distributed
 
 # Tokens beyond the split's longest gold answer before a model is cut off: room for a wrong answer to be wrong in its
 # way.
 _MARGIN = 8
+# More labels than this are not scored one by one: their passes would take longer than the answers.
+_MOST_LABELS = 16
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Evaluator:
     ) -> Evaluation:
         """Score `split` (dev or test) on raw instructions, or with every instruction bent by `noise`.
 
+        Beside the score of greedy answers the report has `nll` and `nll_per_token`, the gold answers' mean negative
+        log-likelihood, and for classification `ece`, the expected calibration error of the labels' probabilities.
         Several data sets: each is scored, and `micro_f1` is their mean. `heartbeat` is called after every
         batch. All ranks call this together.
         """
@@ -80,13 +88,15 @@ class Evaluator:
     ) -> Evaluation:
         started = time.perf_counter()
         samples = self.samples(data_set, split, noise)
-        answers = self.answer(
-            model, samples, progress=f"{split} {data_set.name}" if progress else None, heartbeat=heartbeat
-        )
+        asked, gold = self._questions(data_set, samples)
+        bar = f"{split} {data_set.name}" if progress else None
+        replies = self._ask(model, samples, asked, progress=bar, heartbeat=heartbeat)
+        answers = texts_of(replies, self.tokenizer)
         parsed = [data_set.parse(answer) for answer in answers]
         result = score([s.items for s in samples], parsed)
         report = {
             **result.to_dict(),
+            **_likelihood(asked, replies, gold),
             "dataset": data_set.name,
             "split": split,
             "noise": noise or "none",
@@ -117,20 +127,48 @@ class Evaluator:
         heartbeat: Callable[[], None] = lambda: None,
     ) -> list[str]:
         """Greedy answers to samples, in their order."""
-        longest = max((len(ids) for ids in self._gold_ids(samples)), default=0)
-        return greedy_answers(
+        asked = [Question(prompt) for prompt in self.encoder.encode_prompts(samples)]
+        replies = self._ask(model, samples, asked, progress=progress, heartbeat=heartbeat)
+        return texts_of(replies, self.tokenizer)
+
+    def _ask(
+        self,
+        model: nn.Module,
+        samples: Sequence[Sample],
+        asked: Sequence[Question],
+        *,
+        progress: str | None,
+        heartbeat: Callable[[], None],
+    ) -> list[Reply]:
+        longest = max((len(ids) for ids in self._ids([" " + s.answer for s in samples])), default=0)
+        return ask(
             model,
             self.tokenizer,
-            self.encoder.encode_prompts(samples),
+            asked,
             max_new_tokens=self.config.eval.max_new_tokens or longest + _MARGIN,
             batch_size=self.config.eval.batch_size,
             progress=progress,
             heartbeat=heartbeat,
         )
 
-    def _gold_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
-        texts = [" " + s.answer for s in samples]
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    def _questions(self, data_set: DataSet, samples: Sequence[Sample]) -> tuple[list[Question], list[int]]:
+        """Each sample's prompt with its gold answer, or with all labels where an answer is one of a few; and which of
+        these answers is the gold one."""
+        prompts = self.encoder.encode_prompts(samples)
+        words = data_set.instructions.labels
+        if data_set.task is CLASSIFICATION and len(words) <= _MOST_LABELS:
+            labels, places = self._answers(list(words.values())), {label: at for at, label in enumerate(words)}
+            return [Question(prompt, labels) for prompt in prompts], [places[s.items[0][0]] for s in samples]
+        answers = self._answers([s.answer for s in samples])
+        return [Question(p, [answer]) for p, answer in zip(prompts, answers, strict=True)], [0] * len(samples)
+
+    def _answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Answers as training writes them, ended by EOS."""
+        space = " " if self.encoder.style == "plain" else ""
+        return [[*ids, self.tokenizer.eos_token_id] for ids in self._ids([space + text for text in texts])]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         return ids
 
 
@@ -150,6 +188,18 @@ def read_evaluation(folder: Path, name: str) -> Evaluation | None:
         return None
     rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
     return Evaluation(json.loads(report.read_text(encoding="utf-8")), rows)
+
+
+def _likelihood(asked: Sequence[Question], replies: Sequence[Reply], gold: Sequence[int]) -> dict[str, float]:
+    """The gold answers' mean negative log-likelihood, a sample and a token; with several labels to choose from, `ece`
+    too."""
+    losses = [-reply.log_probabilities[at] for reply, at in zip(replies, gold, strict=True)]
+    tokens = sum(len(question.answers[at]) for question, at in zip(asked, gold, strict=True))
+    found = {"nll": sum(losses) / max(1, len(losses)), "nll_per_token": sum(losses) / max(1, tokens)}
+    if asked and len(asked[0].answers) > 1:
+        scores = torch.tensor([reply.log_probabilities for reply in replies])
+        found["ece"] = expected_calibration_error(scores, torch.tensor(gold))
+    return found
 
 
 def _row(sample: Sample, answer: str, parsed: Parsed) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""What is asked of a model about one prompt, and what it replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from anit_ds.ranks import distributed
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt (token ids), and answers whose log-probability is wanted: token ids that end with EOS."""
+
+    prompt: list[int]
+    answers: Sequence[list[int]] = ()
+
+
+@dataclass(slots=True)
+class Reply:
+    """The greedy answer's tokens, with the one that ended it, and the log-probability of each given answer."""
+
+    tokens: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+
+
+def texts_of(replies: Sequence[Reply], tokenizer: Any) -> list[str]:
+    """The greedy answers in words."""
+    texts: list[str] = tokenizer.batch_decode([reply.tokens for reply in replies], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside a PEFT model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def stops_of(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Every id that ends an answer: the tokenizer's EOS, which training writes, and the checkpoint's own."""
+    own = getattr(base_of(model).generation_config, "eos_token_id", None)
+    own = [] if own is None else own if isinstance(own, list) else [own]
+    return sorted({tokenizer.eos_token_id, *own})
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode: dropout is off."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def in_order(mine: Mapping[int, Reply], number: int) -> list[Reply]:
+    """The replies to all questions, on every rank, from those that each rank has by the question's place."""
+    everyone: dict[int, Reply] = {}
+    for part in distributed.all_gather_objects(dict(mine)):
+        everyone.update(part)
+    return [everyone[place] for place in range(number)]

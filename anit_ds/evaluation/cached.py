@@ -1,0 +1,169 @@
+"""`CachedLM`: a causal LM that reads each token of its prompts once, the prefixes that prompts share too."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anit_ds.adversarial.head import AnswerHead
+from anit_ds.evaluation.asking import base_of
+from anit_ds.evaluation.rows import GrowingLayer, Rows
+from anit_ds.ranks import distributed
+
+# What a sliding layer sees is left to its mask; a chunked one's window moves with a token's place in the row.
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# What a checkpoint's generation settings may say: it is no matter of greedy decoding, or done here.
+_GENERATION_SETTINGS = {
+    "bos_token_id", "cache_config", "cache_implementation", "compile_config", "continuous_batching_config",
+    "decoder_start_token_id", "disable_compile", "do_sample", "early_stopping", "eos_token_id", "epsilon_cutoff",
+    "eta_cutoff", "length_penalty", "low_memory", "max_cache_len", "max_length", "max_new_tokens", "min_p",
+    "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states", "output_logits", "output_scores",
+    "pad_token_id", "renormalize_logits", "repetition_penalty", "return_dict_in_generate", "temperature", "top_h",
+    "top_k", "top_p", "transformers_version", "typical_p", "use_cache",
+}  # fmt: skip
+_NEUTRAL: tuple[Any, ...] = (None, False, 0, [])
+
+
+def why_not_cached(model: nn.Module) -> str | None:
+    """Why `CachedLM` cannot stand in for `model.generate`, as the end of a sentence about the model; None if it can."""
+    base = base_of(model)
+    config = base.config.get_text_config()
+    if odd := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES):
+        return f"has {', '.join(odd)} layers"
+    if getattr(base, "_is_stateful", False):
+        return "keeps a state that is no list of keys and values"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "shares keys and values between layers"
+    if base.get_output_embeddings() is None or "position_ids" not in inspect.signature(base.forward).parameters:
+        return "has no language-model head, or counts positions by itself"
+    settings = base.generation_config.to_diff_dict() if base.generation_config else {}
+    more = [key for key, value in settings.items() if not (key in _GENERATION_SETTINGS or key[0] == "_")]
+    if more := [key for key in more if settings[key] not in _NEUTRAL]:
+        return f"sets {', '.join(more)} for its generation"
+    return None
+
+
+class Pace:
+    """Keeps ranks in step where weights are partitioned over them: then a pass of one is a pass of all."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.together = distributed.world_size() > 1 and hasattr(next(model.parameters()), "ds_id")
+
+    def before_a_pass(self) -> None:
+        if self.together:
+            distributed.any_rank(True)
+
+    def until_all_are_done(self, take_part: Callable[[], object]) -> None:
+        """Call `take_part` for each pass that another rank still makes."""
+        while self.together and distributed.any_rank(False):
+            take_part()
+
+
+class CachedLM:
+    """A model in evaluation mode, ready to go on from prefixes, of which the first is empty.
+
+    Use it in a `with`: it takes the model's head and gives it back. All ranks go through the `with` together where
+    weights are partitioned.
+    """
+
+    def __init__(self, model: nn.Module, prefixes: Sequence[list[int]], *, batch_size: int) -> None:
+        self.model: Any = model
+        self.device = next(model.parameters()).device
+        self._texts, self.batch_size = prefixes[1:], batch_size
+        self._pace = Pace(model)
+
+    def __enter__(self) -> CachedLM:
+        self._head = AnswerHead(self.model)
+        self._prefixes = [Rows.empty(1)]
+        for first in range(0, len(self._texts), self.batch_size):
+            texts = self._texts[first : first + self.batch_size]
+            rows = self.read(Rows.empty(len(texts)), texts)
+            self._prefixes += [rows.chosen([number]) for number in range(len(texts))]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._pace.until_all_are_done(lambda: self._pass(Rows.empty(1), [[0]]))
+        self._head.remove()
+
+    def start(self, which: Sequence[int]) -> Rows:
+        """Rows that have read their prefix, given by its number."""
+        first, *others = {number: None for number in which}
+        if others:
+            return Rows.joined([self._prefixes[number] for number in which])
+        return self._prefixes[first].repeated(len(which))
+
+    def read(self, rows: Rows, tokens: Sequence[list[int]]) -> Rows:
+        """The rows with more tokens each. Takes `rows` over, as all that follow do."""
+        with self._head.off():
+            self._run(rows, tokens)
+        return rows.grown([len(more) for more in tokens])
+
+    def next_logits(self, rows: Rows, tokens: Sequence[list[int]]) -> tuple[Rows, Tensor]:
+        """The rows with one or more tokens each, and the logits [B, V] of what follows, in the model's dtype."""
+        lengths = [len(more) for more in tokens]
+        if max(lengths) == 1:
+            logits = self._run(rows, tokens)
+        else:
+            with self._head_at([length - 1 for length in lengths]):
+                logits = self._run(rows, tokens)
+        return rows.grown(lengths), logits[:, -1]
+
+    def log_probability(self, rows: Rows, tokens: Sequence[list[int]]) -> Tensor:
+        """[B] float32: of each row's tokens behind its first new one, given all before them.
+
+        The logits are computed in float32 where the head is frozen.
+        """
+        places = [(row, place) for row, more in enumerate(tokens) for place in range(len(more) - 1)]
+        row, place = torch.tensor(places, device=self.device).T
+        following = torch.tensor([token for more in tokens for token in more[1:]], device=self.device)
+        with self._head.only_at(row, place):
+            logits = self._run(rows, [more[:-1] for more in tokens])  # [A, V]
+        chosen = logits.gather(1, following.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
+        return torch.zeros(len(tokens), device=self.device).index_add_(0, row, chosen.float())
+
+    def _run(self, rows: Rows, tokens: Sequence[list[int]]) -> Tensor:
+        self._pace.before_a_pass()
+        return self._pass(rows, tokens)
+
+    def _pass(self, rows: Rows, tokens: Sequence[list[int]]) -> Tensor:
+        """The model's logits for more tokens, padded behind the rows; their keys and values are in the cache then."""
+        width = max(map(len, tokens))
+        ids = torch.tensor([more + [0] * (width - len(more)) for more in tokens], device=self.device)
+        lengths = torch.tensor([[len(more)] for more in tokens], device=self.device)
+        new = torch.arange(width, device=self.device)
+        before = torch.tensor(rows.lengths, device=self.device).unsqueeze(1)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=torch.cat([rows.attended(self.device), new < lengths], dim=1).long(),
+            position_ids=before + new,
+            past_key_values=rows.cache,
+            use_cache=True,
+        )
+        if any(type(layer) is not GrowingLayer for layer in rows.cache.layers):
+            raise RuntimeError("the model does not keep plain keys and values in every layer")
+        logits: Tensor = output.logits
+        return logits
+
+    @contextmanager
+    def _head_at(self, places: Sequence[int]) -> Iterator[None]:
+        """Inside, logits [B, 1, V] at one place of each row.
+
+        The copy matters: on a strided slice of a bfloat16 batch, as `logits_to_keep` makes one, a CPU's head takes
+        longer than all layers together.
+        """
+        rows, columns = torch.arange(len(places), device=self.device), torch.tensor(places, device=self.device)
+
+        def choose(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            return arguments[0][rows, columns].unsqueeze(1), *arguments[1:]
+
+        handle = self._head.module.register_forward_pre_hook(choose)
+        try:
+            yield
+        finally:
+            handle.remove()

@@ -1,0 +1,158 @@
+"""Answers from kept keys and values are those of `model.generate`, token for token."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from anit_ds.evaluation import greedy_answers, plain
+from anit_ds.evaluation.asking import Question
+from anit_ds.evaluation.decode import ask
+
+MODELS = {
+    "llama": {},
+    "qwen2": {},
+    "gemma2": {"sliding_window": 24},
+    "gemma3_text": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
+def random_tokens(rng: random.Random, length: int) -> list[int]:
+    return [rng.randrange(2, 512) for _ in range(length)]
+
+
+def some_prompts(kind: str) -> list[list[int]]:
+    rng = random.Random(kind)
+    common = random_tokens(rng, 50)
+    if kind == "no prefix":
+        return [random_tokens(rng, rng.randrange(1, 40)) for _ in range(21)]
+    if kind == "equal to the prefix":  # or a few tokens more
+        return [common + random_tokens(rng, max(0, i - 6)) for i in range(12)]
+    if kind == "one prompt":
+        return [common]
+    if kind == "no prompt":
+        return []
+    if kind == "several instructions":  # behind a common beginning; some prompts have one of their own
+        instructions = [random_tokens(rng, 60) for _ in range(3)]
+        shared = [common + rng.choice(instructions) + random_tokens(rng, rng.randrange(1, 9)) for _ in range(30)]
+        return [*shared, *(common + random_tokens(rng, rng.randrange(1, 90)) for _ in range(4)), random_tokens(rng, 70)]
+    assert kind == "one prefix"
+    return [common + random_tokens(rng, rng.randrange(1, 40)) for _ in range(37)]
+
+
+KINDS = ["one prefix", "no prefix", "equal to the prefix", "one prompt", "no prompt", "several instructions"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", MODELS)
+def test_answers_are_those_of_generate(
+    family: str, kind: str, make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., list[list[int]]]
+):
+    model, prompts = make_model(family, **MODELS[family]), some_prompts(kind)
+    expected = generated(model, prompts, 12)
+    if len(prompts) > 20:
+        assert len({len(answer) for answer in expected}) > 3, "all answers are of one length"
+    model.train()
+    for batch_size in (1, 3, 16):
+        replies = ask(model, tokenizer, [Question(p) for p in prompts], max_new_tokens=12, batch_size=batch_size)
+        assert [reply.tokens for reply in replies] == expected
+    assert model.training
+
+
+@pytest.mark.parametrize("kind", ["one prefix", "several instructions"])
+def test_what_prompts_share_runs_once(kind: str, make_model: Callable[..., Any], tokenizer: Any):
+    model, prompts = make_model(), some_prompts(kind)
+    passed = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, out: passed.append(args[0].numel()))
+    ask(model, tokenizer, [Question(prompt) for prompt in prompts], max_new_tokens=1, batch_size=4)
+    assert sum(passed) < 0.4 * sum(map(len, prompts))
+
+
+def test_a_batch_is_kept_full(make_model: Callable[..., Any], tokenizer: Any):
+    model, prompts = make_model(), some_prompts("one prefix")
+    passed = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, out: passed.append(args[0].shape))
+    replies = ask(model, tokenizer, [Question(prompt) for prompt in prompts], max_new_tokens=40, batch_size=10)
+    steps = [rows for rows, columns in passed if columns == 1]
+    assert max(rows for rows, _ in passed) <= 10
+    by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    batches = [[replies[i] for i in by_length[first : first + 10]] for first in range(0, len(prompts), 10)]
+    # Until the last of every batch has finished:
+    assert len(steps) < 0.8 * sum(max(len(reply.tokens) - 1 for reply in batch) for batch in batches)
+
+
+def test_a_repetition_penalty_of_the_checkpoint_holds(
+    make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., list[list[int]]]
+):
+    model, prompts = make_model(), some_prompts("one prefix")
+    without = generated(model, prompts, 20)
+    model.generation_config.repetition_penalty = 1.4
+    expected = generated(model, prompts, 20)
+    assert expected != without
+    replies = ask(model, tokenizer, [Question(prompt) for prompt in prompts], max_new_tokens=20)
+    assert [reply.tokens for reply in replies] == expected
+
+
+def test_words_and_their_order(make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., Any]):
+    model, prompts = make_model(), some_prompts("no prefix")
+    expected = [tokenizer.decode(a, skip_special_tokens=True).strip() for a in generated(model, prompts, 9)]
+    beats = []
+    assert expected == greedy_answers(
+        model, tokenizer, prompts, max_new_tokens=9, batch_size=5, heartbeat=lambda: beats.append(1)
+    )
+    assert len(beats) >= 5
+
+
+@pytest.mark.parametrize("why", ["state", "setting"])
+def test_other_models_are_asked_with_generate(
+    why: str,
+    make_model: Callable[..., Any],
+    tokenizer: Any,
+    generated: Callable[..., Any],
+    log_probability: Callable[..., float],
+    caplog: pytest.LogCaptureFixture,
+):
+    prompts = some_prompts("one prefix")[:5]
+    if why == "state":
+        config = transformers.MambaConfig(
+            vocab_size=512, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=1, pad_token_id=0
+        )
+        model: Any = transformers.MambaForCausalLM(config).requires_grad_(False)
+    else:
+        model = make_model()
+        model.generation_config.no_repeat_ngram_size = 2
+    caplog.set_level(logging.INFO, logger="anit")
+    answers = [[5, 6, 1], [7, 1]]
+    for _ in range(2):
+        replies = ask(
+            model, tokenizer, [Question(prompt, answers) for prompt in prompts], max_new_tokens=6, batch_size=1
+        )
+    assert [reply.tokens for reply in replies] == generated(model, prompts, 6)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert reply.log_probabilities == pytest.approx([log_probability(model, prompt, a) for a in answers], abs=1e-4)
+    assert [
+        record.message.startswith("answers come from model.generate")
+        for record in caplog.records
+        if record.name == "anit"
+    ] == [True]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_the_plain_way_is_generate_too(
+    batch_size: int, make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., list[list[int]]]
+):
+    model, prompts = make_model("gemma2", sliding_window=24), some_prompts("several instructions")
+    replies = plain.ask(model, tokenizer, [Question(p) for p in prompts], max_new_tokens=12, batch_size=batch_size)
+    assert [reply.tokens for reply in replies] == generated(model, prompts, 12)
+
+
+def test_half_precision_runs_and_gives_words(make_model: Callable[..., Any], tokenizer: Any):
+    model, prompts = make_model().to(torch.bfloat16), some_prompts("one prefix")
+    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens=12)
+    assert len(answers) == len(prompts) and any(answers)

@@ -1,0 +1,90 @@
+"""Losses of answers, scores of labels and the calibration error, beside plain passes and numpy."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anit_ds.evaluation.asking import Question
+from anit_ds.evaluation.decode import ask
+from anit_ds.evaluation.likelihood import answer_losses, expected_calibration_error, label_scores
+
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "gemma2": {"sliding_window": 24},
+    "gemma3_text": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
+}
+EOS = 1
+
+
+def prompts_and_answers(number: int) -> tuple[list[list[int]], list[list[int]]]:
+    rng = random.Random(number)
+    common = [rng.randrange(2, 512) for _ in range(50)]
+    prompts = [common + [rng.randrange(2, 512) for _ in range(rng.randrange(1, 30))] for _ in range(number)]
+    return prompts, [[rng.randrange(2, 512) for _ in range(rng.randrange(0, 25))] + [EOS] for _ in range(number)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_are_those_of_plain_passes(
+    family: str, batch_size: int, make_model: Callable[..., Any], tokenizer: Any, log_probability: Callable[..., float]
+):
+    model = make_model(family, **FAMILIES[family])
+    prompts, answers = prompts_and_answers(19)
+    losses, tokens = answer_losses(model, tokenizer, prompts, answers, batch_size=batch_size)
+    expected = [-log_probability(model, p, a) for p, a in zip(prompts, answers, strict=True)]
+    assert losses.dtype is torch.float32 and losses.tolist() == pytest.approx(expected, abs=1e-4, rel=1e-5)
+    assert tokens.tolist() == [len(answer) for answer in answers]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_of_labels_are_those_of_plain_passes(
+    family: str, make_model: Callable[..., Any], tokenizer: Any, log_probability: Callable[..., float]
+):
+    model = make_model(family, **FAMILIES[family])
+    prompts, _ = prompts_and_answers(11)
+    labels = [[7, EOS], [7, 8, EOS], [9, 10, 11, EOS], [12, EOS], [13, 14, EOS], [15, EOS]]
+    scores = label_scores(model, tokenizer, prompts, labels, batch_size=3)
+    expected = torch.tensor([[log_probability(model, p, label) for label in labels] for p in prompts])
+    assert scores.shape == (11, 6) and torch.allclose(scores, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_answers_stay_what_they_are_beside_scores(make_model: Callable[..., Any], tokenizer: Any):
+    model = make_model()
+    prompts, answers = prompts_and_answers(19)
+    how = {"max_new_tokens": 12, "batch_size": 4}
+    alone = ask(model, tokenizer, [Question(prompt) for prompt in prompts], **how)
+    both = ask(model, tokenizer, [Question(p, [a]) for p, a in zip(prompts, answers, strict=True)], **how)
+    assert [reply.tokens for reply in both] == [reply.tokens for reply in alone]
+    losses, _ = answer_losses(model, tokenizer, prompts, answers)
+    assert [-reply.log_probabilities[0] for reply in both] == pytest.approx(losses.tolist(), rel=1e-4)
+
+
+def test_nothing_has_no_loss(make_model: Callable[..., Any], tokenizer: Any):
+    losses, tokens = answer_losses(make_model(), tokenizer, [], [])
+    assert losses.shape == tokens.shape == (0,)
+    assert label_scores(make_model(), tokenizer, [], [[2, 1], [3, 1]]).shape == (0, 2)
+
+
+def test_calibration_error_is_that_of_the_formula():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(500, 4)) * 2 - 5
+    gold = np.where(rng.random(500) < 0.6, scores.argmax(1), rng.integers(0, 4, 500))
+    probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == gold
+    edges, expected = np.linspace(0, 1, 16), 0.0
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    found = expected_calibration_error(torch.tensor(scores), torch.tensor(gold))
+    assert found == pytest.approx(expected, abs=1e-12) and 0.02 < found < 0.5
+    assert expected_calibration_error(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)) == 0.0
+    certain = torch.tensor([[0.0, -1e4]] * 4)
+    assert expected_calibration_error(certain, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.25)
