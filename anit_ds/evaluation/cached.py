@@ -35,8 +35,10 @@ def why_not_cached(model: nn.Module) -> str | None:
     config = base.config.get_text_config()
     if odd := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES):
         return f"has {', '.join(odd)} layers"
-    if getattr(base, "_is_stateful", False):
+    if getattr(base, "_is_stateful", False) or getattr(config, "layers_block_type", None):
         return "keeps a state that is no list of keys and values"
+    if getattr(config, "attention_chunk_size", None) or getattr(config, "use_bidirectional_attention", False):
+        return "has attention that is more than causal with windows"
     if getattr(config, "num_kv_shared_layers", 0):
         return "shares keys and values between layers"
     if base.get_output_embeddings() is None or "position_ids" not in inspect.signature(base.forward).parameters:
