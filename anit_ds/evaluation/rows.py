@@ -19,37 +19,39 @@ _SPARE = 32
 
 
 class GrowingLayer(DynamicLayer):
-    """A layer's keys and values [B, heads, L, width] with room for more tokens behind them.
+    """A layer's keys and values [B, heads, L, width], the first L columns of two `rooms` [B, heads, L + spare, width].
 
     transformers' own copies everything at every token. Every layer is of this kind, a sliding one too: it then keeps
     all its keys and values, and the mask alone says which are seen.
     """
 
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+    def __init__(self, rooms: Sequence[Tensor] = (), length: int = 0) -> None:
         super().__init__()
-        self._room: list[Tensor] | None = None
-        if keys is not None and values is not None:
-            self.lazy_initialization(keys, values)
-            self.keys, self.values = keys, values
+        self.rooms = list(rooms)
+        if rooms:
+            self.lazy_initialization(*rooms)
+            self._hold(length)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.keys is None or self.values is None:
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        held, more = self.keys.shape[-2], key_states.shape[-2]
-        if self._room is None or self._room[0].shape[-2] < held + more:
-            self._room = [pad(t, (0, 0, 0, more + _SPARE)) for t in (self.keys, self.values)]
-        for room, states in zip(self._room, (key_states, value_states), strict=True):
-            room[..., held : held + more, :] = states
-        self.keys, self.values = (room[..., : held + more, :] for room in self._room)
+            self.rooms = [key_states[..., :0, :], value_states[..., :0, :]]
+            self._hold(0)
+        held = cast(Tensor, self.keys).shape[-2]
+        length = held + key_states.shape[-2]
+        if self.rooms[0].shape[-2] < length:
+            self.rooms = [pad(room[..., :held, :], (0, 0, 0, length - held + _SPARE)) for room in self.rooms]
+        for room, states in zip(self.rooms, (key_states, value_states), strict=True):
+            room[..., held:length, :] = states
+        return self._hold(length)
+
+    def _hold(self, length: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (room[..., :length, :] for room in self.rooms)
         return self.keys, self.values
 
 
 class Rows:
-    """A batch's keys and values, its rows' lengths in tokens, and where each stands: in the last `lengths[b]` columns.
-
-    As wide as its longest row.
-    """
+    """A batch's keys and values, and its rows' lengths in tokens; as wide as its longest row."""
 
     def __init__(self, cache: Cache, lengths: list[int]) -> None:
         self.cache, self.lengths = cache, lengths
@@ -59,20 +61,17 @@ class Rows:
         return cls(Cache(layer_class_to_replicate=GrowingLayer), [0] * size)
 
     @classmethod
-    def of(cls, layers: Iterable[tuple[Tensor, Tensor]], lengths: list[int]) -> Rows:
-        return cls(Cache(layers=[GrowingLayer(*layer) for layer in layers]), lengths)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
+    def _of(cls, layers: Iterable[Sequence[Tensor]], lengths: list[int]) -> Rows:
+        return cls(Cache(layers=[GrowingLayer(rooms, max(lengths)) for rooms in layers]), lengths)
 
     @property
     def width(self) -> int:
         return max(self.lengths)
 
     @property
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [B, heads, L, width] of each layer; none where nothing has been read."""
-        return [(layer.keys, layer.values) for layer in cast(list[Any], self.cache.layers)]
+    def layers(self) -> list[GrowingLayer]:
+        """None where nothing has been read."""
+        return cast(list[GrowingLayer], self.cache.layers)
 
     def attended(self, device: torch.device) -> Tensor:
         """[B, L] bool: the columns that hold a token of the row."""
@@ -80,54 +79,60 @@ class Rows:
         return torch.arange(self.width, device=device) >= self.width - lengths
 
     def grown(self, by: Sequence[int]) -> Rows:
-        """After a pass over `max(by)` more columns of which row b's first `by[b]` are its own: all rows end at the
-        last column again."""
+        """After a pass over `max(by)` more columns, of which row b's first `by[b]` are its own."""
         lengths = [had + more for had, more in zip(self.lengths, by, strict=True)]
-        grown = Rows(self.cache, lengths)
         if min(by) == max(by):
-            return grown
-        columns = self.width + max(by)
-        device = self.layers[0][0].device
-        ends = torch.tensor([columns - max(by) + more for more in by], device=device)
-        index = (ends.unsqueeze(1) - grown.width + torch.arange(grown.width, device=device)).clamp(min=0)
-        return Rows.of(((_gather(k, index), _gather(v, index)) for k, v in self.layers), lengths)
+            return Rows(self.cache, lengths)
+        ends = [self.width + more for more in by]
+        return Rows._of(self._moved(range(len(by)), ends, max(lengths)), lengths)
 
     def chosen(self, rows: Sequence[int], *, without_last: bool = False) -> Rows:
         """Copies of some rows, each as often as it is named; without their last token if asked."""
         lengths = [self.lengths[row] - without_last for row in rows]
-        if not rows or max(lengths) == 0:
+        if max(lengths) == 0:
             return Rows.empty(len(lengths))
-        stop = self.width - without_last
-        start = stop - max(lengths)
-        index = torch.tensor(rows, device=self.layers[0][0].device)
-        return Rows.of(((k[index, :, start:stop], v[index, :, start:stop]) for k, v in self.layers), lengths)
+        return Rows._of(self._moved(rows, [self.width - without_last] * len(rows), max(lengths)), lengths)
 
     def repeated(self, times: int) -> Rows:
-        """The only row several times, without a copy."""
+        """The only row several times, without a copy and without spare columns, which all would share."""
         if not self.layers:
             return Rows.empty(times)
-        expanded = ((k.expand(times, -1, -1, -1), v.expand(times, -1, -1, -1)) for k, v in self.layers)
-        return Rows.of(expanded, self.lengths * times)
+        expanded = (
+            [room[..., : self.width, :].expand(times, -1, -1, -1) for room in layer.rooms] for layer in self.layers
+        )
+        return Rows._of(expanded, self.lengths * times)
 
     @staticmethod
     def joined(parts: Sequence[Rows]) -> Rows:
         """The rows of several batches, one after the other. Not all of them may be empty."""
         lengths = [length for part in parts for length in part.lengths]
-        some = next(part for part in parts if part.layers)
-        layers = []
-        for number, like in enumerate(some.layers):
-            given = [
-                part.layers[number] if part.layers else [t[:1, :, :0].expand(len(part), -1, -1, -1) for t in like]
-                for part in parts
+        layers = next(part.layers for part in parts if part.layers)
+        moved = [
+            list(part._moved(range(len(part.lengths)), [part.width] * len(part.lengths), max(lengths)))
+            if part.layers
+            else [[_nothing(room, len(part.lengths), max(lengths)) for room in layer.rooms] for layer in layers]
+            for part in parts
+        ]
+        return Rows._of(
+            ([torch.cat(of) for of in zip(*rooms, strict=True)] for rooms in zip(*moved, strict=True)), lengths
+        )
+
+    def _moved(self, rows: Sequence[int], ends: Sequence[int], width: int) -> Iterable[list[Tensor]]:
+        """For each layer rooms of their own, in which the columns before ends[i] of row rows[i] end at `width`."""
+        for layer in self.layers:
+            _, heads, columns, _ = layer.rooms[0].shape
+            device = layer.rooms[0].device
+            # What falls outside a row's tokens is a gap or spare; any number may stand there.
+            shift = torch.tensor([end - width for end in ends], device=device)
+            column = (shift[:, None] + torch.arange(width + _SPARE, device=device)).clamp(0, columns - 1)
+            line = torch.tensor(rows, device=device)[:, None] * heads + torch.arange(heads, device=device)
+            # Whole lines of memory by one index: `gather`, number by number, takes twenty times as long on a CPU.
+            index = (line[:, :, None] * columns + column[:, None, :]).flatten()
+            yield [
+                room.reshape(-1, room.shape[-1]).index_select(0, index).view(len(rows), heads, -1, room.shape[-1])
+                for room in layer.rooms
             ]
-            keys, values = (
-                torch.cat([pad(t, (0, 0, max(lengths) - t.shape[-2], 0)) for t in kind])
-                for kind in zip(*given, strict=True)
-            )
-            layers.append((keys, values))
-        return Rows.of(layers, lengths)
 
 
-def _gather(states: Tensor, index: Tensor) -> Tensor:
-    """states [B, heads, L, width] at the columns index [B, L'] of each row"""
-    return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+def _nothing(room: Tensor, rows: int, width: int) -> Tensor:
+    return room.new_zeros(rows, room.shape[1], width + _SPARE, room.shape[3])

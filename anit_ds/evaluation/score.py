@@ -88,7 +88,7 @@ class Evaluator:
     ) -> Evaluation:
         started = time.perf_counter()
         samples = self.samples(data_set, split, noise)
-        asked, gold = self._questions(data_set, samples)
+        asked, gold = self.questions(data_set, samples)
         bar = f"{split} {data_set.name}" if progress else None
         replies = self._ask(model, samples, asked, progress=bar, heartbeat=heartbeat)
         answers = texts_of(replies, self.tokenizer)
@@ -140,18 +140,22 @@ class Evaluator:
         progress: str | None,
         heartbeat: Callable[[], None],
     ) -> list[Reply]:
-        longest = max((len(ids) for ids in self._ids([" " + s.answer for s in samples])), default=0)
         return ask(
             model,
             self.tokenizer,
             asked,
-            max_new_tokens=self.config.eval.max_new_tokens or longest + _MARGIN,
+            max_new_tokens=self.max_new_tokens(samples),
             batch_size=self.config.eval.batch_size,
             progress=progress,
             heartbeat=heartbeat,
         )
 
-    def _questions(self, data_set: DataSet, samples: Sequence[Sample]) -> tuple[list[Question], list[int]]:
+    def max_new_tokens(self, samples: Sequence[Sample]) -> int:
+        """`eval.max_new_tokens`, or the longest gold answer's tokens and a margin."""
+        longest = max((len(ids) for ids in self._ids([" " + s.answer for s in samples])), default=0)
+        return self.config.eval.max_new_tokens or longest + _MARGIN
+
+    def questions(self, data_set: DataSet, samples: Sequence[Sample]) -> tuple[list[Question], list[int]]:
         """Each sample's prompt with its gold answer, or with all labels where an answer is one of a few; and which of
         these answers is the gold one."""
         prompts = self.encoder.encode_prompts(samples)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from anit_ds.commands.evaluate import evaluate_run
 from anit_ds.config import Config
+from anit_ds.evaluation.finished import FinishedRun
 from anit_ds.tiny import tiny_model, tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
@@ -50,7 +50,7 @@ def test_two_ranks_answer_as_one(order: str, model_folder: Path, make_config: Ca
     ours = {name: both(folder, name) for name in names}
     for name in names:
         split, _, noise = name.partition("-")
-        evaluate_run(Path(config.out), split=split, noise=noise or None)
+        FinishedRun(config.out).evaluate(split, [noise or "none"])
         (report, rows), (expected, expected_rows) = ours[name], both(folder, name)
         assert rows == expected_rows and len(rows) == 6
         for key in ("nll", "nll_per_token", "ece"):
