@@ -6,13 +6,14 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, shown
 
 _BLOCK = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
@@ -179,6 +180,33 @@ def sha256_of(*paths: Path) -> str:
         for block in blocks(path):
             digest.update(block)
     return digest.hexdigest()
+
+
+def expanded_path(text: str) -> str:
+    """A path as a configuration writes it, with a leading `~` and every `${NAME}` or `$NAME` put in.
+
+    Raises ValueError for a variable that is not set, a user without a home, and what no file system takes.
+    """
+
+    def of_environment(match: re.Match[str]) -> str:
+        name = match[1].strip("{}")
+        if name not in os.environ:
+            raise ValueError(f"the environment variable {name!r} is not set, in {shown(text)}")
+        return os.environ[name]
+
+    path = re.sub(r"\$(\w+|\{[^{}]*\})", of_environment, text)
+    if path.startswith("~"):
+        home = os.path.expanduser(path)
+        if home == path:
+            raise ValueError(f"{shown(path)} begins with the home folder of nobody; a folder named ~ is written ./~")
+        path = home
+    if not path.strip():
+        raise ValueError("an empty path")
+    if "\0" in path:
+        raise ValueError(f"{shown(path)} holds a NUL character")
+    if len(os.fsencode(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.split("/")):
+        raise ValueError("longer than a path can be")
+    return path
 
 
 def user_cache() -> Path:
