@@ -6,24 +6,32 @@ a file into them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from anit_ds.adversarial.rules import METHODS
+from anit_ds.errors import shown
+from anit_ds.files import expanded_path
 
 NoiseKind = Literal["none", "truncation", "shuffle", "insertion", "replacement", "padding", "opposite"]
+
+PathText = Annotated[str, AfterValidator(expanded_path)]
+"""A path or a hub id: `~` and `${NAME}` are put in when it is read, so that a run's folder holds what was meant."""
+_MANY = 1_000_000
+"""Above every size that means something, and small enough to compute with."""
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """A part of the YAML: unknown keys are refused, and the docstring under a field is its documentation."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
-    name_or_path: str
+    name_or_path: PathText
     """A Hugging Face hub id or a local folder with a causal LM and its tokenizer."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of weights and activations. `auto`: bfloat16 where the device computes it natively, else float32."""
@@ -38,9 +46,9 @@ class ModelConfig(Section):
 class MixItem(Section):
     dataset: str
     """Name of a data set (see data.dataset)."""
-    path: str | None = None
+    path: PathText | None = None
     """Folder, file or hub id of this data set."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1000)
     """Share of this set's training samples drawn into an epoch: 0.5 takes half of them, 2 takes each twice."""
     instructions: Literal["concise", "detailed"] | None = None
     """Version of the instructions; by default data.instructions."""
@@ -50,13 +58,13 @@ class DataConfig(Section):
     dataset: str | None = None
     """Name of a data set: 14lap, 14res, 15res, 16res, agnews, conll2003, nyt24, ontonotes5, scierc, sst2, webnlg,
     wnut17, movie-reviews, or `jsonl` for files of your own (then give `instructions_file` too)."""
-    path: str | None = None
+    path: PathText | None = None
     """Folder with the usual file names, one file (a split is then carved from it), or a hub id."""
     mix: list[MixItem] = Field(default_factory=list)
     """Several data sets in one run, each with its own instructions, noise and beta; in place of dataset and path."""
     instructions: Literal["concise", "detailed"] = "detailed"
     """Which version of the instructions: only the goal, or step-by-step guidance."""
-    instructions_file: str | None = None
+    instructions_file: PathText | None = None
     """A YAML of your own with instructions, question, format and labels, in place of the shipped one."""
     paraphrases: int | None = Field(None, ge=1)
     """How many paraphrases of the instruction training draws from (all by default); 1 is the paper's setting."""
@@ -64,7 +72,7 @@ class DataConfig(Section):
     """Share of the training split that is used: a seeded subset, stratified for classification."""
     on_error: Literal["raise", "skip"] = "raise"
     """A broken line ends the run (`raise`), or is left out and counted (`skip`)."""
-    max_length: int = Field(512, ge=16)
+    max_length: int = Field(512, ge=16, le=1 << 24)
     """Longest prompt plus answer in tokens; a longer sample's text is cut, never its instruction or answer."""
     max_train: int | None = Field(None, ge=1)
     """Use at most this many training examples (a seeded choice)."""
@@ -103,21 +111,21 @@ class DistortionConfig(Section):
     normalise: Literal["auto", "minmax", "length"] = "auto"
     """Rule-based only: (d - min) / (max - min), or d / max(len). `auto`: minmax in the preset `paper`, else length
     where instructions have several lengths."""
-    model: str = "text-embedding-3-large"
+    model: PathText = "text-embedding-3-large"
     """LM-based only: an embedding model behind the OpenAI API, or with `local: true` a folder or hub id."""
     local: bool = False
     """Embed with a local transformers model (mean-pooled) in place of the API."""
     base_url: str | None = None
     """Any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY only and is never logged or saved."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=_MANY)
     """Texts per request."""
-    max_batch_tokens: int = Field(100_000, ge=1)
+    max_batch_tokens: int = Field(100_000, ge=1, le=1 << 40)
     """Tokens per request (estimated), whichever of the two limits comes first."""
-    cache: str | None = None
+    cache: PathText | None = None
     """The embeddings' cache file; by default in the user's cache folder."""
-    timeout: float = Field(60.0, gt=0)
+    timeout: float = Field(60.0, gt=0, le=_MANY)
     """Seconds before a request is given up and tried again."""
-    max_retries: int = Field(8, ge=0)
+    max_retries: int = Field(8, ge=0, le=1000)
     """Tries after the first for 429, 5xx, time-outs and dropped connections, with exponential back-off."""
 
 
@@ -176,7 +184,7 @@ class MethodConfig(Section):
     first and is raw) run once, without padding; with method.tokens: instruction as well, all that stands before the
     instruction runs once for all passes. The same result, LoRA dropout's masks apart. `auto`: the one of these that
     computes the fewest tokens and, at ZeRO 3, fetches the fewest weights; the log says which and why."""
-    steps: int = Field(3, ge=1)
+    steps: int = Field(3, ge=1, le=_MANY)
     """pgd, freelb: K, the number of ascent steps; freeat: m, the number of optimizer steps on one minibatch."""
     init_norm: float = Field(0.0, ge=0)
     """freelb: size of the random start (its init_mag)."""
@@ -201,7 +209,7 @@ class MethodConfig(Section):
         name = raw.get("name", "anit")
         rules = METHODS.get(name) if isinstance(name, str) else None
         if rules is None:
-            raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
+            raise ValueError(f"no method is called {shown(name)}; there are {', '.join(METHODS)}")
         if raw.get("schedule") == "shared_prefix":  # what runs of version 0.1 called it; the result is the same
             raw = {**raw, "schedule": "prefix_tree"}
         # A resolved configuration lists every field; only one that was CHANGED and is not read is a mistake.
@@ -211,7 +219,8 @@ class MethodConfig(Section):
             if field != "name" and known and field not in rules.reads and value != known.default:
                 reads = ", ".join(sorted(k.rstrip("_") for k in rules.reads))
                 raise ValueError(f"{name} does not use {key!r}; it reads {reads}")
-        return {**rules.presets.get(raw.get("preset", "ours"), {}), **raw}
+        preset = raw.get("preset", "ours")
+        return {**(rules.presets.get(preset, {}) if isinstance(preset, str) else {}), **raw}
 
     @model_validator(mode="after")
     def _pipelined_is_joined(self) -> MethodConfig:
@@ -238,9 +247,9 @@ class MethodConfig(Section):
 class LoraConfig(BaseModel):
     """`lora`: our names for the common fields; every other field of peft.LoraConfig is passed on and checked there."""
 
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=1 << 16)
     """Rank."""
     alpha: float = Field(16, gt=0)
     """Scale: the update is alpha / r * B A."""
@@ -248,18 +257,18 @@ class LoraConfig(BaseModel):
     """Dropout on the adapter's input; off in the attack pass."""
     targets: str | list[str] = "all-linear"
     """Module names, or `all-linear`: every linear layer but the head."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """A run folder or adapter folder whose adapter this run starts from."""
 
 
 class TrainConfig(Section):
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(3.0, gt=0, le=_MANY)
     """Passes over the training samples."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=1 << 40)
     """Stop after this many optimizer steps; the schedule ends there."""
-    global_batch: int = Field(32, ge=1)
+    global_batch: int = Field(32, ge=1, le=_MANY)
     """Samples an optimizer step over all ranks; accumulation follows from ranks x micro_batch."""
-    micro_batch: int = Field(4, ge=1)
+    micro_batch: int = Field(4, ge=1, le=_MANY)
     """Samples a forward pass on one rank (ANIT's joined pass holds twice as many rows)."""
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
@@ -271,7 +280,7 @@ class TrainConfig(Section):
     """PyTorch's AdamW, or plain SGD (for comparisons)."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """AdamW's averaging coefficients."""
     adam_eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
@@ -298,20 +307,20 @@ class TrainConfig(Section):
     """Newest checkpoints kept."""
     log_every: int = Field(10, ge=1)
     """Optimizer steps between fetches of the statistics from the device (every step is logged all the same)."""
-    rank_timeout: float = Field(600.0, gt=0)
+    rank_timeout: float = Field(600.0, gt=0, le=_MANY)
     """Seconds without a step after which a rank counts as hung and the run is ended with its name."""
 
 
 class EvalConfig(Section):
     before: bool = False
     """Score the untouched model on the test split first."""
-    every: float | None = Field(1.0, gt=0)
+    every: float | None = Field(1.0, gt=0, le=_MANY)
     """Epochs between evaluations on dev (the best adapter is kept); null: only at the end."""
     test: bool = True
     """Score the best adapter on the test split at the end."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=_MANY)
     """Prompts decoded at once on one rank."""
-    max_new_tokens: int | None = Field(None, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1, le=_MANY)
     """Longest answer; by default the longest gold answer of the split plus a margin."""
     noises: list[NoiseKind] = Field(default_factory=list)
     """Score the best adapter on the test split under these noises as well: robustness and consistency."""
@@ -329,9 +338,9 @@ class Config(Section):
     lora: LoraConfig = Field(default_factory=LoraConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
-    deepspeed: str | dict[str, Any] = Field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
+    deepspeed: PathText | dict[str, Any] = Field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
     """A DeepSpeed JSON file, or its content in place; ZeRO 1 by default."""
-    out: str
+    out: PathText
     """The run's folder."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Filled in by ANIT when it writes the resolved configuration; ignored when read."""

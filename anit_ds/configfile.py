@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from anit_ds.config import Config
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, shown
+from anit_ds.yamlfile import parse_yaml, read_yaml
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -39,30 +41,21 @@ def load_yaml(
     path = Path(path)
     if path.is_dir():
         path = path / "config.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the configuration ({error.strerror})") from error
-    try:
-        raw = yaml.safe_load(text)
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    document = read_yaml(path, "the configuration")
+    raw = document.value
     if not isinstance(raw, dict):
         wanted = " and ".join(f"{name}:" for name in list(schema.model_fields)[:2])
         raise InputError(f"{path}: expected sections such as {wanted}, found {type(raw).__name__}")
     expand(raw, path)
+    overridden: dict[str, yaml.Node | None] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise InputError(f"{override!r}: an override is written key=value, such as train.lr=2e-4")
-        try:
-            set_field(raw, key, yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise InputError(f"{override!r}: the value is not valid YAML") from error
-    return _validated(raw, schema, source=str(path), tree=tree, overrides=overrides)
+            raise InputError(f"{shown(override)}: an override is written key=value, such as train.lr=2e-4")
+        given = parse_yaml(value, f"command line: {key}")
+        set_field(raw, key, given.value)
+        overridden[key] = given.tree
+    return _validated(raw, schema, source=str(path), tree=document.tree, overridden=overridden)
 
 
 def validate(raw: dict[str, Any], *, source: str) -> Config:
@@ -76,12 +69,15 @@ def set_field(raw: dict[str, Any], path: str, value: Any) -> None:
     Raises InputError where a part of the path is a value and not a section.
     """
     *parents, last = path.split(".")
+    if not all((*parents, last)):
+        raise InputError(f"{shown(path)}: a field is written section.key, such as train.lr")
     at = raw
     for parent in parents:
-        child = at.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise InputError(f"{path!r}: {parent} is a value in this configuration, not a section")
-        at = child
+        if at.get(parent) is None:
+            at[parent] = {}
+        if not isinstance(at[parent], dict):
+            raise InputError(f"{shown(path)}: {parent} is a value in this configuration, not a section")
+        at = at[parent]
     at[last] = value
 
 
@@ -94,7 +90,7 @@ def get_field(config: BaseModel, path: str) -> Any:
     section = ""
     for key in path.split("."):
         if not isinstance(at, dict):
-            raise InputError(f"{path!r}: {section} is a value in this configuration, not a section")
+            raise InputError(f"{shown(path)}: {section} is a value in this configuration, not a section")
         if key not in at:
             raise InputError(f"{path}: {_unknown(key, list(at))}")
         section, at = key, at[key]
@@ -107,21 +103,64 @@ def _validated(
     *,
     source: str,
     tree: yaml.Node | None = None,
-    overrides: list[str] | tuple[str, ...] = (),
+    overridden: Mapping[str, yaml.Node | None] = MappingProxyType({}),
 ) -> Schema:
+    """`raw` as the schema has it; `overridden` maps a field of the command line to what was given there."""
     try:
-        return schema.model_validate(raw)
+        try:
+            return schema.model_validate(raw)
+        except ValidationError as error:
+            if not _take_text_as_written(raw, error, tree, overridden):
+                raise
+            return schema.model_validate(raw)
     except ValidationError as error:
-        overridden = {o.split("=", 1)[0] for o in overrides}
         sentences = []
         for problem in error.errors():
             keys = [str(k) for k in problem["loc"]]
             field = ".".join(keys)
             line = _line_of(tree, keys)
             made_up = problem["type"] == "extra_forbidden" and any(o.startswith(f"{field}.") for o in overridden)
-            where = "command line" if field in overridden or made_up else f"{source}:{line}" if line else source
+            on_command_line = made_up or any(o == field or field.startswith(f"{o}.") for o in overridden)
+            where = "command line" if on_command_line else f"{source}:{line}" if line else source
             sentences.append(f"{where}: {field}: {_explain(problem, keys, schema)}".replace(": : ", ": "))
         raise InputError("\n".join(dict.fromkeys(sentences))) from error
+
+
+def _take_text_as_written(
+    raw: dict[str, Any], error: ValidationError, tree: yaml.Node | None, overridden: Mapping[str, yaml.Node | None]
+) -> bool:
+    """Put the text that the YAML has where text is wanted and `no`, 010 or 1e5 was read as something else."""
+    found = False
+    for problem in error.errors():
+        keys = [str(k) for k in problem["loc"]]
+        node = _written(tree, overridden, keys) if problem["type"] == "string_type" else None
+        if isinstance(node, yaml.ScalarNode) and problem.get("input") is not None:
+            at: Any = raw
+            for key in keys[:-1]:
+                at = at[int(key)] if isinstance(at, list) else at[key]
+            at[int(keys[-1]) if isinstance(at, list) else keys[-1]] = node.value
+            found = True
+    return found
+
+
+def _written(tree: yaml.Node | None, overridden: Mapping[str, yaml.Node | None], keys: list[str]) -> yaml.Node | None:
+    """The node that says a field: on the command line, else in the file."""
+    for length in range(len(keys), 0, -1):
+        if (given := ".".join(keys[:length])) in overridden:
+            return _node_at(overridden[given], keys[length:])
+    return _node_at(tree, keys)
+
+
+def _node_at(tree: yaml.Node | None, keys: list[str]) -> yaml.Node | None:
+    node = tree
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            node = next((value for own, value in node.value if own.value == key), None)
+        elif isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
+            node = node.value[int(key)]
+        else:
+            return None
+    return node
 
 
 def _explain(problem: Any, keys: list[str], schema: type[BaseModel]) -> str:
@@ -132,7 +171,7 @@ def _explain(problem: Any, keys: list[str], schema: type[BaseModel]) -> str:
         return "missing, and it has no default"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return message if kind == "value_error" else f"{message}, not {given!r}"
+    return message if kind == "value_error" else f"{message}, not {shown(given)}"
 
 
 def _unknown(key: str, names: list[str]) -> str:

@@ -1,9 +1,49 @@
 """Exceptions that the command line turns into one sentence: exit code 2 for wrong input, 1 for a service that fails."""
 
+from __future__ import annotations
+
+import reprlib
+
+_LONGEST_LINE, _MOST_LINES = 600, 12
+
 
 class InputError(Exception):
-    """One sentence for a person: the thing, where it stands (file, line, field), and what would be right."""
+    """One sentence for a person: the thing, where it stands (file, line, field), and what would be right.
+
+    What is quoted in it may be of any size and hold any characters; the sentence is printable and short all the same.
+    """
+
+    def __init__(self, message: str) -> None:
+        lines = message.encode("utf-8", "backslashreplace").decode("utf-8").split("\n")
+        more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+        super().__init__("\n".join([*map(_clipped, lines[:_MOST_LINES]), *more]))
 
 
 class ServiceError(RuntimeError):
     """A remote service kept failing after all retries."""
+
+
+def _clipped(line: str) -> str:
+    """The line without its middle where it is too long: where it is wrong stands first, what would be right last."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    half = _LONGEST_LINE // 2
+    return f"{line[:half]} ... {line[-half:]}"
+
+
+class _Shown(reprlib.Repr):
+    """Values of any size and depth, in a few words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 80, 80, 40
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 6
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 4096 else "an integer of thousands of digits"
+
+
+def shown(value: object) -> str:
+    """`repr(value)`, cut to what fits into a sentence."""
+    text = _Shown().repr(value)
+    return text if len(text) <= 160 else f"{text[:100]} ... {text[-50:]}"

@@ -1,4 +1,4 @@
-"""Files and folders that a kill leaves either old or new, never torn; checksums, JSON, and the user's cache folder."""
+"""Files and folders that a kill leaves either old or new, never torn; checksums, JSON, lines, and the user's cache."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, shown
 
 _BLOCK = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
+
+Report = Callable[[int, str], None]
+"""Told of a line that cannot be read: its number, from 1, and what is wrong with it."""
 
 
 @contextmanager
@@ -111,6 +115,57 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def text_lines(raw: Iterable[bytes], report: Report) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of UTF-8 text that was cut at LF, as a binary file is.
+
+    A BOM and the CR of a CRLF are removed. Unicode's further line breaks stay: they occur inside texts. A line that is
+    not UTF-8 is reported and left out, and so is a whole file in UTF-16.
+    """
+    for number, line in enumerate(raw, start=1):
+        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            report(number, "UTF-16 text; save it as UTF-8")
+            return
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            report(number, f"not UTF-8 text (byte {error.start + 1} of the line)")
+            continue
+        yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def json_lines(raw: Iterable[bytes], report: Report) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of JSON lines that were cut at LF; blank lines are ignored, broken ones reported."""
+    for number, line in text_lines(raw, report):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            report(number, f"not valid JSON ({json_problem(error)})")
+            continue
+        yield number, value
+
+
+def json_problem(error: Exception) -> str:
+    """Why a text is no JSON, in a few words."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(getattr(error, "msg", None) or "a number of too many digits")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a JSON-lines file. Raises InputError that names the file, and the line where one is broken."""
+
+    def refuse(line: int, problem: str) -> NoReturn:
+        raise InputError(f"{path}:{line}: {problem}")
+
+    try:
+        with path.open("rb") as file:
+            return [value for _, value in json_lines(file, refuse)]
+    except OSError as error:
+        raise InputError(f"{path}: cannot read it ({error.strerror})") from error
+
+
 def blocks(path: Path) -> Iterator[bytes]:
     """A file's bytes in large pieces."""
     with path.open("rb") as file:
@@ -125,6 +180,33 @@ def sha256_of(*paths: Path) -> str:
         for block in blocks(path):
             digest.update(block)
     return digest.hexdigest()
+
+
+def expanded_path(text: str) -> str:
+    """A path as a configuration writes it, with a leading `~` and every `${NAME}` or `$NAME` put in.
+
+    Raises ValueError for a variable that is not set, a user without a home, and what no file system takes.
+    """
+
+    def of_environment(match: re.Match[str]) -> str:
+        name = match[1].strip("{}")
+        if name not in os.environ:
+            raise ValueError(f"the environment variable {name!r} is not set, in {shown(text)}")
+        return os.environ[name]
+
+    path = re.sub(r"\$(\w+|\{[^{}]*\})", of_environment, text)
+    if path.startswith("~"):
+        home = os.path.expanduser(path)
+        if home == path:
+            raise ValueError(f"{shown(path)} begins with the home folder of nobody; a folder named ~ is written ./~")
+        path = home
+    if not path.strip():
+        raise ValueError("an empty path")
+    if "\0" in path:
+        raise ValueError(f"{shown(path)} holds a NUL character")
+    if len(os.fsencode(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.split("/")):
+        raise ValueError("longer than a path can be")
+    return path
 
 
 def user_cache() -> Path:

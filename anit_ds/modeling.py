@@ -6,15 +6,16 @@ import dataclasses
 import difflib
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import peft
 import torch
 import transformers
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from anit_ds.config import Config, LoraConfig, ModelConfig
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, shown
 
 # The names the YAML has for peft.LoraConfig's fields; all other fields keep their own.
 _LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
@@ -80,16 +81,25 @@ def peft_config(config: LoraConfig) -> peft.LoraConfig:
     """peft's own configuration. Raises InputError for a field it does not have or a value it refuses."""
     given = {_LORA_NAMES.get(k, k): v for k, v in config.model_dump(exclude={"init_from"}).items()}
     fields = {f.name for f in dataclasses.fields(peft.LoraConfig)}
-    for name in given:
+    types = get_type_hints(peft.LoraConfig)
+    for name, value in given.items():
         if name not in fields:
             near = difflib.get_close_matches(name, [*fields, *LoraConfig.model_fields], n=1)
             raise InputError(
                 f"lora.{name}: peft {peft.__version__} has no such field"
                 + (f"; did you mean {near[0]}?" if near else "")
             )
+        # Our own fields are checked, and peft's annotation of this one leaves out half of what it takes.
+        if name in (*_LORA_NAMES.values(), "r", "init_lora_weights"):
+            continue
+        try:
+            TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise InputError(f"lora.{name}: {reason[:1].lower()}{reason[1:]}, not {shown(value)}") from error
     try:
         return peft.LoraConfig(**{"task_type": "CAUSAL_LM", **given})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ImportError) as error:
         raise InputError(f"lora: {error}") from error
 
 
@@ -107,6 +117,8 @@ def add_adapter(model: nn.Module, config: Config) -> nn.Module:
             return peft.get_peft_model(model, peft_config(config.lora), autocast_adapter_dtype=False)
         except ValueError as error:
             raise InputError(f"lora.targets: {error}") from error
+        except (TypeError, LookupError, AttributeError) as error:  # a pattern or a list that holds something odd
+            raise InputError(f"lora: peft does not take it ({type(error).__name__}: {error})") from error
 
 
 def load_adapter(model: nn.Module, run_or_adapter: str | Path, *, trainable: bool = False) -> nn.Module:

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import Config
 from anit_ds.config import chosen as chosen_fields
 from anit_ds.configfile import load_yaml, set_field, validate
 from anit_ds.errors import InputError
 from anit_ds.experiments.grid import CompareConfig, DataSpec, MethodSpec
+from anit_ds.files import expanded_path
+from anit_ds.yamlfile import read_yaml
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,11 @@ def _read_base(raw: dict[str, Any], path: Path) -> None:
     """Put the content of the file that `base` names in its place."""
     if not isinstance(raw.get("base"), str):
         return
-    file = path.parent / raw["base"]
     try:
-        raw["base"] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: base: cannot read {file} ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{file}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        file = path.parent / expanded_path(raw["base"])
+    except ValueError as error:
+        raise InputError(f"{path}: base: {error}") from error
+    raw["base"] = read_yaml(file, "the configuration that base names").value
 
 
 def cells(config: CompareConfig, chosen: Chosen | None = None) -> list[Cell]:

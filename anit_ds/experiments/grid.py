@@ -7,16 +7,20 @@ grid:  {methods: [...], noises: [...], datasets: [...], seeds: [...], ...}
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from anit_ds.adversarial.rules import METHODS
-from anit_ds.config import MixItem, NoiseKind, Section
+from anit_ds.config import MixItem, NoiseKind, PathText, Section
+from anit_ds.errors import shown
 
 Shown = Literal[
     "methods", "table1", "table2", "table3", "table4", "figure2a", "figure2b", "figure2c", "robustness", "screen"
 ]  # fmt: skip
+MOST_CELLS = 10_000
+"""Cells of a grid, and trials of a method: more are a mistake in an axis."""
 # What the grid decides for every cell: a value in `base` would be overwritten without a word.
 _DECIDED = ("data.dataset", "data.path", "data.mix", "data.fraction", "data.instructions", "noise.kind", "noise.omega",
             "distortion.kind", "method", "train.seed", "out")  # fmt: skip
@@ -25,7 +29,7 @@ _DECIDED = ("data.dataset", "data.path", "data.mix", "data.fraction", "data.inst
 class MethodSpec(BaseModel):
     """A method of the comparison: a name, or a name with fields of a run's `method` section."""
 
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: str
     """One of the methods of a run's `method.name`."""
@@ -40,11 +44,16 @@ class MethodSpec(BaseModel):
     @model_validator(mode="after")
     def _is_called(self) -> MethodSpec:
         if self.name not in METHODS:
-            raise ValueError(f"no method is called {self.name!r}; there are {', '.join(METHODS)}")
+            raise ValueError(f"no method is called {shown(self.name)}; there are {', '.join(METHODS)}")
+        if self.count_trials() > MOST_CELLS:
+            raise ValueError(f"tune: {self.count_trials():,} combinations; {MOST_CELLS:,} are the most")
         if not self.label:
             preset = (self.model_extra or {}).get("preset")
             self.label = f"{self.name} ({preset})" if preset else self.name
         return self
+
+    def count_trials(self) -> int:
+        return math.prod(len(values) for values in self.tune.values())
 
     def trials(self) -> list[dict[str, Any]]:
         """Every combination of the values to try."""
@@ -57,7 +66,7 @@ class DataSpec(Section):
 
     dataset: str | None = None
     """Name of a data set, as in a run's data.dataset."""
-    path: str | None = None
+    path: PathText | None = None
     """Its folder, file or hub id."""
     mix: list[MixItem] = Field(default_factory=list)
     """Several data sets in one run, in place of dataset and path."""
@@ -99,9 +108,9 @@ class Grid(Section):
     """Data sets and mixtures."""
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0], min_length=1)
     """Shares of the training split; with transfers, of the target's."""
-    models: list[str] = Field(default_factory=list)
+    models: list[PathText] = Field(default_factory=list)
     """Models in place of base.model.name_or_path."""
-    seeds: list[int] = Field([42], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([42], min_length=1)
     """Seeds. Three alone prove nothing."""
 
 
@@ -122,8 +131,13 @@ class CompareConfig(Section):
     """Cells trained at once, each on a GPU of its own where there are several."""
     launcher: str | None = None
     """A launcher before each cell's `anit train`, such as `launch/local.sh --ranks 8`."""
-    out: str
+    out: PathText
     """The comparison's folder."""
+
+    @field_validator("base")
+    @classmethod
+    def _without_empty_sections(cls, base: dict[str, Any]) -> dict[str, Any]:
+        return {name: section for name, section in base.items() if section is not None}
 
     @model_validator(mode="after")
     def _fits_together(self) -> CompareConfig:
@@ -137,7 +151,13 @@ class CompareConfig(Section):
             inside = self.base.get(section)
             if inside is not None and (not key or (isinstance(inside, dict) and key in inside)):
                 raise ValueError(f"base.{field}: the grid decides it; remove it from base")
-        trials = {spec.label: len(spec.trials()) for spec in self.grid.methods if spec.tune}
+        for section in ("data", "noise", "distortion"):
+            if not isinstance(self.base.get(section, {}), dict):
+                raise ValueError(f"base.{section}: a section, not {shown(self.base[section])}")
+        size = math.prod(len(axis) for _, axis in self.grid if isinstance(axis, list) and axis)
+        if size > MOST_CELLS:
+            raise ValueError(f"grid: its axes span {size:,} cells; {MOST_CELLS:,} are the most")
+        trials = {spec.label: spec.count_trials() for spec in self.grid.methods if spec.tune}
         if len(set(trials.values())) > 1:
             told = ", ".join(f"{label} {count}" for label, count in trials.items())
             raise ValueError(f"grid.methods: tuned methods need equally many trials, but they have {told}")

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -24,7 +25,9 @@ from transformers.integrations import HfDeepSpeedConfig
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config, TrainConfig
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, shown
+from anit_ds.files import json_problem
+from anit_ds.training.deepspeed_fields import check_deepspeed_config
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -35,6 +38,9 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
     Raises InputError: no such file, not JSON, a value that contradicts the YAML, ZeRO 0 with bfloat16.
     """
     source, json_config = read_deepspeed_json(config.deepspeed)
+    for key in ("bf16", "fp16", "zero_optimization", "data_types", "timers"):
+        if not isinstance(json_config.get(key, {}), dict):
+            raise InputError(f"{source}: {key} is {shown(json_config[key])}, not an object")
     decided = {
         "train_micro_batch_size_per_gpu": (config.train.micro_batch, "train.micro_batch"),
         "gradient_accumulation_steps": (accumulation, "train.global_batch / (ranks x train.micro_batch)"),
@@ -46,7 +52,9 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
     for key, (value, field) in decided.items():
         given = json_config.get(key, "auto")
         if given != "auto" and given != value:
-            raise InputError(f'{source}: {key} is {given}, but the run\'s YAML says {value} ({field}); use "auto"')
+            raise InputError(
+                f'{source}: {key} is {shown(given)}, but the run\'s YAML says {value} ({field}); use "auto"'
+            )
         result[key] = value
     for key, field in (("optimizer", "train.optimizer"), ("scheduler", "train.lr_schedule")):
         if key in result:
@@ -55,8 +63,11 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
         section = dict(result.get(key, {}))
         given = section.get("enabled", "auto")
         if given != "auto" and given != (dtype is half):
-            raise InputError(f"{source}: {key}.enabled is {str(given).lower()}, but model.dtype is {_name(dtype)}")
+            raise InputError(f"{source}: {key}.enabled is {shown(given).lower()}, but model.dtype is {_name(dtype)}")
         result[key] = {**section, "enabled": dtype is half}
+    if "zero_optimization" in result:
+        result["zero_optimization"] = _without_auto(result["zero_optimization"])
+    check_deepspeed_config(source, {key: value for key, value in result.items() if key != "train_batch_size"})
     stage = zero_stage(result)
     if stage == 0 and dtype is torch.bfloat16:
         raise InputError(
@@ -72,22 +83,38 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
         result.setdefault("communication_data_type", "fp32")
     result["zero_allow_untested_optimizer"] = True  # SGD, for comparisons
     result["zero_force_ds_cpu_optimizer"] = False  # an offloaded torch.optim.AdamW is the same AdamW
-    if stage > 0:
-        result["zero_optimization"] = _without_auto(result["zero_optimization"])
     return result
 
 
 def read_deepspeed_json(given: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(where it comes from, its content). Raises InputError for a file that is not there or not a JSON object."""
+    """(where it comes from, its content).
+
+    Raises InputError for a file that is not there or not a JSON object, a repeated key, infinity and NaN.
+    """
     if isinstance(given, dict):
         return "deepspeed", given
     path = Path(given)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+            raise InputError(f"{path}: the key {shown(twice[0])} is repeated")
+        return dict(pairs)
+
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            raise InputError(f"{path}: {text[:40]} is no finite number")
+        return number
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode("utf-8-sig")
+        content = json.loads(text, object_pairs_hook=once, parse_constant=finite, parse_float=finite)
     except OSError as error:
         raise InputError(f"deepspeed: cannot read {path} ({error.strerror})") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        where = f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
+        raise InputError(f"{where}: not valid JSON ({json_problem(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object")
     return str(path), content

@@ -6,44 +6,44 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from anit_ds.data.corpora.reading import Faults, Row, numbered_lines
+from anit_ds.data.corpora.reading import Broken, Faults, Row, numbered_lines, read_rows
 from anit_ds.data.examples import Item
+from anit_ds.errors import shown
 
 SENTIMENTS = ("POS", "NEG", "NEU")
 
 
 def read_aste(path: Path, faults: Faults) -> Iterator[Row]:
     """Rows with items (sentiment, aspect, opinion); a line of another form is broken."""
-    for number, line in numbered_lines(path, faults):
-        if not line.strip():
-            continue
-        sentence, separator, triplets = line.rpartition("####")
-        try:
-            if not separator or not sentence.strip():
-                raise ValueError("expected a sentence, #### and its triplets")
-            yield Row(sentence, _items(triplets, sentence.split(" ")))
-        except ValueError as error:
-            faults.report(path, number, str(error))
+    lines = (numbered for numbered in numbered_lines(path, faults) if numbered[1].strip())
+    yield from read_rows(lines, _row, path, faults)
+
+
+def _row(line: str) -> Row:
+    sentence, separator, triplets = line.rpartition("####")
+    if not separator or not sentence.strip():
+        raise Broken("expected a sentence, #### and its triplets")
+    return Row(sentence, _items(triplets.strip(), sentence.split(" ")))
 
 
 def _items(text: str, words: list[str]) -> tuple[Item, ...]:
     try:
         triplets = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise ValueError(f"the triplets are not a Python list: {text[:80]!r}") from None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise Broken(f"the triplets are not a Python list: {text[:80]!r}") from None
     if not isinstance(triplets, list):
-        raise ValueError(f"the triplets are not a list: {text[:80]!r}")
+        raise Broken(f"the triplets are not a list: {text[:80]!r}")
     return tuple(_item(triplet, words) for triplet in triplets)
 
 
 def _item(triplet: object, words: list[str]) -> Item:
     if not isinstance(triplet, tuple) or len(triplet) != 3 or triplet[2] not in SENTIMENTS:
-        raise ValueError(f"a triplet is ([aspect tokens], [opinion tokens], one of {SENTIMENTS}), not {triplet!r}")
+        raise Broken(f"a triplet is ([aspect tokens], [opinion tokens], one of {SENTIMENTS}), not {shown(triplet)}")
     return str(triplet[2]), _span(triplet[0], words), _span(triplet[1], words)
 
 
 def _span(positions: object, words: list[str]) -> str:
-    in_range = isinstance(positions, list) and all(isinstance(p, int) and 0 <= p < len(words) for p in positions)
+    in_range = isinstance(positions, list) and all(type(p) is int and 0 <= p < len(words) for p in positions)
     if not isinstance(positions, list) or not in_range or not positions:
-        raise ValueError(f"token positions {positions!r} are not in the sentence's {len(words)} tokens")
+        raise Broken(f"token positions {shown(positions)} are not in the sentence's {len(words)} tokens")
     return " ".join(words[position] for position in positions)

@@ -37,23 +37,48 @@ class Cut:
 WHOLE = Cut()
 
 
-def carve_missing(splits: Splits, group_of: Callable[[str], str], seed: int, dataset: str) -> None:
-    """Carve a dev or test split that is not there from train, and note it; examples of one group stay together.
+def carve_missing(
+    splits: Splits, group_of: Callable[[str], str], seed: int, dataset: str, *, stratify: bool = False
+) -> dict[str, str]:
+    """Carve a dev or test split that is not there from train; returns for each carved one what was done, in words.
 
-    Raises InputError where train is too small for it.
+    Examples of one group stay together; with `stratify` (then a group is an example) the share is taken of each label's
+    examples. Raises InputError where train is too small for it.
     """
+    said = {}
     for split in ("test", "dev"):
         if split in splits.examples:
             continue
         whole = splits.examples["train"]
-        groups = list(dict.fromkeys(group_of(example.id) for example in whole))
-        size = max(1, round(CARVED_SHARE * len(groups)))
-        if size >= len(groups):
-            raise InputError(f"{dataset}: {len(groups)} training examples are too few to carve a {split} split")
-        carved = set(chosen(groups, size, seed, purpose=split))
+        strata: dict[object, dict[str, None]] = defaultdict(dict)
+        for example in whole:
+            strata[example.items if stratify else None][group_of(example.id)] = None
+        groups = sum(map(len, strata.values()))
+        size = max(1, round(CARVED_SHARE * groups))
+        if size >= groups:
+            told = "".join(f"; {note}" for note in splits.notes)
+            raise InputError(f"{dataset}: {groups} training examples are too few to carve a {split} split{told}")
+        sizes = _shares([len(ids) for ids in strata.values()], size)
+        chosen_ids = (chosen(list(ids), n, seed, purpose=split) for ids, n in zip(strata.values(), sizes, strict=True))
+        carved = set(chain.from_iterable(chosen_ids))
         splits.examples[split] = collected(example for example in whole if group_of(example.id) in carved)
         splits.examples["train"] = collected(example for example in whole if group_of(example.id) not in carved)
-        splits.notes.append(f"{split}: seeded {CARVED_SHARE:.0%} of train, {len(splits.examples[split])} examples")
+        by_label = " of each label" if stratify else ""
+        said[split] = f"seeded {CARVED_SHARE:.0%} of train{by_label}, {len(splits.examples[split])} examples"
+    return said
+
+
+def _shares(sizes: Sequence[int], total: int) -> list[int]:
+    """`total` dealt out in proportion to the sizes, the largest remainders first; one of each size is kept back."""
+    exact = [total * size / sum(sizes) for size in sizes]
+    shares = [int(share) for share in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (shares[i] - exact[i], i))
+    left = total - sum(shares)
+    for i in [i for i in by_remainder if shares[i] < sizes[i] - 1] + by_remainder:
+        if left and shares[i] < sizes[i]:
+            shares[i] += 1
+            left -= 1
+    return shares
 
 
 def thin(

@@ -13,12 +13,16 @@ from anit_ds.data.corpora.splits import read_splits
 from anit_ds.data.examples import Example
 from anit_ds.errors import InputError
 
+FEW_FOR_DEV = 50
+"""Fewer dev examples than these choose the best adapter by chance: a difference of one answer is 2% and more."""
+
 
 @dataclass
 class Corpus:
     """A data set's examples, and what a reader of its scores must know about how the splits came to be.
 
     `labels` are the raw labels that occur, sorted; `notes` say in words what was carved, replaced or left out;
+    `skipped` counts broken lines, `left_out` what was sound but of no use (documents without a layer of names);
     `sources` maps a split to {"path", "files", "sha256"}: its first file, how many it has, the hash of them all.
     """
 
@@ -30,6 +34,7 @@ class Corpus:
     labels: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     skipped: int = 0
+    left_out: int = 0
     sources: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -45,7 +50,8 @@ def load_corpus(
     """Read `dataset` from a folder with its usual file names, from one file that all splits are carved from, from the
     Hugging Face hub (`owner/name` or `owner/name:config`), or from a folder of Parquet files in the hub's columns.
 
-    A missing dev split is a seeded 10% of train, a missing or unlabelled test split likewise (where there is a
+    A missing dev split is a seeded 10% of train, by label for classification, a missing or unlabelled test split
+    likewise (where there is a
     labelled dev split but no labelled test, as in GLUE, dev becomes the test). `task` says what the items of a
     `jsonl` set must look like, `cut` how much of the set is used.
 
@@ -55,23 +61,35 @@ def load_corpus(
     task = info.task or task
     if path is None:
         raise InputError(f"data.path: {dataset} needs the folder or file with its data")
-    faults = Faults(on_error)
-    splits = read_splits(dataset, str(path), task, faults)
+    faults = Faults(on_error, task)
+    splits = read_splits(dataset, str(path), faults)
+    notes = splits.notes
     if faults.skipped:
-        splits.notes.append(f"{faults.skipped} broken lines left out, such as {faults.first[0]}")
-    carve_missing(splits, info.group_of, seed, dataset)
+        notes.append(f"{faults.skipped} broken lines left out, such as {faults.first[0]}")
+    notes += [f"{count} {what} left out" for what, count in faults.left_out.items()]
+    stratify = task == "classification"
+    carved = carve_missing(splits, info.group_of, seed, dataset, stratify=stratify)
     whole = splits.examples
-    train = thin(whole["train"], seed, cut.fraction, cut.max_train, stratify=task == "classification")
+    train = thin(whole["train"], seed, cut.fraction, cut.max_train, stratify=stratify)
+    dev, test = thin(whole["dev"], seed, at_most=cut.max_dev), thin(whole["test"], seed, at_most=cut.max_test)
+    notes += [
+        f"{split}: {said}" + (f", of which {len(used)} are used" if len(used) < len(whole[split]) else "")
+        for split, used in (("test", test), ("dev", dev))
+        if (said := carved.get(split))
+    ]
     if cut.fraction < 1:
-        splits.notes.append(f"train: a seeded {cut.fraction:.2%} subset, {len(train)} examples")
+        notes.append(f"train: a seeded {cut.fraction:.2%} subset, {len(train)} examples")
+    if len(dev) < FEW_FOR_DEV:
+        notes.append(f"dev: {len(dev)} examples are few to choose an adapter by; have at least {FEW_FOR_DEV}")
     return Corpus(
         dataset,
         task,
         train,
-        dev=thin(whole["dev"], seed, at_most=cut.max_dev),
-        test=thin(whole["test"], seed, at_most=cut.max_test),
+        dev,
+        test,
         labels=tuple(sorted({item[0] for split in whole.values() for e in split for item in e.items})),
-        notes=splits.notes,
+        notes=notes,
         skipped=faults.skipped,
+        left_out=sum(faults.left_out.values()),
         sources=splits.sources,
     )

@@ -37,18 +37,27 @@ class DatasetInfo:
     group_of: Callable[[str], str] = field(default=lambda id: id)
 
 
-_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation"), "test": ("test",)}
+NAMES = {
+    "train": ("train", "training"),
+    "dev": ("dev", "valid", "validation", "val", "devel", "development", "testa"),
+    "test": ("test", "testb"),
+}
+"""What a split is called in file names and on the hub; the first name that is there is the split."""
 
 
 def _named(*patterns: str, **more: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """File-name patterns in which `{}` stands for train, for dev (also valid, validation) and for test.
+    """File-name patterns in which `{}` stands for each of a split's names.
 
     `more` gives a split's further names, which are looked for first.
     """
     return {
-        split: (*more.get(split, ()), *(pattern.format(name) for pattern in patterns for name in _NAMES[split]))
+        split: (*more.get(split, ()), *(pattern.format(name) for pattern in patterns for name in NAMES[split]))
         for split in SPLITS
     }
+
+
+def _folders(split: str) -> list[str]:
+    return [f"{name}/**/*gold_conll" for name in NAMES[split]]
 
 
 def _aste(instructions: str) -> DatasetInfo:
@@ -78,9 +87,9 @@ DATASETS: dict[str, DatasetInfo] = {
         read_ontonotes,
         _named(
             *_COLUMNS,
-            train=("onto.train.ner", "train/**/*gold_conll"),
-            dev=("onto.development.ner", "development/**/*gold_conll", "dev/**/*gold_conll"),
-            test=("onto.test.ner", "test/**/*gold_conll"),
+            train=("onto.train.ner", *_folders("train")),
+            dev=("onto.development.ner", *_folders("dev")),
+            test=("onto.test.ner", *_folders("test")),
         ),
     ),
     "wnut17": DatasetInfo(

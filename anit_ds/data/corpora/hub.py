@@ -8,31 +8,48 @@ without a copy in memory or in the cache of `datasets`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from anit_ds.data.corpora.agnews import CLASSES
-from anit_ds.data.corpora.conll import entity_row, iob_spans
-from anit_ds.data.corpora.jsonl import object_row
-from anit_ds.data.corpora.reading import Faults, Row
-from anit_ds.data.corpora.scierc import document_rows
+from anit_ds.data.corpora.conll import entity_row, iob_spans, with_names
+from anit_ds.data.corpora.datasets import NAMES
+from anit_ds.data.corpora.jsonl import label_text, object_row
+from anit_ds.data.corpora.reading import Broken, Faults, Row, read_rows
+from anit_ds.data.corpora.scierc import DocumentParser
 from anit_ds.data.corpora.tag_names import CONLL2012_NAMES, TAG_NAMES
 from anit_ds.data.corpora.triples import triple_row
-from anit_ds.errors import InputError
+from anit_ds.data.examples import Item
+from anit_ds.errors import InputError, shown
 
-SPLIT_NAMES = {"train": ("train",), "dev": ("validation", "dev", "valid"), "test": ("test",)}
-
+Fields = Mapping[str, Any]
 TagNames = Sequence[str]
-Adapter = Callable[[Iterator[Mapping[str, Any]], TagNames], Iterator[Row | str]]
-"""Turns the hub's rows into ours; what is wrong with a row comes as a sentence."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Turns the hub's rows into ours.
+
+    `parse` makes our rows of one record and raises Broken saying what is wrong with it, `records` says what a record is
+    (by default a row), and a record's rows that hold no name at all are left out where `names_layer`.
+    """
+
+    parse: Callable[[Any], Row | list[Row]]
+    records: Callable[[Iterator[Fields]], Iterator[Any]] = iter
+    names_layer: bool = False
 
 
 def is_hub_path(path: str) -> bool:
     """Whether `path` names something on the hub or a folder of Parquet files, rather than files in their own format."""
     local = Path(path)
-    if local.exists():
+    try:
+        exists = local.exists()
+    except OSError as error:  # a name that no file system takes
+        raise InputError(f"data.path: {shown(path)} is no path ({error.strerror})") from error
+    if exists:
         return local.is_dir() and any(local.rglob("*.parquet"))
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", path) is not None
 
@@ -45,9 +62,9 @@ def hub_splits(dataset: str, path: str) -> dict[str, Callable[[Faults], Iterator
     """
     loaded = _load(path)
     splits = {}
-    for split, names in SPLIT_NAMES.items():
+    for split, names in NAMES.items():
         stream = next((loaded[name] for name in names if name in loaded), None)
-        if stream is not None and not _is_unlabelled(stream):
+        if stream is not None and not _is_unlabelled(_sound(stream.take(1), path, split)):
             splits[split] = _reader(dataset, path, split, stream)
     if "train" not in splits:
         raise InputError(f"data.path: {path} has no train split with labels, only {', '.join(loaded)}")
@@ -57,65 +74,84 @@ def hub_splits(dataset: str, path: str) -> dict[str, Callable[[Faults], Iterator
 def _load(path: str) -> Mapping[str, Any]:
     import datasets
 
+    folder = Path(path) if Path(path).is_dir() else None
     try:
-        if Path(path).is_dir():
-            return datasets.load_dataset("parquet", data_files=_parquet_files(Path(path)), streaming=True)
+        if folder:
+            loaded: Mapping[str, Any] = datasets.load_dataset(
+                "parquet", data_files=_parquet_files(folder), streaming=True
+            )
+            return loaded
         name, _, config = path.partition(":")
         return datasets.load_dataset(name, config or None, streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if Path(path).is_dir():
-            raise InputError(f"data.path: cannot read the Parquet files in {path} ({reason})") from error
+    except InputError:
+        raise
+    except Exception as error:  # the hub's, pyarrow's and fsspec's have no common kind
+        if folder:
+            raise InputError(f"data.path: cannot read the Parquet files in {path} ({_reason(error)})") from error
         raise InputError(
-            f"data.path: there is no file or folder {path}, and the hub has no set of that name for us ({reason})"
+            f"data.path: there is no file or folder {path}, and the hub has no set of that name for us "
+            f"({_reason(error)})"
         ) from error
 
 
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def _parquet_files(folder: Path) -> dict[str, list[str]]:
+    """For each name of a split the files whose names begin with it: train.parquet, train-00000-of-00001.parquet."""
     files: dict[str, list[str]] = {}
-    for names in SPLIT_NAMES.values():
-        for name in names:
-            if found := sorted(map(str, folder.rglob(f"{name}*.parquet"))):
-                files[name] = found
+    for path in sorted(map(str, folder.rglob("*.parquet"))):
+        word = re.match("[a-z]*", Path(path).name.lower())
+        if word and any(word[0] in names for names in NAMES.values()):
+            files.setdefault(word[0], []).append(path)
+    if not files:
+        raise InputError(f"data.path: no Parquet file in {folder} has a name that begins with train, dev or test")
     return files
 
 
-def _is_unlabelled(stream: Any) -> bool:
-    first: dict[str, Any] = next(iter(stream.take(1)), {})
-    return first.get("label") == -1
+def _is_unlabelled(rows: Iterator[Fields]) -> bool:
+    return next(rows, {}).get("label") == -1
 
 
 def _reader(dataset: str, path: str, split: str, stream: Any) -> Callable[[Faults], Iterator[Row]]:
-    first = next(iter(stream.take(1)), None)
+    first = next(_sound(stream.take(1), path, split), None)
     if first is None:
         raise InputError(f"data.path: the {split} split of {path} is empty")
-    adapter = _adapter(dataset, set(first))
+    adapter = _adapter(dataset, set(first), _tag_names(stream, dataset))
     if adapter is None:
         raise InputError(f"data.path: {path} has the columns {', '.join(first)}, which are not those of {dataset}")
-    tag_names = _tag_names(stream, dataset)
 
     def rows(faults: Faults) -> Iterator[Row]:
-        for number, row in enumerate(adapter(iter(stream), tag_names), start=1):
-            if isinstance(row, str):
-                faults.report(Path(path) / split, number, row)
-            else:
-                yield row
+        place = Path(path) / split
+        for numbered in enumerate(adapter.records(_sound(stream, path, split)), start=1):
+            made = read_rows([numbered], adapter.parse, place, faults)
+            yield from with_names(list(made), faults) if adapter.names_layer else made
 
     return rows
 
 
-def _adapter(dataset: str, columns: set[str]) -> Adapter | None:
+def _sound(stream: Iterable[Fields], path: str, split: str) -> Iterator[Fields]:
+    """The rows of a stream; InputError where the files behind it cannot be read on."""
+    try:
+        yield from stream
+    except Exception as error:  # pyarrow's, fsspec's and the network's have no common kind
+        raise InputError(f"data.path: the {split} split of {path} cannot be read ({_reason(error)})") from error
+
+
+def _adapter(dataset: str, columns: set[str], names: TagNames) -> Adapter | None:
     """By the columns that are there; the first whose columns are all present."""
+    label = _ag_news if dataset == "agnews" else object_row
     known: list[tuple[set[str], Adapter]] = [
-        ({"tokens", "ner_tags"}, lambda rows, names: (_tagged(r["tokens"], r["ner_tags"], names) for r in rows)),
-        ({"tokens", "tags"}, lambda rows, names: (_tagged(r["tokens"], r["tags"], names) for r in rows)),
-        ({"sentences", "relations"}, _scierc),
-        ({"sentences"}, _ontonotes),
-        ({"text", "triple_list"}, lambda rows, _: map(triple_row, rows)),
-        ({"text", "aspect_term", "opinion_term", "sentiment"}, _aste),
-        ({"sentence", "label"}, lambda rows, _: (_labelled(r["sentence"], str(r["label"])) for r in rows)),
-        ({"text", "label"}, _ag_news if dataset == "agnews" else lambda rows, _: map(object_row, rows)),
-        ({"text", "items"}, lambda rows, _: map(object_row, rows)),
+        ({"tokens", "ner_tags"}, Adapter(lambda row: _tagged(row["tokens"], row["ner_tags"], names))),
+        ({"tokens", "tags"}, Adapter(lambda row: _tagged(row["tokens"], row["tags"], names))),
+        ({"sentences", "relations"}, Adapter(DocumentParser())),
+        ({"sentences"}, Adapter(_ontonotes, names_layer=True)),
+        ({"text", "triple_list"}, Adapter(triple_row)),
+        ({"text", "aspect_term", "opinion_term", "sentiment"}, Adapter(_aste, _of_one_text)),
+        ({"sentence", "label"}, Adapter(lambda row: _labelled(row["sentence"], row["label"]))),
+        ({"text", "label"}, Adapter(label)),
+        ({"text", "items"}, Adapter(object_row)),
     ]
     return next((adapter for needed, adapter in known if needed <= columns), None)
 
@@ -130,50 +166,55 @@ def _tag_names(stream: Any, dataset: str) -> TagNames:
     return TAG_NAMES.get(dataset, ())
 
 
-def _tagged(tokens: Sequence[str], tags: Sequence[int | str], names: TagNames) -> Row | str:
-    if len(tokens) != len(tags) or not tokens:
-        return f"{len(tokens)} tokens and {len(tags)} tags"
-    try:
-        return entity_row(tokens, iob_spans([tag if isinstance(tag, str) else names[tag] for tag in tags]))
-    except IndexError:
-        return f"a tag number in {list(tags)} has no name; there are {len(names)}"
+def _tagged(tokens: object, tags: object, names: TagNames) -> Row:
+    if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
+        raise Broken(f"the tokens are no list of words: {shown(tokens)}")
+    if not isinstance(tags, list) or len(tokens) != len(tags) or not tokens:
+        raise Broken(f"{len(tokens)} tokens and {len(tags) if isinstance(tags, list) else 'no'} tags")
+    return entity_row(tokens, iob_spans([_tag(tag, names) for tag in tags]))
 
 
-def _ontonotes(rows: Iterator[Mapping[str, Any]], names: TagNames) -> Iterator[Row | str]:
+def _tag(tag: object, names: TagNames) -> str:
+    if type(tag) is int and 0 <= tag < len(names):
+        return names[tag]
+    if isinstance(tag, str) and re.fullmatch(r"O|[BI]-\S+", tag):
+        return tag
+    raise Broken(f"the tag {shown(tag)} is neither O, B-, I- nor a number with a name; there are {len(names)}")
+
+
+def _ontonotes(row: Fields) -> list[Row]:
     """conll2012_ontonotesv5: documents of sentences {words, named_entities}; the numbers follow its card's order."""
-    for row in rows:
-        for sentence in row["sentences"]:
-            yield _tagged(sentence["words"], sentence["named_entities"], CONLL2012_NAMES)
+    sentences = row["sentences"]
+    if not isinstance(sentences, list) or not all(isinstance(sentence, Mapping) for sentence in sentences):
+        raise Broken(f"the sentences are no list of words and tags: {shown(sentences)}")
+    return [_tagged(of.get("words"), of.get("named_entities"), CONLL2012_NAMES) for of in sentences]
 
 
-def _scierc(rows: Iterator[Mapping[str, Any]], _: TagNames) -> Iterator[Row | str]:
-    for number, row in enumerate(rows):
-        try:
-            yield from document_rows(row, number)
-        except ValueError as error:
-            yield str(error)
+def _of_one_text(rows: Iterator[Fields]) -> Iterator[list[Fields]]:
+    """The triplets of one sentence follow one another, a row each."""
+    return (list(triplets) for _, triplets in groupby(rows, key=lambda row: row["text"]))
 
 
-def _aste(rows: Iterator[Mapping[str, Any]], _: TagNames) -> Iterator[Row | str]:
-    """One row per triplet; the triplets of one sentence follow one another."""
+def _aste(triplets: list[Fields]) -> Row:
     sentiments = {"positive": "POS", "negative": "NEG", "neutral": "NEU"}
-    for text, triplets in groupby(rows, key=lambda row: row["text"]):
-        yield Row(
-            text,
-            tuple(
-                (sentiments.get(t["sentiment"], t["sentiment"]), t["aspect_term"], t["opinion_term"]) for t in triplets
-            ),
-        )
+    items: list[Item] = []
+    for of in triplets:
+        kind: str = of["sentiment"]
+        items.append((sentiments.get(kind, kind), of["aspect_term"], of["opinion_term"]))
+    return Row(triplets[0]["text"], tuple(items))
 
 
-def _ag_news(rows: Iterator[Mapping[str, Any]], _: TagNames) -> Iterator[Row | str]:
+def _ag_news(row: Fields) -> Row:
     """The hub counts the classes from 0, the files from 1."""
-    for row in rows:
-        known = isinstance(row["label"], int) and 0 <= row["label"] < len(CLASSES)
-        yield _labelled(row["text"], CLASSES[row["label"]]) if known else f"label {row['label']!r} is not 0 to 3"
+    label = row["label"]
+    if type(label) is not int or not 0 <= label < len(CLASSES):
+        raise Broken(f"label {shown(label)} is not 0 to 3")
+    return _labelled(row["text"], CLASSES[label])
 
 
-def _labelled(text: object, label: str) -> Row | str:
+def _labelled(text: object, label: object) -> Row:
     if not isinstance(text, str) or not text.strip():
-        return "the text is blank"
-    return Row(text.strip(), ((label,),))
+        raise Broken("the text is blank")
+    if label == -1:
+        raise Broken("no label (-1)")
+    return Row(text.strip(" "), ((label_text(label),),))

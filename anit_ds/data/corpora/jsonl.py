@@ -7,60 +7,50 @@ ignored.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from anit_ds.data.corpora.reading import Faults, Row, numbered_lines
+from anit_ds.data.corpora.reading import Broken, Faults, Row, numbered_objects, read_rows
 from anit_ds.data.examples import Item
+from anit_ds.errors import shown
 
 
 def read_jsonl(path: Path, faults: Faults) -> Iterator[Row]:
     """Rows of a JSON-lines file; a line that is no such object, or has no text or no label or items, is broken."""
-    for number, line in numbered_lines(path, faults):
-        if not line.strip():
-            continue
-        row = _row(line)
-        if isinstance(row, str):
-            faults.report(path, number, row)
-        else:
-            yield row
+    yield from read_rows(numbered_objects(path, faults), object_row, path, faults)
 
 
-def _row(line: str) -> Row | str:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})"
-    return object_row(fields)
-
-
-def object_row(fields: object) -> Row | str:
-    """The row of one object, or what is wrong with it."""
+def object_row(fields: object) -> Row:
+    """The row of one object. Raises Broken saying what is wrong with it."""
     if not isinstance(fields, Mapping):
-        return f'expected a JSON object such as {{"text": ..., "label": ...}}, found {type(fields).__name__}'
+        raise Broken(f'expected a JSON object such as {{"text": ..., "label": ...}}, found {type(fields).__name__}')
     text = fields.get("text")
     if not isinstance(text, str) or not text.strip():
-        return 'no "text" (a string that is not blank)'
-    items = _items(fields)
-    if isinstance(items, str):
-        return items
+        raise Broken('no "text" (a string that is not blank)')
     id = fields.get("id")
-    return Row(text, items, None if id is None else str(id))
+    if not isinstance(id, str | int | None) or isinstance(id, bool):
+        raise Broken(f'"id" is {shown(id)}, neither a string nor a whole number')
+    return Row(text, _items(fields), None if id is None else str(id))
 
 
-def _items(fields: Mapping[str, object]) -> tuple[Item, ...] | str:
-    if "label" in fields:
-        label = fields["label"]
-        if isinstance(label, int) and not isinstance(label, bool):
-            label = str(label)
-        return ((label,),) if isinstance(label, str) and label else f'"label" is {label!r}, not a string or a number'
+def _items(fields: Mapping[str, object]) -> tuple[Item, ...]:
+    if fields.get("label") is not None:
+        return ((label_text(fields["label"]),),)
     if "items" not in fields:
-        return 'no "label" (classification) and no "items" (the other tasks)'
+        raise Broken('no "label" (classification) and no "items" (the other tasks)')
     items = fields["items"]
     if not isinstance(items, list):
-        return f'"items" is {items!r}, not a list of lists of strings'
+        raise Broken(f'"items" is {shown(items)}, not a list of lists of strings')
     for item in items:
         if not isinstance(item, list) or not item or not all(isinstance(part, str) and part.strip() for part in item):
-            return f'"items" holds {item!r}, not a list of strings that are not blank'
+            raise Broken(f'"items" holds {shown(item)}, not a list of strings that are not blank')
     return tuple(tuple(item) for item in items)
+
+
+def label_text(label: object) -> str:
+    """A label of classification as text. Raises Broken for what is neither a string nor a whole number."""
+    if isinstance(label, int) and not isinstance(label, bool):
+        label = str(label)
+    if not isinstance(label, str) or not label:
+        raise Broken(f'"label" is {shown(label)}, not a string or a whole number')
+    return label

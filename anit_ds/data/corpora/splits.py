@@ -11,9 +11,11 @@ from anit_ds.data.corpora.hub import hub_splits, is_hub_path
 from anit_ds.data.corpora.reading import Faults, Row
 from anit_ds.data.corpora.spool import collected
 from anit_ds.data.examples import Example, sample_key
-from anit_ds.data.tasks import TASKS
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, shown
 from anit_ds.files import sha256_of
+
+_LANGUAGES = {"arabic", "chinese", "english"}
+"""Folders of OntoNotes, whose instructions are for its English part."""
 
 
 @dataclass
@@ -25,12 +27,12 @@ class Splits:
     notes: list[str] = field(default_factory=list)
 
 
-def read_splits(dataset: str, path: str, task: str | None, faults: Faults) -> Splits:
+def read_splits(dataset: str, path: str, faults: Faults) -> Splits:
     """The splits that are there; train always is. Raises InputError where it is not, or a split is empty."""
     splits = Splits()
     if is_hub_path(path):
         for split, rows in hub_splits(dataset, path).items():
-            splits.examples[split] = collected(_examples(rows(faults), path, f"{dataset}/{split}", task))
+            splits.examples[split] = collected(_examples(rows(faults), path, f"{dataset}/{split}"))
             splits.sources[split] = {"path": path}
         if "test" not in splits.examples and "dev" in splits.examples:
             splits.notes.append("test: no labelled test split, so the validation split is the test")
@@ -39,7 +41,7 @@ def read_splits(dataset: str, path: str, task: str | None, faults: Faults) -> Sp
         info = dataset_info(dataset)
         for split, files in _files(dataset, info, Path(path), splits.notes).items():
             rows_of_split = (row for file in files for row in info.reader(file, faults))
-            splits.examples[split] = collected(_examples(rows_of_split, str(files[0]), f"{dataset}/{split}", task))
+            splits.examples[split] = collected(_examples(rows_of_split, str(files[0]), f"{dataset}/{split}"))
             splits.sources[split] = {"path": str(files[0]), "files": str(len(files)), "sha256": sha256_of(*files)}
     for split, examples in splits.examples.items():
         if not examples:
@@ -53,7 +55,7 @@ def _files(dataset: str, info: DatasetInfo, path: Path, notes: list[str]) -> dic
         return {"train": [path]}
     if not path.is_dir():
         raise InputError(f"data.path: there is no file or folder {path}")
-    found = {split: _matches(path, info.files[split]) for split in SPLITS}
+    found = {split: _of_one_language(_matches(path, info.files[split]), notes) for split in SPLITS}
     if not found["train"]:
         raise InputError(f"{path}: no training file of {dataset}; expected {' or '.join(info.files['train'])}")
     if found["test"] and not info.labelled(found["test"][0]):
@@ -63,30 +65,31 @@ def _files(dataset: str, info: DatasetInfo, path: Path, notes: list[str]) -> dic
 
 
 def _matches(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files of the first pattern that matches any, sorted."""
+    """The files of the first pattern that matches any, sorted; upper and lower case count as one in a file's name."""
+    names = [(path.name.lower(), path) for path in sorted(folder.iterdir())]
     for pattern in patterns:
-        if paths := sorted(match for match in folder.glob(pattern) if match.is_file()):
+        found = folder.glob(pattern) if "*" in pattern else (path for name, path in names if name == pattern)
+        if paths := sorted(match for match in found if match.is_file()):
             return paths
     return []
 
 
-def _examples(rows: Iterable[Row], source: str, prefix: str, task: str | None) -> Iterator[Example]:
+def _of_one_language(paths: list[Path], notes: list[str]) -> list[Path]:
+    """The English files where a tree holds several languages."""
+    languages = {part for path in paths for part in path.parts if part in _LANGUAGES}
+    if len(languages) < 2 or "english" not in languages:
+        return paths
+    notes.append(f"only english/ is read, not {', '.join(sorted(languages - {'english'}))}")
+    return [path for path in paths if "english" in path.parts]
+
+
+def _examples(rows: Iterable[Row], source: str, prefix: str) -> Iterator[Example]:
     seen = set()
     for number, row in enumerate(rows):
         id = f"{prefix}/{number if row.id is None else row.id}"
         if row.id is not None:
             key = sample_key(id)  # eight bytes, where an id may be a long text
             if key in seen:
-                raise InputError(f"{source}: the id {row.id!r} occurs twice; ids must be unique within a split")
+                raise InputError(f"{source}: the id {shown(row.id)} occurs twice; ids must be unique within a split")
             seen.add(key)
-        _check_shape(source, id, row, task)
         yield Example(id, row.text, row.items)
-
-
-def _check_shape(source: str, id: str, row: Row, task: str | None) -> None:
-    if task is None:
-        return
-    fields = TASKS[task].item_fields
-    if any(len(item) != len(fields) for item in row.items) or (task == "classification" and len(row.items) != 1):
-        wanted = "one label" if task == "classification" else f"items [{', '.join(fields)}]"
-        raise InputError(f"{source}: example {id} has {list(row.items)!r}, but the task {task} needs {wanted}")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from anit_ds.data.corpora.reading import Faults, Row, numbered_lines
-from anit_ds.errors import InputError
+from anit_ds.data.corpora.reading import Broken, Faults, Row, numbered_lines, read_rows
+from anit_ds.errors import InputError, shown
 
 _LABELS = {"0", "1"}
 
@@ -19,24 +19,24 @@ def read_sst2(path: Path, faults: Faults) -> Iterator[Row]:
     lines = numbered_lines(path, faults)
     columns = next(lines, (1, ""))[1].split("\t")
     if not {"sentence", "label"} <= set(columns):
-        raise InputError(f"{path}:1: the header must name the columns sentence and label, it says {columns}")
+        raise InputError(f"{path}:1: the header must name the columns sentence and label, it says {shown(columns)}")
     sentence, label = columns.index("sentence"), columns.index("label")
-    for number, line in lines:
-        if not line:
-            continue
+
+    def row(line: str) -> Row:
         # Quotes are plain characters in these files, so this is no dialect of CSV.
         cells = line.split("\t")
         if len(cells) != len(columns):
-            faults.report(path, number, f"{len(cells)} tab-separated columns where the header names {len(columns)}")
-        elif cells[label] not in _LABELS:
-            faults.report(path, number, f"label {cells[label]!r} is neither 0 (negative) nor 1 (positive)")
-        elif not cells[sentence].strip():
-            faults.report(path, number, "the sentence is blank")
-        else:
-            yield Row(cells[sentence].strip(), ((cells[label],),))
+            raise Broken(f"{len(cells)} tab-separated columns where the header names {len(columns)}")
+        if cells[label] not in _LABELS:
+            raise Broken(f"label {cells[label][:40]!r} is neither 0 (negative) nor 1 (positive)")
+        if not cells[sentence].strip():
+            raise Broken("the sentence is blank")
+        return Row(cells[sentence].strip(" "), ((cells[label],),))
+
+    yield from read_rows((numbered for numbered in lines if numbered[1]), row, path, faults)
 
 
 def has_labels(path: Path) -> bool:
     """Whether the header names a label column."""
-    _, header = next(numbered_lines(path, Faults()), (1, ""))
+    _, header = next(numbered_lines(path, Faults("skip")), (1, ""))
     return "label" in header.split("\t")

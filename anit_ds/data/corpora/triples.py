@@ -6,37 +6,44 @@ The objects stand in one JSON array, or one per line.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from anit_ds.data.corpora.reading import Faults, Row, open_binary
+from anit_ds.data.corpora.reading import Broken, Faults, Row, numbered_lines, open_binary, read_rows
 from anit_ds.data.examples import Item
+from anit_ds.errors import InputError, shown
+from anit_ds.files import json_problem
+
+_BLANKS = " \t\r\n"
+_UTF8_BOM = b"\xef\xbb\xbf"
+_UNDECODED = re.compile("[\udc80-\udcff]")
 
 
 def read_triples(path: Path, faults: Faults) -> Iterator[Row]:
-    """Rows of a file of triples, with items (relation, head, tail); an object of another form is broken."""
-    for line, fields in _objects(path, faults):
-        row = triple_row(fields)
-        if isinstance(row, str):
-            faults.report(path, line, row)
-        else:
-            yield row
+    """Rows of a file of triples, with items (relation, head, tail); an object of another form is broken.
+
+    Raises InputError for an array that is not whole: what follows a syntax error in it cannot be read.
+    """
+    with open_binary(path) as file:
+        is_array = file.read(1 << 16).removeprefix(_UTF8_BOM).lstrip()[:1] == b"["
+    objects = _in_array(path, faults) if is_array else _in_lines(path, faults)
+    yield from read_rows(objects, triple_row, path, faults)
 
 
-def triple_row(fields: object) -> Row | str:
-    """The row of one object, or what is wrong with it."""
+def triple_row(fields: object) -> Row:
+    """The row of one object. Raises Broken saying what is wrong with it."""
     if not isinstance(fields, Mapping):
-        return f'expected an object with "text" and "triple_list", found {fields!r:.80}'
+        raise Broken(f'expected an object with "text" and "triple_list", found {shown(fields)}')
     text, triples = fields.get("text"), fields.get("triple_list")
     if not isinstance(text, str) or not text.strip():
-        return 'no "text" (a string that is not blank)'
+        raise Broken('no "text" (a string that is not blank)')
     if not isinstance(triples, list):
-        return 'no "triple_list" (a list of [head, relation, tail])'
+        raise Broken('no "triple_list" (a list of [head, relation, tail])')
     items: list[Item] = []
     for triple in triples:
         if not _is_triple(triple):
-            return f'"triple_list" holds {triple!r}, not [head, relation, tail]'
+            raise Broken(f'"triple_list" holds {shown(triple)}, not [head, relation, tail]')
         head, relation, tail = triple
         items.append((relation, head, tail))
     return Row(text, tuple(items))
@@ -46,23 +53,59 @@ def _is_triple(triple: object) -> bool:
     return isinstance(triple, list) and len(triple) == 3 and all(isinstance(t, str) and t.strip() for t in triple)
 
 
-def _objects(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
-    """(line on which it begins, value) of each object. What follows a syntax error in an array cannot be read."""
-    with open_binary(path) as file:
-        text = file.read().decode("utf-8-sig", errors="replace")
+def _in_lines(path: Path, faults: Faults) -> Iterator[tuple[int, object]]:
+    """(line, value) of objects on lines, one on each or several with commas between them."""
     decoder = json.JSONDecoder()
-    position, line, counted = 0, 1, 0
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,[]":
-            position += 1
-        if position == len(text):
-            return
-        line += text.count("\n", counted, position)
-        counted = position
+    for number, line in numbered_lines(path, faults):
+        at = _after_blanks(line, 0, _BLANKS + ",")
+        while at < len(line):
+            try:
+                value, end = decoder.raw_decode(line, at)
+            except (ValueError, RecursionError) as error:
+                faults.report(path, number, f"not valid JSON ({json_problem(error)})")
+                break
+            yield number, value
+            at = _after_blanks(line, end, _BLANKS + ",")
+
+
+def _in_array(path: Path, faults: Faults) -> Iterator[tuple[int, object]]:
+    """(line on which it begins, value) of each element of the file's array."""
+    with open_binary(path) as file:
+        # A byte that is no UTF-8 stays in its place, so that only its own object is broken.
+        text = file.read().removeprefix(_UTF8_BOM).decode("utf-8", errors="surrogateescape")
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+
+    def refuse(at: int, problem: str) -> InputError:
+        return InputError(f"{path}:{text.count(chr(10), 0, at) + 1}: {problem}, so the array cannot be read")
+
+    at = _after_blanks(text, _after_blanks(text, 0) + 1)
+    while text[at : at + 1] != "]":
+        if at == len(text):
+            raise refuse(at, "the file ends before its ]")
+        line, counted = line + text.count("\n", counted, at), at
         try:
-            value, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            at = getattr(error, "lineno", line)
-            faults.report(path, at, f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})")
-            return
-        yield line, value
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise refuse(getattr(error, "pos", at), f"not valid JSON ({json_problem(error)})") from error
+        if undecoded := _UNDECODED.search(text, at, end):
+            _report_byte(path, text, undecoded.start(), faults)
+        else:
+            yield line, value
+        at = _after_blanks(text, end)
+        if text[at : at + 1] == ",":
+            at = _after_blanks(text, at + 1)
+        elif at < len(text) and text[at] != "]":
+            raise refuse(at, "no comma between two objects")
+    if text[at + 1 :].strip(_BLANKS):
+        raise refuse(at, "something follows its ]")
+
+
+def _report_byte(path: Path, text: str, at: int, faults: Faults) -> None:
+    line = text[text.rfind("\n", 0, at) + 1 : at].encode("utf-8", "surrogateescape")
+    faults.report(path, text.count("\n", 0, at) + 1, f"not UTF-8 text (byte {len(line) + 1} of the line)")
+
+
+def _after_blanks(text: str, position: int, blanks: str = _BLANKS) -> int:
+    while position < len(text) and text[position] in blanks:
+        position += 1
+    return position

@@ -9,17 +9,16 @@ needs one instruction of the version that is used.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from anit_ds.data.examples import hash_of_id
 from anit_ds.data.tasks.answers import NONE, fold
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, shown
+from anit_ds.yamlfile import read_yaml
 
 Version = Literal["concise", "detailed"]
 Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\n]*$")]
@@ -57,19 +56,13 @@ class Instructions(BaseModel):
     opposite: Opposites = Field(default_factory=Opposites)
     """Instructions that ask for something confusingly else: the noise `opposite` takes its text from here."""
 
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _labels_as_text(cls, labels: object) -> object:
-        """A YAML key such as 0 or true is a label too."""
-        return {str(k): v for k, v in labels.items()} if isinstance(labels, dict) else labels
-
     @model_validator(mode="after")
     def _labels_can_be_told_apart(self) -> Instructions:
         said: dict[str, str] = {fold(NONE): "the empty set"}
         for raw, words in self.labels.items():
             if fold(words) in said:
-                raise ValueError(f"labels: {raw!r} and {said[fold(words)]} are both called {words!r}")
-            said[fold(words)] = repr(raw)
+                raise ValueError(f"labels: {shown(raw)} and {said[fold(words)]} are both called {shown(words)}")
+            said[fold(words)] = shown(raw)
         return self
 
     @cached_property
@@ -114,14 +107,12 @@ def load_instructions(name_or_path: str | Path) -> Instructions:
     if path.suffix not in (".yaml", ".yml"):
         path = _FOLDER / f"{name_or_path}.yaml"
         if not path.is_file():
-            raise InputError(f"no instructions are called {str(name_or_path)!r}; {_nearest(str(name_or_path))}")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the instructions ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from error
-    if not isinstance(fields, Mapping):
+            name = str(name_or_path)
+            raise InputError(f"no instructions are called {shown(name)}; {_nearest(name)}")
+    # Labels, their words and the texts are what the file writes: `no`, `1.0` and 12:30 are as good as any.
+    written = {"question", "format", "labels", "concise", "detailed", "opposite"}
+    fields = read_yaml(path, "the instructions", text_under=written).value
+    if not isinstance(fields, dict):
         raise InputError(f"{path}: expected the fields {', '.join(Instructions.model_fields)}")
     try:
         return Instructions.model_validate(fields)

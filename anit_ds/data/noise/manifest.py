@@ -79,6 +79,7 @@ def manifest_of(
             "noisy": noisy,
             "raw": len(corpus.train) - noisy,
             "skipped": corpus.skipped,
+            "left_out": corpus.left_out,
         },
         "distortion": {
             **facts["measure"],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from anit_ds.data.corpora import Cut, load_corpus
+from anit_ds.data.instructions import load_instructions
 from anit_ds.data.recordfile import RecordFile
 from anit_ds.errors import InputError
 
@@ -73,10 +74,63 @@ def test_glue_without_test_labels_uses_its_validation_split(tmp_path: Path) -> N
 def test_a_fraction_is_stratified_and_nested(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "all.jsonl", 1000, labels=4)
     small, large = (load_corpus("jsonl", path, cut=Cut(f), task="classification") for f in (0.05, 0.2))
-    whole = Counter(e.items for e in load_corpus("jsonl", path).train)
+    whole = Counter(e.items for e in load_corpus("jsonl", path, task="classification").train)
     assert Counter(e.items for e in small.train) == {items: round(0.05 * n) for items, n in whole.items()}
     assert {e.id for e in small.train} < {e.id for e in large.train}
     assert small.dev == large.dev
+
+
+@pytest.mark.parametrize("name", ["dev", "valid", "validation", "val", "devel", "development", "testa", "Valid"])
+def test_a_dev_split_has_many_names(name: str, tmp_path: Path) -> None:
+    for split, words in (("train", 9), (name, 4), ("test", 5)):
+        (tmp_path / f"{split}.tsv").write_text("".join(f"{split}{i}\tO\n\n" for i in range(words)))
+    corpus = load_corpus("conll2003", tmp_path)
+    assert [len(split) for split in (corpus.train, corpus.dev, corpus.test)] == [9, 4, 5]
+    assert corpus.dev[0].text == f"{name}0"
+
+
+def test_only_the_english_part_of_a_tree_of_languages(tmp_path: Path) -> None:
+    line = "x/y   0   0   {}   NNP   *   -   -   -   -   (GPE)   -\n\n"
+    for language in ("english", "arabic", "chinese"):
+        folder = tmp_path / "train" / "data" / language / "annotations"
+        folder.mkdir(parents=True)
+        (folder / "y.v4_gold_conll").write_text("".join(line.format(f"{language}{i}") for i in range(20)))
+    corpus = load_corpus("ontonotes5", tmp_path)
+    assert {e.text[:7] for split in (corpus.train, corpus.dev, corpus.test) for e in split} == {"english"}
+    assert "only english/ is read, not arabic, chinese" in corpus.notes
+
+
+def test_webnlg_in_both_of_its_forms(tmp_path: Path) -> None:
+    for relation in ("division", "partsType", "buildingType", "literaryGenre", "country"):
+        row = {"text": "a Bern", "triple_list": [["Bern", relation, "a"]]}
+        (tmp_path / f"{relation}.json").write_text(json.dumps([row] * 5))
+        corpus = load_corpus("webnlg", tmp_path / f"{relation}.json")
+        assert set(corpus.labels) <= set(load_instructions("webnlg").labels)
+
+
+def test_carved_splits_have_every_label_of_classification(tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    labels = ["common"] * 160 + ["rare"] * 40 + ["once"]
+    path.write_text("".join(json.dumps({"text": f"text {i}", "label": of}) + "\n" for i, of in enumerate(labels)))
+    corpus = load_corpus("jsonl", path, task="classification")
+    test = Counter(e.items[0][0] for e in corpus.test)
+    assert (test["common"], test["rare"], test["once"]) == (16, 4, 0)
+    assert Counter(e.items[0][0] for e in corpus.dev) == {"common": 14, "rare": 4}
+    assert any(note.startswith("test: seeded 10% of train of each label, 20 examples") for note in corpus.notes)
+
+
+def test_notes_say_what_is_used(tmp_path: Path) -> None:
+    whole = load_corpus("jsonl", _jsonl(tmp_path / "all.jsonl", 1000))
+    assert "test: seeded 10% of train, 100 examples" in whole.notes and not any("few" in n for n in whole.notes)
+    few = load_corpus("jsonl", tmp_path / "all.jsonl", cut=Cut(max_test=7, max_dev=49))
+    assert "test: seeded 10% of train, 100 examples, of which 7 are used" in few.notes
+    assert "dev: 49 examples are few to choose an adapter by; have at least 50" in few.notes
+
+
+def test_skip_counts_items_of_another_shape(tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    path.write_text('{"text": "a", "items": [["person", "a"]]}\n{"text": "a", "label": "x"}\n' * 20)
+    assert load_corpus("jsonl", path, task="ner", on_error="skip").skipped == 20
 
 
 def test_at_most_so_many(tmp_path: Path) -> None:

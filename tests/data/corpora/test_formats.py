@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,102 @@ def test_a_broken_line_is_named_or_skipped_and_counted(dataset: str, content: st
     list(DATASETS[dataset].reader(path, faults))
     assert faults.skipped == 1
     assert f"data:{line}: " in faults.first[0]
+
+
+def test_only_ascii_blanks_and_tabs_separate_columns(tmp_path: Path) -> None:
+    tabs = "San\u00a0Jose\tB-LOC\nis\tO\n\nNew York\tB-LOC\n\u6771\u3000\u4eac\tB-LOC\n\u00a0\tO\n"
+    assert read("conll2003", tmp_path, tabs) == [
+        Row("San\u00a0Jose is", (("LOC", "San\u00a0Jose"),)),
+        Row("New York \u6771\u3000\u4eac \u00a0", (("LOC", "New York"), ("LOC", "\u6771\u3000\u4eac"))),
+    ]
+    blanks = "10\u00a0000  B-MONEY\nEUR I-MONEY \n"
+    assert read("conll2003", tmp_path, blanks) == [Row("10\u00a0000 EUR", (("MONEY", "10\u00a0000 EUR"),))]
+
+
+def test_a_line_ends_at_lf_alone(tmp_path: Path) -> None:
+    texts = [f"one{odd}two" for odd in "\u2028\u2029\x0b\x0c\x1c\x1d\x1e\x85"]
+    rows = [Row(text, (("x",),)) for text in texts]
+    lines = "".join(json.dumps({"text": text, "label": "x"}, ensure_ascii=False) + "\r\n" for text in texts)
+    assert read("jsonl", tmp_path, "\ufeff" + lines) == rows
+
+
+def test_gold_conll_without_a_layer_of_names_is_left_out_and_counted(tmp_path: Path) -> None:
+    def document(name: str, part: int, *tagged: tuple[str, str]) -> str:
+        return f"#begin document ({name}); part {part:03}\n{_gold_conll(*tagged)}\n#end document\n"
+
+    named = document("a", 0, ("Ada", "(PERSON)")) + document("a", 1, ("Rain", "*"))
+    bare = document("b", 0, ("Ada", "*")) + document("b", 1, ("Rain", "*"))
+    (tmp_path / "x.gold_conll").write_text(named + bare)
+    faults = Faults()
+    assert [row.text for row in DATASETS["ontonotes5"].reader(tmp_path / "x.gold_conll", faults)] == ["Ada", "Rain"]
+    assert faults.left_out == {"documents without a single name": 1}
+
+
+@pytest.mark.parametrize("opened", ['2,"never closed,b\n', '2,"a,b\n1,c,d"\n', '2,"a "quoted" word",b\n'])
+def test_a_quotation_mark_costs_its_own_row_only(opened: str, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_text(f"1,one,text\n{opened}" + "3,three,text\n" * 60)
+    with pytest.raises(InputError, match="data:2: .*quot"):
+        list(DATASETS["agnews"].reader(path, Faults()))
+    faults = Faults("skip")
+    texts = [row.text for row in DATASETS["agnews"].reader(path, faults)]
+    assert texts.count("three text") == 60 and texts[0] == "one text"
+    assert faults.first[0].startswith(f"{path}:2: ")
+
+
+@pytest.mark.parametrize("rest", ["", ",", ', {"text": "b", "trip', ' {"text": "b"}]', "] more"])
+def test_an_array_that_is_not_whole_is_refused_also_under_skip(rest: str, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_text('[\n{"text": "a", "triple_list": []}' + rest)
+    with pytest.raises(InputError, match=r"data:2: .*so the array cannot be read"):
+        list(DATASETS["nyt24"].reader(path, Faults("skip")))
+
+
+@pytest.mark.parametrize("content", ["[{}, {}]", "{}\n{}\n"], ids=["array", "lines"])
+def test_latin_1_in_triples_breaks_its_own_object(content: str, tmp_path: Path) -> None:
+    objects = ['{"text": "Medell\xedn", "triple_list": []}', '{"text": "Bern", "triple_list": []}']
+    path = tmp_path / "data"
+    path.write_bytes(content.format(*objects).encode("latin-1"))
+    faults = Faults("skip")
+    assert [row.text for row in DATASETS["nyt24"].reader(path, faults)] == ["Bern"]
+    place = 17 + content.startswith("[")
+    assert faults.first == [f"{path}:1: not UTF-8 text (byte {place} of the line)"]
+
+
+HALF_AN_EMOJI = '{"text": "so \\ud83d", "label": "x"}\n'
+
+
+@pytest.mark.parametrize(
+    ("dataset", "content", "said"),
+    [
+        ("jsonl", HALF_AN_EMOJI, "half a character"),
+        ("jsonl", '{"text": "a\\u0000", "label": "x"}\n', "NUL"),
+        ("jsonl", '{"text": "a", "label": "x", "id": ["7"]}\n', '"id" is'),
+        ("scierc", '{"sentences": ["abc"], "relations": [[]]}', "lists of tokens, not 'abc'"),
+        ("scierc", '{"sentences": [["a"]], "relations": [null]}', "one list for each sentence, not None"),
+        ("scierc", '{"sentences": [["a"]], "relations": [[[null, 0, 0, 0, "X"]]]}', "whole numbers"),
+        ("scierc", '{"sentences": [["a"]], "relations": [[[1e999, 0, 0, 0, "X"]]]}', "whole numbers"),
+        ("scierc", '{"sentences": [1], "relations": [[]]}', "lists of tokens, not 1"),
+        ("14lap", "a b####{{}}\n", "not a Python list"),
+        ("14lap", "a b####{[0]: 1}\n", "not a Python list"),
+        ("14lap", "a b####" + "-" * 20_000 + "1\n", "not a Python list"),
+        ("14lap", "a  b####[([1], [0], 'POS')]\n", "text that is not empty"),
+        ("agnews", '1,t,"' + "x" * 131_073 + '"\n', "field larger than field limit"),
+        ("conll2003", "\tO\n", "word is empty"),
+        ("jsonl", '{"text": "a", "label": 1' + "0" * 5000 + "}\n", "too many digits"),
+    ],
+)
+def test_values_that_nobody_means_are_a_sentence(dataset: str, content: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read(dataset, tmp_path, content)
+    assert said in str(error.value) and f"{tmp_path / 'data'}:1: " in str(error.value)
+    assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_utf16_is_named(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="UTF-16 text; save it as UTF-8|header must name"):
+        read(dataset, tmp_path, '{"text": "a"}\n'.encode("utf-16"))
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:

@@ -82,6 +82,51 @@ def test_triples_triplets_and_our_own_columns(tmp_path: Path) -> None:
     assert load_corpus("jsonl", splits(tmp_path / "own", [own], [own])).test[0].items == (("person", "a"),)
 
 
+WRONG = {
+    "conll2003": [
+        {"tokens": None, "ner_tags": [1]},
+        {"tokens": ["a"], "ner_tags": None},
+        {"tokens": ["a"], "ner_tags": [-1]},
+        {"tokens": ["a"], "ner_tags": [99]},
+        {"tokens": ["a", None], "ner_tags": [1, 1]},
+    ],
+    "scierc": [{"sentences": [["a", ""]], "relations": [[]]}],
+    "nyt24": [{"text": None, "triple_list": []}, {"text": "a", "triple_list": None}],
+    "14lap": [{"text": "a", "aspect_term": None, "opinion_term": "a", "sentiment": "POS"}],
+    "sst2": [{"sentence": None, "label": 1}, {"sentence": "a", "label": None}],
+    "agnews": [{"text": "a", "label": None}, {"text": "a", "label": 4}],
+    "jsonl": [{"text": "a", "items": None}, {"text": "a", "items": [[None]]}],
+}
+SOUND = {
+    "conll2003": {"tokens": ["a"], "ner_tags": [1]},
+    "scierc": {"sentences": [["a", "b"]], "relations": [[]]},
+    "nyt24": {"text": "a", "triple_list": [["a", "b", "c"]]},
+    "14lap": {"text": "b", "aspect_term": "a", "opinion_term": "a", "sentiment": "POS"},
+    "sst2": {"sentence": "a", "label": 1},
+    "agnews": {"text": "a", "label": 0},
+    "jsonl": {"text": "a", "items": [["person", "a"]]},
+}
+
+
+@pytest.mark.parametrize(("dataset", "wrong"), [(name, row) for name, rows in WRONG.items() for row in rows])
+def test_a_row_of_wrong_types_is_named_or_skipped(dataset: str, wrong: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, "train", [wrong, SOUND[dataset]])
+    write(tmp_path, "validation", [SOUND[dataset]])
+    write(tmp_path, "test", [SOUND[dataset]])
+    with pytest.raises(InputError, match="train:1: "):
+        load_corpus(dataset, tmp_path)
+    assert load_corpus(dataset, tmp_path, on_error="skip").skipped == 1
+
+
+def test_a_document_without_names_is_left_out(tmp_path: Path) -> None:
+    def row(*tags: int) -> dict[str, Any]:
+        return {"document_id": "d", "sentences": [{"words": ["Xinhua"], "named_entities": [tag]} for tag in tags]}
+
+    corpus = load_corpus("ontonotes5", splits(tmp_path, [row(7, 0), row(0, 0)], [row(7)]))
+    assert [e.items for e in corpus.train] == [(("ORG", "Xinhua"),), ()]
+    assert corpus.left_out == 1 and "1 documents without a single name left out" in corpus.notes
+
+
 def test_columns_of_another_set_are_refused(tmp_path: Path) -> None:
     path = splits(tmp_path, [{"question": "?", "answer": "!"}], [{"question": "?", "answer": "!"}])
     with pytest.raises(InputError, match="has the columns question, answer, which are not those of scierc"):

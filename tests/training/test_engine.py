@@ -1,0 +1,80 @@
+"""DeepSpeed's JSON, read and checked whole before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anit_ds.config import Config
+from anit_ds.errors import InputError
+from anit_ds.training.engine import deepspeed_config, read_deepspeed_json
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def check(config: Config, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    return deepspeed_config(config, ranks=2, accumulation=1, dtype=dtype)
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_what_is_shipped_is_taken(file: Path, make_config: Callable[..., Config]) -> None:
+    made = check(make_config(deepspeed=str(file), **{"train.global_batch": 16}))
+    assert made["train_batch_size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"zero_optimisation": {"stage": 3}}, "zero_optimisation': unknown key; did you mean zero_optimization?"),
+        ({"zero_optimization": []}, r"zero_optimization is \[\], not an object"),
+        ({"zero_optimization": {"stage": "two"}}, "zero_optimization.stage: input should be 0, 1, 2"),
+        ({"zero_optimization": {"stage": 9}}, "zero_optimization.stage: "),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket": 5}}, "zero_optimization.reduce_bucket: unknown key"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "x"}}}, "offload_optimizer.device: "),
+        ({"bf16": 3}, "bf16 is 3, not an object"),
+        ({"bfloat16": {"enabled": False}}, "'bfloat16': unknown key; did you mean bf16?"),
+        ({"data_types": {"grad_accum": "fp32"}}, "data_types.grad_accum: unknown key; did you mean grad_accum_dtype?"),
+        ({"activation_checkpointing": 3}, "DeepSpeed does not take it"),
+        ({"steps_per_print": "often"}, "steps_per_print is 'often'"),
+        ({"wall_clock_breakdown": "yes"}, "DeepSpeed does not take it"),
+        ({"dump_state": "yes"}, "dump_state is 'yes'"),
+        ({"communication_data_type": "fp7"}, "Invalid communication_data_type"),
+        ({"nebula": {}}, "'nebula': unknown key"),
+        ({"gradient_clipping": [1]}, r"gradient_clipping is \[1\], but the run's YAML says 1.0"),
+    ],
+)
+def test_a_key_or_value_that_deepspeed_does_not_know(
+    section: dict[str, Any], said: str, make_config: Callable[..., Config]
+) -> None:
+    with pytest.raises(InputError, match=said) as error:
+        check(make_config(deepspeed=section))
+    assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"x": "caf\xe9"}', r"ds\.json: not UTF-8 text \(byte 11\)"),
+        ("{}".encode("utf-16"), r"ds\.json: not UTF-8 text"),
+        (b'{"bf16": {}, "bf16": {}}', r"ds\.json: the key 'bf16' is repeated"),
+        (b'{"gradient_clipping": Infinity}', "Infinity is no finite number"),
+        (b'{"gradient_clipping": 1e999}', "1e999 is no finite number"),
+        (b'{"x": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"x": 1' + b"0" * 5000 + b"}", "too many digits"),
+        (b"[]", "expected a JSON object"),
+        (b"{\n,}", r"ds\.json:2: not valid JSON"),
+    ],
+)
+def test_bytes_that_are_no_configuration(raw: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_bytes(raw)
+    with pytest.raises(InputError, match=said):
+        read_deepspeed_json(str(tmp_path / "ds.json"))
+
+
+def test_a_byte_order_mark_and_numbers_of_yaml(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    (tmp_path / "ds.json").write_bytes(b'\xef\xbb\xbf{"zero_optimization": {"stage": 2, "reduce_bucket_size": 2e8}}')
+    assert check(make_config(deepspeed=str(tmp_path / "ds.json")))["zero_optimization"]["reduce_bucket_size"] == 2e8
