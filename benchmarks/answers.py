@@ -135,6 +135,7 @@ def row_of(asked: Asked, name: str, rounds: int) -> dict[str, Any]:
         "ratio": ratio("kept"),
         "scored": ratio("scored"),
         "differ": _unequal(answers["kept"], answers["plain"]),
+        "differ_scored": _unequal(answers["scored"], answers["plain"]),
         "differ_float32": 0,
         "off_plain": _unequal(answers["plain"], expected),
         "off_kept": _unequal(answers["kept"], expected),

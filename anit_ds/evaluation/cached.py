@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class CachedLM:
 
     def __init__(self, model: nn.Module, prefixes: Sequence[list[int]], *, batch_size: int) -> None:
         self.model: Any = model
-        self.device = next(model.parameters()).device
+        self.device, self.dtype = next(model.parameters()).device, base_of(model).dtype
         self._texts, self.batch_size = prefixes[1:], batch_size
         self._pace = Pace(model)
 
@@ -84,7 +85,10 @@ class CachedLM:
         self._prefixes = [Rows.empty(1)]
         for first in range(0, len(self._texts), self.batch_size):
             texts = self._texts[first : first + self.batch_size]
-            rows = self.read(Rows.empty(len(texts)), texts)
+            rows = Rows.empty(len(texts))
+            with self._head.off():
+                self._run(rows, texts)
+            rows = rows.grown([len(text) for text in texts])
             self._prefixes += [rows.chosen([number]) for number in range(len(texts))]
         return self
 
@@ -100,34 +104,29 @@ class CachedLM:
             return Rows.joined([self._prefixes[number] for number in which])
         return self._prefixes[first].repeated(len(which))
 
-    def read(self, rows: Rows, tokens: Sequence[list[int]]) -> Rows:
-        """The rows with more tokens each. Takes `rows` over, as all that follow do."""
-        with self._head.off():
-            self._run(rows, tokens)
-        return rows.grown([len(more) for more in tokens])
+    def read(
+        self, rows: Rows, tokens: Sequence[list[int]], answers: Sequence[Sequence[int]] = ()
+    ) -> tuple[Rows, Tensor, Tensor]:
+        """The rows with one or more tokens each; the logits [B, V] of what follows, in the model's dtype; and with an
+        answer for each row its log-probability there [B] float32, which leaves no trace in the rows.
 
-    def next_logits(self, rows: Rows, tokens: Sequence[list[int]]) -> tuple[Rows, Tensor]:
-        """The rows with one or more tokens each, and the logits [B, V] of what follows, in the model's dtype."""
-        lengths = [len(more) for more in tokens]
-        if max(lengths) == 1:
-            logits = self._run(rows, tokens)
-        else:
-            with self._head_at([length - 1 for length in lengths]):
-                logits = self._run(rows, tokens)
-        return rows.grown(lengths), logits[:, -1]
-
-    def log_probability(self, rows: Rows, tokens: Sequence[list[int]]) -> Tensor:
-        """[B] float32: of each row's tokens behind its first new one, given all before them.
-
-        The logits are computed in float32 where the head is frozen.
+        Takes `rows` over. An answer runs in the same pass; its logits are computed in float32 where the head is frozen.
         """
-        places = [(row, place) for row, more in enumerate(tokens) for place in range(len(more) - 1)]
+        lengths = [len(more) for more in tokens]
+        if not answers:
+            with self._head_at([length - 1 for length in lengths]) if max(lengths) > 1 else nullcontext():
+                logits = self._run(rows, tokens)[:, -1]
+            return rows.grown(lengths), logits, logits.new_zeros(len(tokens), dtype=torch.float32)
+        texts = [[*more, *answer[:-1]] for more, answer in zip(tokens, answers, strict=True)]
+        places = [(row, at) for row, text in enumerate(texts) for at in range(lengths[row] - 1, len(text))]
         row, place = torch.tensor(places, device=self.device).T
-        following = torch.tensor([token for more in tokens for token in more[1:]], device=self.device)
         with self._head.only_at(row, place):
-            logits = self._run(rows, [more[:-1] for more in tokens])  # [A, V]
-        chosen = logits.gather(1, following.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
-        return torch.zeros(len(tokens), device=self.device).index_add_(0, row, chosen.float())
+            exact = self._run(rows, texts)  # [A, V]
+        said = torch.tensor([token for answer in answers for token in answer], device=self.device)
+        chosen = exact.gather(1, said.unsqueeze(1)).squeeze(1) - exact.logsumexp(1)
+        scores = torch.zeros(len(texts), device=self.device).index_add_(0, row, chosen.float())
+        first = torch.tensor(list(accumulate([0, *map(len, answers)][:-1])), device=self.device)
+        return rows.grown(lengths), exact[first].to(self.dtype), scores
 
     def _run(self, rows: Rows, tokens: Sequence[list[int]]) -> Tensor:
         self._pace.before_a_pass()

@@ -88,7 +88,11 @@ def ask(
             heartbeat=heartbeat,
         )
     prefixes = shared_prefixes([question.prompt for question in questions])
-    order = sorted(range(len(questions)), key=lambda i: (-len(prefixes.rests[i]), i))
+    lengths = [
+        len(rest) + sum(map(len, question.answers[:1]))
+        for rest, question in zip(prefixes.rests, questions, strict=True)
+    ]
+    order = sorted(range(len(questions)), key=lambda i: (-lengths[i], i))
     size = _BATCHES_OF_A_SHARE * batch_size
     shares = [order[i : i + size] for i in range(0, len(order), size)]
     mine = shares[distributed.rank() :: distributed.world_size()]
@@ -138,7 +142,7 @@ class _Share:
                 yield sum(map(self._is_finished, new))
             elif rows is not None:
                 finished = sum(map(self._is_finished, live))
-                rows, logits = self.lm.next_logits(rows, [[self.replies[i].tokens[-1]] for i in live])
+                rows, logits, _ = self.lm.read(rows, [self.replies[i].tokens[-1:] for i in live])
                 self._take_tokens(live, logits)
                 yield sum(map(self._is_finished, live)) - finished
 
@@ -150,12 +154,14 @@ class _Share:
         """Rows that have read their prompts; their given answers are scored and the first tokens taken."""
         self.replies.update({i: Reply() for i in new})
         rows = self.lm.start([self.prefixes.which[i] for i in new])
+        firsts = [self.questions[i].answers[:1] for i in new]
+        along = all(firsts) and sum(len(answer) for (answer,) in firsts) <= _TOKENS_OF_A_ROW * self.lm.batch_size
         rests = [self.prefixes.rests[i] for i in new]
+        rows, logits, scores = self.lm.read(rows, rests, [answer for (answer,) in firsts] if along else ())
         if self.max_new_tokens:
-            rows, logits = self.lm.next_logits(rows, rests)
             self._take_tokens(new, logits)
-        else:
-            rows = self.lm.read(rows, rests)
+        if along:
+            self._take_scores(new, scores)
         self._score(new, rows)
         return rows
 
@@ -170,21 +176,28 @@ class _Share:
             if not (self.replies[i].tokens and self._is_finished(i)):
                 self.replies[i].tokens.append(token)
 
+    def _take_scores(self, new: Sequence[int], scores: Tensor) -> None:
+        for i, score in zip(new, scores.tolist(), strict=True):
+            self.replies[i].log_probabilities.append(score)
+
     def _score(self, new: Sequence[int], rows: Rows) -> None:
-        """The log-probabilities of given answers, each a row of its own behind its prompt but the last token."""
-        given = deque((row, answer) for row, i in enumerate(new) for answer in self.questions[i].answers)
-        while given:
+        """The log-probabilities of given answers that have none yet, each in a row of its own: its prompt's, whose last
+        token is read again."""
+        left = deque(
+            (row, answer)
+            for row, i in enumerate(new)
+            for answer in self.questions[i].answers[len(self.replies[i].log_probabilities) :]
+        )
+        while left:
             some: list[tuple[int, list[int]]] = []
             room = _TOKENS_OF_A_ROW * self.lm.batch_size
-            while (
-                given and len(some) < _ANSWERS_OF_A_ROW * self.lm.batch_size and (len(given[0][1]) <= room or not some)
-            ):
-                some.append(given.popleft())
+            while left and len(some) < _ANSWERS_OF_A_ROW * self.lm.batch_size and (len(left[0][1]) <= room or not some):
+                some.append(left.popleft())
                 room -= len(some[-1][1])
+            numbers = [new[row] for row, _ in some]
             behind = rows.chosen([row for row, _ in some], without_last=True)
-            texts = [[self.questions[new[row]].prompt[-1], *answer] for row, answer in some]
-            for (row, _), score in zip(some, self.lm.log_probability(behind, texts).tolist(), strict=True):
-                self.replies[new[row]].log_probabilities.append(score)
+            again = [self.questions[i].prompt[-1:] for i in numbers]
+            self._take_scores(numbers, self.lm.read(behind, again, [answer for _, answer in some])[2])
 
 
 def _say_once(line: str) -> None:
