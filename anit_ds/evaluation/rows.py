@@ -30,22 +30,23 @@ class GrowingLayer(DynamicLayer):
         self.rooms = list(rooms)
         if rooms:
             self.lazy_initialization(*rooms)
-            self._hold(length)
+            self.hold(length)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.rooms = [key_states[..., :0, :], value_states[..., :0, :]]
-            self._hold(0)
+            self.hold(0)
         held = cast(Tensor, self.keys).shape[-2]
         length = held + key_states.shape[-2]
         if self.rooms[0].shape[-2] < length:
             self.rooms = [pad(room[..., :held, :], (0, 0, 0, length - held + _SPARE)) for room in self.rooms]
         for room, states in zip(self.rooms, (key_states, value_states), strict=True):
             room[..., held:length, :] = states
-        return self._hold(length)
+        return self.hold(length)
 
-    def _hold(self, length: int) -> tuple[Tensor, Tensor]:
+    def hold(self, length: int) -> tuple[Tensor, Tensor]:
+        """Make the first `length` columns of the rooms the keys and values."""
         self.keys, self.values = (room[..., :length, :] for room in self.rooms)
         return self.keys, self.values
 
@@ -79,9 +80,11 @@ class Rows:
         return torch.arange(self.width, device=device) >= self.width - lengths
 
     def grown(self, by: Sequence[int]) -> Rows:
-        """After a pass over `max(by)` more columns, of which row b's first `by[b]` are its own."""
+        """After a pass over more columns, of which row b's first `by[b]` are its own."""
         lengths = [had + more for had, more in zip(self.lengths, by, strict=True)]
         if min(by) == max(by):
+            for layer in self.layers:
+                layer.hold(max(lengths))
             return Rows(self.cache, lengths)
         ends = [self.width + more for more in by]
         return Rows._of(self._moved(range(len(by)), ends, max(lengths)), lengths)

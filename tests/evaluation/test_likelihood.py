@@ -55,12 +55,18 @@ def test_scores_of_labels_are_those_of_plain_passes(
     assert scores.shape == (11, 6) and torch.allclose(scores, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_answers_stay_what_they_are_beside_scores(make_model: Callable[..., Any], tokenizer: Any):
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("lengths", ["equal", "unequal"])
+def test_answers_stay_what_they_are_beside_scores(
+    lengths: str, batch_size: int, make_model: Callable[..., Any], tokenizer: Any
+):
     model = make_model()
     prompts, answers = prompts_and_answers(19)
-    how = {"max_new_tokens": 12, "batch_size": 4}
+    if lengths == "equal":
+        prompts = [prompt[:51] for prompt in prompts]
+    how = {"max_new_tokens": 12, "batch_size": batch_size}
     alone = ask(model, tokenizer, [Question(prompt) for prompt in prompts], **how)
-    both = ask(model, tokenizer, [Question(p, [a]) for p, a in zip(prompts, answers, strict=True)], **how)
+    both = ask(model, tokenizer, [Question(p, [a, [3, 1]]) for p, a in zip(prompts, answers, strict=True)], **how)
     assert [reply.tokens for reply in both] == [reply.tokens for reply in alone]
     losses, _ = answer_losses(model, tokenizer, prompts, answers)
     assert [-reply.log_probabilities[0] for reply in both] == pytest.approx(losses.tolist(), rel=1e-4)
