@@ -73,7 +73,8 @@ class DataConfig(Section):
     on_error: Literal["raise", "skip"] = "raise"
     """A broken line ends the run (`raise`), or is left out and counted (`skip`)."""
     max_length: int = Field(512, ge=16, le=1 << 24)
-    """Longest prompt plus answer in tokens; a longer sample's text is cut, never its instruction or answer."""
+    """Longest prompt plus answer in tokens; a longer sample's text is cut, never its instruction or answer. A training
+    sample whose answer leaves no room for its prompt is left out."""
     max_train: int | None = Field(None, ge=1)
     """Use at most this many training examples (a seeded choice)."""
     max_dev: int | None = Field(None, ge=1)

@@ -14,11 +14,14 @@ from anit_ds.commands.arguments import config_and_overrides, fresh
 def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> None:
     """Build the noisy set of CONFIG: OUT/data with train, dev, test as JSON lines, and manifest.json.
 
+    Shows counts of examples and labels, lengths against data.max_length, three noisy instructions, one whole prompt.
+
     Overrides are written section.key=value, such as noise.omega=0.3.
     """
     from anit_ds.commands.describe import describe_data
     from anit_ds.configfile import load_config
     from anit_ds.data.rundata import RunData
+    from anit_ds.data.survey import survey
     from anit_ds.runfolder import RunFolder
 
     settings = load_config(config, overrides)
@@ -27,4 +30,5 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
         return
     run = RunFolder(settings.out)
     run.begin(settings, fresh=fresh)
-    click.echo(describe_data(RunData.load(settings, run.data), run.data))
+    built = RunData.load(settings, run.data)
+    click.echo(describe_data(built, run.data, [survey(of, settings) for of in built.sets]))

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from anit_ds.data.rundata import DataSet, RunData
+from anit_ds.data.survey import Survey
 
 _WIDTH = 110
+_MOST_LABELS = 12
 
 
-def describe_data(data: RunData, folder: Path) -> str:
-    """Counts, beta and three examples of each data set, raw beside noisy."""
-    return "\n\n".join(_describe_set(s) for s in data.sets) + f"\n\nwritten to {folder}"
+def describe_data(data: RunData, folder: Path, surveys: Sequence[Survey] = ()) -> str:
+    """Counts, beta and three examples of each data set, raw beside noisy, and what its survey found."""
+    told = [_describe_set(s) for s in data.sets]
+    for number, found in enumerate(surveys):
+        told[number] += "\n" + _describe_survey(found)
+    return "\n\n".join(told) + f"\n\nwritten to {folder}"
+
+
+def _describe_survey(found: Survey) -> str:
+    total = found.labels.total()
+    shown = [f"{label} {count} ({count / total:.1%})" for label, count in found.labels.most_common(_MOST_LABELS)]
+    more = len(found.labels) - len(shown)
+    lines = ["labels in train: " + ", ".join(shown) + (f" and {more} more" if more else "")]
+    for split, of in found.lengths.items():
+        what = "prompt and answer" if split == "train" else "prompt"
+        too_long = f"{of.too_long} of {of.measured} longer than data.max_length"
+        lines.append(
+            f"{found.unit} of {split} ({what}): median {of.median}, 95% up to {of.most}, longest {of.longest}"
+            + (f"; {too_long}" if found.unit == "tokens" else "")
+        )
+    if found.unit == "words":
+        lines.append("note: the model's tokenizer.json is not on this machine, so these are words and not tokens")
+    if found.absent:
+        id, span = found.absent[0]
+        lines.append(
+            f"note: {len(found.absent)} of {found.spans} spans of train do not occur in their text, such as "
+            f"{span[:60]!r} in {id}"
+        )
+    lines += ["the first training sample, with its answer:", *(f"    {line}" for line in found.prompt.split("\n"))]
+    return "\n".join(lines)
 
 
 def _describe_set(of: DataSet) -> str:
@@ -21,7 +51,8 @@ def _describe_set(of: DataSet) -> str:
     counts, noise, measured = manifest["counts"], manifest["noise"], manifest["distortion"]
     lines = [
         f"{of.name} ({of.task.name}): {counts['train']} train, {counts['dev']} dev, {counts['test']} test"
-        + (f", {counts['skipped']} lines skipped" if counts["skipped"] else ""),
+        + (f", {counts['skipped']} lines skipped" if counts["skipped"] else "")
+        + (f", {counts['left_out']} left out" if counts.get("left_out") else ""),
         f"noise {noise['kind']}, omega {noise['omega']}, phi {noise['phi']}: "
         f"{counts['noisy']} noisy, {counts['raw']} raw instructions",
         f"beta {measured['beta']:.4f} ({measured['kind']}, normalised by {measured['normalised_by']}"

@@ -9,18 +9,22 @@ template.
     Answer: positive<eos>
 
 Prompt and answer are tokenised apart and concatenated, exactly as generation sees them. A sample that is too long loses
-the end of its text, never of its instruction or answer, and is counted.
+the end of its text, never of its instruction or answer, and is counted. What a text says is what the model reads: none
+of it becomes a control token, and a chat template that changes it is refused.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from anit_ds.data.examples import Sample, sample_key
-from anit_ds.errors import InputError
+from anit_ds.data.plaintext import PlainText
+from anit_ds.errors import InputError, shown
 
 if TYPE_CHECKING:
     from anit_ds.config import Config
@@ -33,6 +37,7 @@ _TITLES = {
     "instruction": "Instruction", "question": "Question", "format": "Format", "options": "Option", "text": "Text",
 }  # fmt: skip
 _TOKENIZED_AT_ONCE = 1000
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,16 @@ def render_prompt(sample: Sample, order: str = "paper") -> str:
     return "\n".join([*lines, "Answer:"])
 
 
+class NoRoom(InputError):
+    """A prompt that is too long even without its text."""
+
+
 class PromptEncoder:
     """Tokenises samples for one model, for training and evaluation alike.
 
-    `truncated` counts the training samples whose text was cut. Raises InputError for a tokenizer that is not a fast one
-    (no character offsets), has no EOS, or has no chat template where `style` is "chat".
+    `cut` names the samples of train, dev and test whose text was cut, `left_out` the training samples whose answer left
+    no room for their prompt; a sample counts once, however often it is tokenised. Raises InputError for a tokenizer
+    that is not a fast one (no character offsets), has no EOS, or has no chat template where `style` is "chat".
     """
 
     def __init__(self, tokenizer: Any, *, style: str = "plain", order: str = "paper", max_length: int = 512) -> None:
@@ -75,7 +85,14 @@ class PromptEncoder:
         if style == "chat" and not getattr(tokenizer, "chat_template", None):
             raise InputError(f"prompt.style: {name} has no chat template; use prompt.style=plain")
         self.tokenizer, self.style, self.order, self.max_length = tokenizer, style, order, max_length
-        self.truncated = 0
+        self.cut: dict[str, set[int]] = defaultdict(set)
+        self.left_out: set[int] = set()
+        self._plain = PlainText(tokenizer)
+
+    @property
+    def truncated(self) -> int:
+        """How many training samples lost the end of their text."""
+        return len(self.cut["train"])
 
     @classmethod
     def of(cls, config: Config, tokenizer: Any) -> PromptEncoder:
@@ -83,69 +100,103 @@ class PromptEncoder:
         return cls(tokenizer, style=config.prompt.style, order=config.prompt.order, max_length=config.data.max_length)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
-        """Prompt and answer of training samples, at most max_length tokens together."""
-        return [e for chunk in _chunks(samples) for e in self._encode(chunk, with_answer=True)]
+        """Prompt and answer of training samples, at most max_length tokens together.
 
-    def encode_prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """Prompts to be answered, each at most max_length tokens."""
-        return [e.prompt for chunk in _chunks(samples) for e in self._encode(chunk, with_answer=False)]
-
-    def _encode(self, samples: list[Sample], *, with_answer: bool) -> list[Encoded]:
-        answers = self._answers(samples) if with_answer else [[] for _ in samples]
-        encoded = []
-        for sample, (ids, span), answer in zip(samples, self._prompts(samples), answers, strict=True):
-            if len(ids) + len(answer) > self.max_length:
-                ids, span = self._cut_text(sample, room=self.max_length - len(answer))
-                self.truncated += with_answer
-            encoded.append(Encoded(sample_key(sample.id), ids, answer, span, sample.distortion, sample.dataset))
+        A sample whose answer leaves no room for its prompt even without a text is left out and counted. Raises
+        InputError where that is all of them.
+        """
+        known = len(self.left_out)
+        encoded = [e for chunk in _chunks(samples) for e in self._encode_answered(chunk)]
+        if len(self.left_out) > known:
+            _logger.warning(
+                "%d training samples are left out: their answers leave no room for their prompts in data.max_length %d",
+                len(self.left_out), self.max_length,
+            )  # fmt: skip
+        if samples and not encoded:
+            (answer,) = self.encode_answers([samples[0].answer])
+            self._cut_text(samples[0], room=self.max_length - len(answer))
         return encoded
 
-    def _answers(self, samples: list[Sample]) -> list[list[int]]:
+    def encode_prompts(self, samples: Sequence[Sample], split: str = "") -> list[list[int]]:
+        """Prompts to be answered, each at most max_length tokens; cut ones count under `split` (dev or test)."""
+        prompts = []
+        for chunk in _chunks(samples):
+            for sample, (ids, _) in zip(chunk, self._prompts(chunk), strict=True):
+                if len(ids) > self.max_length:
+                    ids, _ = self._cut_text(sample, room=self.max_length)
+                    self.cut[split].add(sample_key(sample.id))
+                prompts.append(ids)
+        return prompts
+
+    def encode_answers(self, answers: Sequence[str]) -> list[list[int]]:
+        """Answers as the model is to say them behind a prompt, ended by EOS."""
         space = " " if self.style == "plain" else ""
-        texts = [space + sample.answer for sample in samples]
-        ids = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return [[*answer, self.tokenizer.eos_token_id] for answer in ids]
+        return [[*of.ids, self.tokenizer.eos_token_id] for of in self._plain.tokens([space + a for a in answers])]
+
+    def _encode_answered(self, samples: list[Sample]) -> Iterator[Encoded]:
+        answers = self.encode_answers([sample.answer for sample in samples])
+        for sample, (ids, span), answer in zip(samples, self._prompts(samples), answers, strict=True):
+            key = sample_key(sample.id)
+            if len(ids) + len(answer) > self.max_length:
+                try:
+                    ids, span = self._cut_text(sample, room=self.max_length - len(answer))
+                except NoRoom:
+                    self.left_out.add(key)
+                    continue
+                self.cut["train"].add(key)
+            yield Encoded(key, ids, answer, span, sample.distortion, sample.dataset)
 
     def _prompts(self, samples: list[Sample]) -> list[tuple[list[int], tuple[int, int]]]:
         """Each sample's prompt as token ids, and where among them its instruction is."""
-        texts = [self._text(sample) for sample in samples]
-        batch = self.tokenizer(
-            [text for text, _ in texts],
-            add_special_tokens=self.style == "plain",  # a chat template writes its own
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-        )
+        plain = [render_prompt(sample, self.order) for sample in samples]
+        if self.style == "chat":
+            texts = [self._in_template(sample, text) for sample, text in zip(samples, plain, strict=True)]
+            begins = [text.index(own) for text, own in zip(texts, plain, strict=True)]
+            places = [(begin, begin + len(own)) for begin, own in zip(begins, plain, strict=True)]
+            made = self._plain.tokens_inside(texts, places)  # a chat template writes its own BOS
+        else:
+            begins = [0] * len(plain)
+            made = self._plain.tokens(plain, add_special_tokens=True)
         prompts = []
-        for sample, (_, start), ids, offsets in zip(
-            samples, texts, batch["input_ids"], batch["offset_mapping"], strict=True
-        ):
+        for sample, own, begin, (ids, offsets) in zip(samples, plain, begins, made, strict=True):
             if self.style == "plain" and ids[-1] == self.tokenizer.eos_token_id:
                 ids, offsets = ids[:-1], offsets[:-1]  # some tokenizers close every sequence; a prompt stays open
+            start = begin + self._place_of_instruction(sample, own)
             prompts.append((ids, _token_span(offsets, start, start + len(sample.instruction))))
         return prompts
 
-    def _text(self, sample: Sample) -> tuple[str, int]:
-        """The prompt as text, and the character at which the instruction begins.
+    def _place_of_instruction(self, sample: Sample, plain: str) -> int:
+        """The character of the plain prompt at which the instruction begins.
 
         The order of the fields, not a search for the words, finds it: a text may well contain "Instruction: ".
         """
-        text = plain = render_prompt(sample, self.order)
-        if self.style == "chat":
-            message = [{"role": "user", "content": plain}]
-            text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        before = text.index(plain) if plain in text else 0
-        first = len(f"{_TITLES['instruction']}: ")
-        last = len(plain) - len("\nAnswer:") - len(sample.instruction)
-        return text, before + (first if self.order == "paper" else last)
+        if self.order == "paper":
+            return len(f"{_TITLES['instruction']}: ")
+        return len(plain) - len("\nAnswer:") - len(sample.instruction)
+
+    def _in_template(self, sample: Sample, plain: str) -> str:
+        """The plain prompt inside the tokenizer's chat template, unchanged."""
+        of = f"prompt.style: the chat template of {self._plain.name}"
+        message = [{"role": "user", "content": plain}]
+        try:
+            text: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program: it may end in any way
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise InputError(f"{of} takes no prompt ({shown(reason)}); use prompt.style=plain") from error
+        if plain not in text:
+            raise InputError(
+                f"{of} changes what it is given: of sample {sample.id} it makes {shown(text)}; use prompt.style=plain"
+            )
+        return text
 
     def _cut_text(self, sample: Sample, room: int) -> tuple[list[int], tuple[int, int]]:
         """The prompt with the longest beginning of the text that fits into `room` tokens."""
-        offsets = self.tokenizer(sample.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        ((_, offsets),) = self._plain.tokens([sample.text])
         keep = len(offsets)
         ids, span = self._prompts([sample])[0]
         while len(ids) > room:
             if keep == 0:
-                raise InputError(
+                raise NoRoom(
                     f"data.max_length: sample {sample.id} needs {len(ids)} tokens for its prompt without any text, "
                     f"and {room} are left beside its answer; raise data.max_length"
                 )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from anit_ds.data.tasks import TASKS, Parsed, Task
 
 if TYPE_CHECKING:
     from anit_ds.config import Config
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class RunData:
             corpus, recipe = portion.ingredients(config, epoch=epoch)
             own = root / portion.dataset if root and config.data.mix else root
             noisy = build_noisy_set(corpus, recipe, out=own)
+            if epoch == 0:
+                for note in noisy.manifest["notes"]:
+                    _logger.info("%s: %s", portion.dataset, note)
             sets.append(DataSet(portion.dataset, recipe.instructions, recipe.version, noisy, portion.weight))
         return cls(sets)
 

@@ -168,8 +168,7 @@ class Evaluator:
 
     def _answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Answers as training writes them, ended by EOS."""
-        space = " " if self.encoder.style == "plain" else ""
-        return [[*ids, self.tokenizer.eos_token_id] for ids in self._ids([space + text for text in texts])]
+        return self.encoder.encode_answers(texts) if texts else []
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []

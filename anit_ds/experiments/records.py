@@ -17,7 +17,7 @@ from anit_ds.config import identity, same_result
 from anit_ds.experiments.cells import Cell, Chosen
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.statistics import example_counts
-from anit_ds.files import read_json, write_json
+from anit_ds.files import read_json, read_json_lines, write_json
 from anit_ds.runfolder import RunFolder, versions
 
 Result = dict[str, Any]
@@ -135,8 +135,7 @@ def _counts(predictions: Path) -> dict[str, list[list[int]]]:
     """Data set -> [hits, predicted, gold] of each test example, which the intervals are drawn from."""
     counts: dict[str, list[list[int]]] = {}
     if predictions.is_file():
-        for line in predictions.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in read_json_lines(predictions):
             counts.setdefault(row["dataset"], []).append(example_counts(row))
     return counts
 
@@ -149,7 +148,7 @@ def _told(report: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _attack(metrics: Path) -> dict[str, float]:
     """Means over the run's second half of what its attack did: losses, cosine of delta1 and g, size."""
     names = ("loss/clean", "loss/adversarial", "nrm/cosine", "nrm/delta_to_embedding", "nrm/clipped_share")
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = read_json_lines(metrics)
     steps = [line for line in lines if "lr" in line]
     late = steps[len(steps) // 2 :]
     told = {name: [line[name] for line in late if line.get(name) is not None] for name in names}
@@ -157,7 +156,7 @@ def _attack(metrics: Path) -> dict[str, float]:
 
 
 def _dev_curve(metrics: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = read_json_lines(metrics)
     return [(line["step"], line["dev/micro_f1"]) for line in lines if "dev/micro_f1" in line]
 
 

@@ -53,7 +53,8 @@ class Feed:
         """The indices into `encoded` of the step's global batch."""
         epoch, place = divmod(step // self.replays, self.per_epoch)
         self._enter(epoch)
-        indices: np.ndarray = self.plan[place]
+        # Noise that is drawn anew may leave out a few samples more than in the first epoch, whose steps are counted.
+        indices: np.ndarray = self.plan[place % len(self.plan)]
         return indices
 
     def batches(self, step: int, indices: np.ndarray) -> list[Batch]:

@@ -130,6 +130,34 @@ def test_a_folder_of_another_configuration_is_refused(write_config, capsys, monk
     assert "omega 0.4" in capsys.readouterr().out
 
 
+def test_data_shows_what_will_be_trained_on(write_config, capsys, monkeypatch, tmp_path, tiny_folder):
+    rows = [{"text": f"Ada {i} lives in Bern", "items": [["person", f"Ada {i}"], ["place", "Basel"]]} for i in range(9)]
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"text": "x", "items": []}])
+    )
+    for split in ("dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    words = {"person": "person", "place": "place"}
+    (tmp_path / "instructions.yaml").write_text(yaml.safe_dump({**INSTRUCTIONS, "task": "ner", "labels": words}))
+    file = write_config(**{"model.name_or_path": str(tiny_folder), "data.max_length": 150, "noise.kind": "none"})
+    monkeypatch.setattr(sys, "argv", ["anit", "data", str(file)])
+    main()
+    said = capsys.readouterr().out
+    prompt = (
+        "    Instruction: Say which one it is of the two that there are.\n    Question: Which?\n    Format: one label\n"
+        "    Option: person, place\n    Text: Ada 0 lives in Bern\n    Answer: person: Ada 0; place: Basel\n"
+    )
+    assert prompt in said
+    assert "labels in train: person 9 (47.4%), place 9 (47.4%), None 1 (5.3%)" in said
+    assert "9 of 18 spans of train do not occur in their text, such as 'Basel' in jsonl/train/0" in said
+    longest = len("\n".join(line[4:] for line in prompt.split("\n"))) - 1 + 1  # a byte each, no line end, EOS
+    assert (
+        f"tokens of train (prompt and answer): median {longest}, 95% up to {longest}, longest {longest}; 9 of 10"
+        in said
+    )
+    assert "note: dev: 1 examples are few to choose an adapter by; have at least 50" in said
+
+
 def test_a_model_that_is_not_there_is_named(write_config, capsys, monkeypatch, tmp_path):
     message = refusal(capsys, monkeypatch, "train", write_config())
     assert f"model.name_or_path: there is no folder {tmp_path / 'no-model'}; give" in message

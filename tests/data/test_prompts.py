@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, processors
 
 from anit_ds.config import Config
-from anit_ds.data.examples import Sample
+from anit_ds.data.examples import Sample, sample_key
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.errors import InputError
 from anit_ds.tiny import tiny_tokenizer
@@ -91,6 +91,99 @@ def test_a_long_sample_loses_the_end_of_its_text_and_nothing_else(style: str, or
 def test_a_prompt_that_does_not_fit_without_its_text_is_named() -> None:
     with pytest.raises(InputError, match="data.max_length: sample a/1 needs 99 tokens .* 54 are left"):
         PromptEncoder(tokenizer("plain"), max_length=60).encode([SAMPLE])
+
+
+def test_an_answer_without_room_for_its_prompt_is_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = PromptEncoder(tokenizer("plain"), max_length=220)
+    long = replace(SAMPLE, id="a/2", answer="good; " * 40)
+    for _ in range(2):  # two epochs
+        (encoded,) = encoder.encode([long, SAMPLE])
+        assert encoded.key == sample_key(SAMPLE.id)
+    assert encoder.left_out == {sample_key("a/2")} and encoder.truncated == 0
+    assert caplog.text.count("1 training samples are left out") == 1
+    assert len(encoder.encode_prompts([long])[0]) <= 220  # it is asked all the same
+    with pytest.raises(InputError, match="data.max_length: sample a/2 needs"):
+        encoder.encode([long])
+
+
+def test_cut_texts_count_once_and_for_each_split() -> None:
+    encoder = PromptEncoder(tokenizer("plain"), max_length=220)
+    long = [replace(SAMPLE, id=f"a/{i}", text="many words " * 40) for i in range(5)]
+    for _ in range(3):
+        encoder.encode(long[:2])
+        encoder.encode_prompts(long[2:3], "dev")
+        encoder.encode_prompts(long[2:], "test")
+    assert {split: len(keys) for split, keys in encoder.cut.items()} == {"train": 2, "dev": 1, "test": 3}
+    assert encoder.truncated == 2
+
+
+CONTROL = ["<eos>", "<pad>", "</s>", "<|im_end|>", "<|user|>", "<|assistant|>", "<think>"]
+
+
+def with_control(kind: str) -> Any:
+    """A vocabulary with control tokens of both kinds, and a word of a domain that is to be recognised in texts."""
+    made = tokenizer(kind)
+    made.add_special_tokens({"additional_special_tokens": CONTROL[2:-1]})
+    made.add_tokens([AddedToken("<think>", special=False), AddedToken("été", special=False)])
+    made.chat_template = CHAT.replace("<|assistant|>", "<|assistant|><think>")
+    return made
+
+
+@pytest.mark.parametrize("style", ["plain", "chat"])
+@pytest.mark.parametrize("kind", ["plain", "bos", "bos-and-eos"])
+@pytest.mark.parametrize("said", [*CONTROL, " <eos><eos>", "a<<think>think>b", "<|im_end|>\n<|im_start|>user"])
+def test_a_text_never_becomes_control(said: str, kind: str, style: str) -> None:
+    made = with_control(kind)
+    encoder = PromptEncoder(made, style=style)
+    inside = replace(SAMPLE, text=f"so {said} été", answer=f"good {said}", instruction=f"Say {said} if.")
+    plain, odd = encoder.encode([replace(SAMPLE, text="so été"), inside])
+    control = {id for id, token in made.added_tokens_decoder.items() if token.content in (*CONTROL, "<bos>")}
+    frame = [id for id in plain.prompt if id in control]
+    assert [id for id in odd.prompt if id in control] == frame
+    assert made.decode(odd.prompt).count(said) >= 2 and made.decode(odd.prompt[slice(*odd.instruction)]) == (
+        inside.instruction
+    )
+    assert made.decode(odd.answer) == f"{' ' if style == 'plain' else ''}good {said}<eos>"
+    assert [id for id in odd.answer if id in control] == [made.eos_token_id]
+    assert made.convert_tokens_to_ids("été") in odd.prompt  # a word of a domain is none of them
+    assert encoder.encode_prompts([inside]) == [odd.prompt]
+
+
+@pytest.mark.parametrize("style", ["plain", "chat"])
+def test_texts_without_control_are_tokenised_as_ever(style: str) -> None:
+    made = with_control("bos")
+    (encoded,) = PromptEncoder(made, style=style).encode([SAMPLE])
+    text = f"<|user|>{PLAIN}<|end|><|assistant|><think>" if style == "chat" else PLAIN
+    assert encoded.prompt == made(text, add_special_tokens=style == "plain")["input_ids"]
+
+
+BODY = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[/]{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (BODY.replace("m.content", "m.content.replace('\n', ' ')"), "changes what it is given: of sample a/1"),
+        (BODY.replace("m.content", "m.content | upper"), "changes what it is given"),
+        (BODY.replace("{{ m.content }}", "{% for p in m.content %}{{ p.text }}{% endfor %}"), "changes what it is"),
+        (BODY.replace("m.content", "m.content[:50]"), "changes what it is given"),
+        ("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}", "system first"),
+        ("{{ messages[0].content.no_such_method() }}", "takes no prompt"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% for", "takes no prompt"),
+    ],
+)
+def test_a_template_that_rewrites_is_refused_by_its_name(template: str, said: str) -> None:
+    made = tokenizer("plain")
+    made.chat_template, made.name_or_path = template, "models/odd"
+    with pytest.raises(InputError, match="prompt.style: the chat template of models/odd") as error:
+        PromptEncoder(made, style="chat").encode([SAMPLE])
+    assert said in str(error.value) and "use prompt.style=plain" in str(error.value)
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(InputError, match="half a character"):
+        PromptEncoder(tokenizer("plain")).encode_prompts([replace(SAMPLE, text="so \ud83d")])
 
 
 def test_a_tokenizer_without_a_chat_template_is_named() -> None:

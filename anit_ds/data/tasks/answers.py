@@ -1,8 +1,9 @@
 r"""The grammar that answers share: `label: span; label: span, span`, and `None` for an empty set.
 
-A span may hold the separators themselves: a backslash before `;` or `,` (or before a backslash, or before white
-space at an end of a span) makes it part of the span, and `\n`, `\r` stand for line breaks, because an answer is one
-line. Everything here is linear in the answer's length and never raises on what a model says.
+A span may hold the separators themselves: a backslash before `;` or `,` (or before a backslash) makes it part of the
+span. `\n` and `\r` stand for line breaks, because an answer is one line. What surrounds an answer is stripped on its
+way, so `\s` stands for a blank at an end of a span, and `\u` with four hexadecimal digits for other white space there.
+Everything here is linear in the answer's length and never raises on what a model says.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class LabelLookup:
         self._folded = {fold(said): raw for raw, said in words.items()}
 
     def __call__(self, said: str) -> str | None:
-        return self._exact.get(said) or self._folded.get(fold(said))
+        return self._exact.get(said, self._folded.get(fold(said)))
 
 
 def fold(words: str) -> str:
@@ -122,8 +123,9 @@ def is_none(line: str) -> bool:
     return line.strip().rstrip(".").casefold() == NONE.casefold()
 
 
-_LINE_BREAKS = {"\n": "\\n", "\r": "\\r"}
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_WRITTEN = {"\n": "\\n", "\r": "\\r", " ": "\\s"}
+_READ = {"n": "\n", "r": "\r", "s": " "}
+_ESCAPED = re.compile(r"\\(u[0-9a-f]{4}|.)", re.DOTALL)
 
 
 @lru_cache(maxsize=16)
@@ -132,8 +134,18 @@ def _special(separators: str) -> re.Pattern[str]:
 
 
 def escape(span: str, separators: str) -> str:
-    """`span` on one line, a backslash before each separator and backslash and before white space at its ends."""
-    return _special(separators).sub(lambda match: _LINE_BREAKS.get(match[0], "\\" + match[0]), span)
+    """`span` on one line, a backslash before each separator and backslash, and no white space at its ends."""
+    return _special(separators).sub(lambda match: _written(match[0]), span)
+
+
+def _written(character: str) -> str:
+    if character.isspace():
+        return _WRITTEN.get(character, f"\\u{ord(character):04x}")
+    return "\\" + character
+
+
+def _read(escaped: str) -> str:
+    return chr(int(escaped[1:], 16)) if len(escaped) > 1 else _READ.get(escaped, escaped)
 
 
 def unescape(piece: str) -> str:
@@ -144,7 +156,7 @@ def unescape(piece: str) -> str:
         stripped += piece[len(stripped)]
     if "\\" not in stripped:
         return stripped
-    return _ESCAPED.sub(lambda match: {"n": "\n", "r": "\r"}.get(match[1], match[1]), stripped)
+    return _ESCAPED.sub(lambda match: _read(match[1]), stripped)
 
 
 def split_unescaped(text: str, separator: str, at_most: int = -1) -> list[str]:

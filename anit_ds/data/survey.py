@@ -1,0 +1,115 @@
+"""What a data set looks like before anything trains on it: its labels, its lengths, and spans that its texts lack.
+
+`survey(data_set, config)` counts tokens with the model's own tokenizer where its tokenizer.json is on this machine,
+without torch, and words where it is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anit_ds.data.examples import Sample
+from anit_ds.data.prompts import render_prompt
+from anit_ds.data.rundata import DataSet
+
+if TYPE_CHECKING:
+    from anit_ds.config import Config, ModelConfig
+
+MOST_MEASURED = 5_000
+"""Samples of a split whose lengths are counted, evenly spread over it."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens (or words) of a split's prompts, in training with their answers: the longest `too_long` of `measured`
+    exceed the limit."""
+
+    measured: int
+    median: int
+    most: int
+    """95% are no longer."""
+    longest: int
+    too_long: int
+
+
+@dataclass
+class Survey:
+    """`prompt` is the first training sample's with its answer; `labels` counts train's items, "None" texts without one;
+    `absent` names (sample, span) of spans that do not occur in their text, of `spans` in train."""
+
+    prompt: str
+    unit: str
+    lengths: dict[str, Lengths] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
+    spans: int = 0
+    absent: list[tuple[str, str]] = field(default_factory=list)
+
+
+def survey(of: DataSet, config: Config) -> Survey:
+    """Look through a data set once."""
+    unit, lengths_of = _measure(config.model)
+    train = of.split("train")
+    order, limit = config.prompt.order, config.data.max_length
+    found = Survey(f"{render_prompt(train[0], order)} {train[0].answer}", unit)
+    for split in ("train", "dev", "test"):
+        samples = _spread(of.split(split))
+        if samples:
+            answered = split == "train"
+            texts = [render_prompt(s, order) + (f" {s.answer}" if answered else "") for s in samples]
+            found.lengths[split] = _lengths([n + answered for n in lengths_of(texts)], limit)  # and EOS
+    for sample in train:
+        found.labels.update([item[0] for item in sample.items] or ["None"])
+        spans = [span for item in sample.items for span in item[1:]]
+        found.spans += len(spans)
+        found.absent += [(sample.id, span) for span in spans if span not in sample.text]
+    return found
+
+
+def _spread(samples: Sequence[Sample]) -> list[Sample]:
+    size = min(len(samples), MOST_MEASURED)
+    return [samples[i * len(samples) // size] for i in range(size)]
+
+
+def _lengths(counts: Sequence[int], limit: int) -> Lengths:
+    ordered = sorted(counts)
+    size = len(ordered)
+    return Lengths(
+        size, ordered[size // 2], ordered[min(size - 1, size * 95 // 100)], ordered[-1], sum(n > limit for n in ordered)
+    )
+
+
+def _measure(model: ModelConfig) -> tuple[str, Callable[[list[str]], list[int]]]:
+    """What lengths are counted in, and the function that counts them."""
+    file = _tokenizer_file(model)
+    if file is None:
+        return "words", lambda texts: [len(text.split()) for text in texts]
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception:  # the library raises plain Exception; a file that it cannot read is not this command's business
+        return "words", lambda texts: [len(text.split()) for text in texts]
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return "tokens", lambda texts: [len(encoding) for encoding in tokenizer.encode_batch_fast(texts)]
+
+
+def _tokenizer_file(model: ModelConfig) -> Path | None:
+    """The model's tokenizer.json in its folder or in the hub's cache; nothing is fetched."""
+    folder = Path(model.name_or_path)
+    if folder.is_dir():
+        file = folder / "tokenizer.json"
+        return file if file.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(model.name_or_path, "tokenizer.json", revision=model.revision)
+    except HFValidationError:  # no hub id either; training will say so
+        return None
+    return Path(cached) if isinstance(cached, str) else None
