@@ -39,8 +39,10 @@ def load_yaml(
 ) -> Schema:
     """`load_config` for any schema. `expand` may complete what was read, before the overrides."""
     path = Path(path)
-    if path.is_dir():
-        path = path / "config.yaml"
+    try:
+        path = path / "config.yaml" if path.is_dir() else path
+    except OSError as error:  # a name that no file system takes
+        raise InputError(f"{shown(str(path))}: cannot read the configuration ({error.strerror})") from error
     document = read_yaml(path, "the configuration")
     raw = document.value
     if not isinstance(raw, dict):

@@ -28,6 +28,8 @@ def _row(line: str) -> Row:
 
 def _items(text: str, words: list[str]) -> tuple[Item, ...]:
     try:
+        if "\\" in text:  # an escape that Python would warn of
+            raise ValueError
         triplets = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise Broken(f"the triplets are not a Python list: {text[:80]!r}") from None

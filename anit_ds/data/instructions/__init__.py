@@ -106,7 +106,7 @@ def load_instructions(name_or_path: str | Path) -> Instructions:
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = _FOLDER / f"{name_or_path}.yaml"
-        if not path.is_file():
+        if name_or_path not in _names():
             name = str(name_or_path)
             raise InputError(f"no instructions are called {shown(name)}; {_nearest(name)}")
     # Labels, their words and the texts are what the file writes: `no`, `1.0` and 12:30 are as good as any.
@@ -122,7 +122,11 @@ def load_instructions(name_or_path: str | Path) -> Instructions:
         raise InputError(f"{path}: {field + ': ' if field else ''}{problem['msg']}") from error
 
 
+def _names() -> list[str]:
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
 def _nearest(name: str) -> str:
-    names = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    names = _names()
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}; or give a .yaml file of your own"
