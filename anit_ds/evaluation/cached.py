@@ -71,14 +71,21 @@ class CachedLM:
     """A model in evaluation mode, ready to go on from prefixes, of which the first is empty.
 
     Use it in a `with`: it takes the model's head and gives it back. All ranks go through the `with` together where
-    weights are partitioned.
+    weights are partitioned. `heartbeat` is called after every pass, those that a rank only takes part in too.
     """
 
-    def __init__(self, model: nn.Module, prefixes: Sequence[list[int]], *, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        prefixes: Sequence[list[int]],
+        *,
+        batch_size: int,
+        heartbeat: Callable[[], None] = lambda: None,
+    ) -> None:
         self.model: Any = model
         self.device, self.dtype = next(model.parameters()).device, base_of(model).dtype
         self._texts, self.batch_size = prefixes[1:], batch_size
-        self._pace = Pace(model)
+        self._pace, self._heartbeat = Pace(model), heartbeat
 
     def __enter__(self) -> CachedLM:
         self._head = AnswerHead(self.model)
@@ -148,6 +155,7 @@ class CachedLM:
         )
         if any(type(layer) is not GrowingLayer for layer in rows.cache.layers):
             raise RuntimeError("the model does not keep plain keys and values in every layer")
+        self._heartbeat()
         logits: Tensor = output.logits
         return logits
 

@@ -100,14 +100,13 @@ def ask(
     replies: dict[int, Reply] = {}
     with (
         evaluating(model),
-        CachedLM(model, prefixes.texts, batch_size=batch_size) as lm,
+        CachedLM(model, prefixes.texts, batch_size=batch_size, heartbeat=heartbeat) as lm,
         tqdm(total=sum(map(len, mine)), desc=progress, disable=quiet, leave=False) as bar,
     ):
         for numbers in mine:
             share = _Share(lm, questions, prefixes, max_new_tokens, stops_of(model, tokenizer))
             for finished in share.passes(numbers):
                 bar.update(finished)
-                heartbeat()
             replies.update(share.replies)
     return in_order(replies, len(questions))
 
