@@ -33,7 +33,7 @@ class PlainText:
             for id, token in added.items()
             if token.special or (token.content in str(template or "") and not token.content.isspace())
         }
-        self.name = getattr(tokenizer, "name_or_path", "the tokenizer")
+        self.name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
         self._with_control = tokenizer
         self._tokenizer = _treating_as_special(tokenizer, {id for id in control if not added[id].special})
         self._control_ids = frozenset(control)
