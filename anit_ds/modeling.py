@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,7 +12,7 @@ from typing import Any, get_type_hints
 import peft
 import torch
 import transformers
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
 from anit_ds.config import Config, LoraConfig, ModelConfig
@@ -61,7 +62,7 @@ def load_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _not_there(config, error) from error
     return model.requires_grad_(False)
 
@@ -93,7 +94,7 @@ def peft_config(config: LoraConfig) -> peft.LoraConfig:
         if name in (*_LORA_NAMES.values(), "r", "init_lora_weights"):
             continue
         try:
-            TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            _adapter_of_type(types[name]).validate_python(value)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise InputError(f"lora.{name}: {reason[:1].lower()}{reason[1:]}, not {shown(value)}") from error
@@ -101,6 +102,13 @@ def peft_config(config: LoraConfig) -> peft.LoraConfig:
         return peft.LoraConfig(**{"task_type": "CAUSAL_LM", **given})
     except (TypeError, ValueError, LookupError, AttributeError, ImportError) as error:
         raise InputError(f"lora: {error}") from error
+
+
+def _adapter_of_type(kind: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # a dataclass has settings of its own
+        return TypeAdapter(kind)
 
 
 def add_adapter(model: nn.Module, config: Config) -> nn.Module:
@@ -114,11 +122,15 @@ def add_adapter(model: nn.Module, config: Config) -> nn.Module:
         if config.lora.init_from:
             return load_adapter(model, config.lora.init_from, trainable=True)
         try:
-            return peft.get_peft_model(model, peft_config(config.lora), autocast_adapter_dtype=False)
+            adapted = peft.get_peft_model(model, peft_config(config.lora), autocast_adapter_dtype=False)
         except ValueError as error:
             raise InputError(f"lora.targets: {error}") from error
-        except (TypeError, LookupError, AttributeError) as error:  # a pattern or a list that holds something odd
+        # A pattern or a list that holds something odd, or a field that needs a package more.
+        except (TypeError, LookupError, AttributeError, ImportError, re.error) as error:
             raise InputError(f"lora: peft does not take it ({type(error).__name__}: {error})") from error
+    if not any(parameter.requires_grad for parameter in adapted.parameters()):
+        raise InputError("lora: it leaves nothing to train (inference_mode)")
+    return adapted
 
 
 def load_adapter(model: nn.Module, run_or_adapter: str | Path, *, trainable: bool = False) -> nn.Module:

@@ -100,11 +100,11 @@ def _reason(error: Exception) -> str:
 
 def _parquet_files(folder: Path) -> dict[str, list[str]]:
     """For each name of a split the files whose names begin with it: train.parquet, train-00000-of-00001.parquet."""
+    names = sorted((name for split in NAMES.values() for name in split), key=len, reverse=True)
     files: dict[str, list[str]] = {}
     for path in sorted(map(str, folder.rglob("*.parquet"))):
-        word = re.match("[a-z]*", Path(path).name.lower())
-        if word and any(word[0] in names for names in NAMES.values()):
-            files.setdefault(word[0], []).append(path)
+        if name := next((name for name in names if Path(path).name.lower().startswith(name)), None):
+            files.setdefault(name, []).append(path)
     if not files:
         raise InputError(f"data.path: no Parquet file in {folder} has a name that begins with train, dev or test")
     return files
