@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.errors import shown
 from anit_ds.files import expanded_path
+from anit_ds.yamlfile import dump_yaml
 
 NoiseKind = Literal["none", "truncation", "shuffle", "insertion", "replacement", "padding", "opposite"]
 
@@ -366,7 +366,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load_config` reads back to an equal object."""
-        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json", by_alias=True))
 
 
 # Fields that may change between two starts of one run: they move where or how fast it computes, not what.

@@ -75,8 +75,25 @@ def _line(text: str, number: int) -> str:
     return lines[number] if number < len(lines) else ""
 
 
+def dump_yaml(value: Any) -> str:
+    """YAML that `parse_yaml`, and readers of YAML 1.1, read back to `value`."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 class _Loader(yaml.SafeLoader):
     """Composes nodes only; what a plain scalar is follows YAML 1.2, but for its booleans."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that either version of YAML would take for something else."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        odd_breaks = any(character in data for character in "\x85\u2028\u2029")  # PyYAML folds them outside of "
+        return self.represent_scalar(f"{_CORE}str", data, style='"' if odd_breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -88,7 +105,8 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),
 ):
-    _Loader.add_implicit_resolver(_CORE + _tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_CORE + _tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))
 
 
 class _Reading:

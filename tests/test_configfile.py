@@ -115,7 +115,8 @@ def test_a_byte_order_mark_says_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("written", ["no", "010", "1e5", "12:30", "2024-13-45", "1_000", "0x1f", "on"])
 def test_text_is_what_is_written(written: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(BASE.replace("out: run", f"out: {written}"))
-    config = load_config(tmp_path / "c.yaml", [f"model.revision={written}"])
+    config = load_config(tmp_path / "c.yaml", [f"model.revision={written}", f"lora.x='{written}'"])
+    assert config.lora.model_extra == {"x": written}
     assert (config.out, config.model.revision) == (written, written)
     (tmp_path / "again.yaml").write_text(config.to_yaml())
     assert load_config(tmp_path / "again.yaml") == config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,9 +29,8 @@ def _row(line: str) -> Row:
 
 def _items(text: str, words: list[str]) -> tuple[Item, ...]:
     try:
-        if "\\" in text:  # an escape that Python would warn of
-            raise ValueError
-        triplets = ast.literal_eval(text)
+        with warnings.catch_warnings(action="ignore"):  # Python's, of its own style
+            triplets = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise Broken(f"the triplets are not a Python list: {text[:80]!r}") from None
     if not isinstance(triplets, list):
