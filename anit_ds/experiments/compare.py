@@ -15,6 +15,7 @@ from typing import Protocol
 from anit_ds.errors import InputError
 from anit_ds.experiments.cells import Cell, cells, tuning_cells
 from anit_ds.experiments.grid import CompareConfig
+from anit_ds.experiments.halving import standing
 from anit_ds.experiments.records import Cells, Records, Result
 from anit_ds.experiments.running import Train, run_cells
 from anit_ds.experiments.tuning import choose, write_sweeps
@@ -70,10 +71,16 @@ def compare(
         run("trials on dev", [trial.cell for trial in trials])
     chosen = choose(trials, results)
     write_sweeps(trials, results, chosen)
-    grid = cells(config, chosen)
-    records = Records(config, grid, results, chosen)
-    if not report_only:
-        run("cells", grid, records.add)
+    every = cells(config, chosen)
+    begun: list[Cell] = []
+    while True:  # once, but for survivors: their next cells follow from the results of these
+        grid = standing(config, every, results)
+        records = Records(config, grid, results, chosen)
+        new = grid[len(begun) :]
+        if report_only or not new:
+            break
+        run("cells", new, records.add)
+        begun = grid
     records.write()
     made = records.read_whole()
     from anit_ds.experiments.report import write_report

@@ -37,6 +37,8 @@ class MethodSpec(BaseModel):
     """What tables call it; by default its name, and its preset where one is given."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Fields of the run's configuration for this method, such as {train.epochs: 12} for sft at twice the compute."""
+    stays: bool = False
+    """With `survivors`: trained with every seed, whatever its loss, as a control is."""
     tune: dict[str, list[Any]] = Field(default_factory=dict)
     """Fields of the method and the values to try: each combination is a trial on dev, with the first seed, and the best
     one a data set is used there. Every tuned method must have the same number of trials."""
@@ -124,6 +126,9 @@ class CompareConfig(Section):
     grid: Grid
     transfers: list[Transfer] = Field(default_factory=list)
     """Few-shot transfers between data sets of the grid, in place of the plain grid."""
+    survivors: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """Successive halving: how many arms are trained with the first seed, the second and so on, the last number with all
+    others; the best by dev NLL go on. By default every arm is trained with every seed."""
     show: list[Shown] = Field(["methods"])
     """Tables and figures of the report: the paper's by their numbers, `methods` (all against all data sets),
     `robustness`, and `screen` (many settings on dev, no test split read)."""
@@ -157,6 +162,10 @@ class CompareConfig(Section):
         size = math.prod(len(axis) for _, axis in self.grid if isinstance(axis, list) and axis)
         if size > MOST_CELLS:
             raise ValueError(f"grid: its axes span {size:,} cells; {MOST_CELLS:,} are the most")
+        if self.survivors != sorted(self.survivors, reverse=True):
+            raise ValueError(f"survivors: {self.survivors} grows; no arm comes back, so write no number above the last")
+        if self.survivors and self.transfers:
+            raise ValueError("survivors: a transfer's cells depend on each other; leave one of the two out")
         trials = {spec.label: spec.count_trials() for spec in self.grid.methods if spec.tune}
         if len(set(trials.values())) > 1:
             told = ", ".join(f"{label} {count}" for label, count in trials.items())

@@ -9,6 +9,7 @@ from typing import Literal
 from anit_ds.experiments.cells import Cell, cells, tuning_cells
 from anit_ds.experiments.estimate import device_here, passes_of, seconds
 from anit_ds.experiments.grid import CompareConfig
+from anit_ds.experiments.halving import standing
 from anit_ds.experiments.records import Cells
 
 
@@ -24,9 +25,9 @@ class Planned:
 
 
 def plan(config: CompareConfig) -> list[Planned]:
-    """Every trial and cell in the order in which they are trained. Trains nothing."""
+    """Every trial and cell in the order in which they are trained, as far as survivors are known. Trains nothing."""
     results, device = Cells(Path(config.out)), device_here()
-    trials, grid = [trial.cell for trial in tuning_cells(config)], cells(config)
+    trials, grid = [trial.cell for trial in tuning_cells(config)], standing(config, cells(config), results)
     done = {cell.hash: result for cell in (*trials, *grid) if (result := results.finished(cell)) is not None}
 
     def planned(kind: Literal["trial", "cell"], cell: Cell) -> Planned:

@@ -112,8 +112,9 @@ def test_tuned_methods_must_have_equally_many_trials(write):
         ({"base": {"noise": {"kind": "shuffle"}}}, r"base.noise.kind: the grid decides it"),
         ({"transfers": [{"source": "jsonl", "target": "agnews"}]}, r"'agnews' is no data set of grid.datasets"),
         ({"grid": {"methods": [{"name": "sft", "eps": 2.0}]}}, r"cell jsonl, sft: method: sft does not use 'eps'"),
+        ({"survivors": [2, 4]}, r"survivors: \[2, 4\] grows; no arm comes back"),
     ],
-    ids=["method", "axis", "decided", "transfer", "cell"],
+    ids=["method", "axis", "decided", "transfer", "cell", "survivors"],
 )
 def test_what_is_wrong_in_the_file_is_said_before_anything_runs(write, changes: dict, said: str):
     with pytest.raises(InputError, match=said):
@@ -313,13 +314,25 @@ def test_a_record_of_a_version_with_fewer_fields_still_counts(make_config: Calla
     assert "train.lr" in chosen(config) and "train.adam_eps" not in chosen(config)
 
 
-def test_a_screen_reads_dev_alone_and_draws_each_step(write, monkeypatch: pytest.MonkeyPatch):
-    step = {"name": "anit", "eps_unit": "absolute", "ball": "linf"}
-    methods = ["sft", {**step, "label": "small", "alpha": 0.1}, {**step, "label": "large", "alpha": 1.0}]
-    methods.append({"name": "sft", "label": "sft, twice the epochs", "set": {"train.epochs": 4}})
-    file = write(base={"eval": {"test": False, "max_new_tokens": 4}}, grid={"methods": methods}, show=["screen"])
+def _rerun(monkeypatch: pytest.MonkeyPatch, file: Path) -> list[dict[str, Any]]:
     assert anit(monkeypatch, file) == 0
-    found = {cell["arm"]: cell for cell in results(file)}
+    return results(file)
+
+
+def test_a_screen_reads_dev_alone_draws_each_step_and_goes_on_with_the_best(write, monkeypatch: pytest.MonkeyPatch):
+    step = {"name": "anit", "eps_unit": "absolute", "ball": "linf"}
+    methods = [{"name": "sft", "stays": True}]
+    methods += [{**step, "label": "small", "alpha": 0.1}, {**step, "label": "large", "alpha": 1.0}]
+    methods.append({"name": "sft", "label": "sft, twice the epochs", "set": {"train.epochs": 4}})
+    file = write(
+        base={"eval": {"test": False, "max_new_tokens": 4}},
+        grid={"methods": methods, "seeds": [1, 2]}, survivors=[3, 1], show=["screen"],
+    )  # fmt: skip
+    assert anit(monkeypatch, file) == 0
+    found = {cell["arm"]: cell for cell in results(file) if cell["seed"] == 1}
+    best = min((arm for arm in found if arm != "sft"), key=lambda arm: found[arm]["dev_nll"])
+    assert {cell["arm"] for cell in results(file) if cell["seed"] == 2} == {"sft", best}
+    assert results(file) == _rerun(monkeypatch, file), "the same line finds the same arms standing"
     assert all(cell["micro_f1"] is None and cell["dev_micro_f1"] is not None for cell in found.values())
     assert found["sft, twice the epochs"]["steps"] == 2 * found["sft"]["steps"]
     assert 0 < found["large"]["attack"]["nrm/cosine"] <= 1 and "nrm/cosine" not in found["sft"]["attack"]

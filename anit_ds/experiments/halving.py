@@ -1,0 +1,44 @@
+"""Successive halving: later seeds are spent on the arms that did best on earlier ones (Jamieson and Talwalkar 2016).
+
+`survivors: [20, 8, 4]` trains 20 arms with the first seed, the best 8 of them with the second, and 4 with every later
+one. An arm is as good as the geometric mean of its dev NLL over the data sets and seeds it has run on, which weighs a
+data set of long answers like one of short ones. Arms marked `stays` are trained with every seed and take no place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from anit_ds.experiments.cells import Cell
+from anit_ds.experiments.grid import CompareConfig
+from anit_ds.experiments.records import Cells
+
+
+def standing(config: CompareConfig, grid: Sequence[Cell], results: Cells) -> list[Cell]:
+    """The cells of `grid` that are to be trained, as far as `results` tell.
+
+    Without survivors they are all of it; else a seed's cells follow when those of the seeds before it have ended.
+    """
+    if not config.survivors:
+        return list(grid)
+    racing = [spec.label for spec in config.grid.methods if not spec.stays]
+    kept: list[Cell] = []
+    for number, seed in enumerate(config.grid.seeds):
+        left = config.survivors[min(number, len(config.survivors) - 1)]
+        racing = sorted(racing, key=lambda arm: _loss(arm, kept, results))[:left]
+        staying = {spec.label for spec in config.grid.methods if spec.stays} | set(racing)
+        kept += [cell for cell in grid if cell.config.train.seed == seed and cell.arm in staying]
+        if any(results.read(cell) is None for cell in kept):
+            break
+    return kept
+
+
+def _loss(arm: str, ended: Sequence[Cell], results: Cells) -> float:
+    """The mean log dev NLL of an arm's cells; infinite where one has failed."""
+    logs = []
+    for cell in ended:
+        if cell.arm == arm:
+            loss = (results.finished(cell) or {}).get("dev_nll")
+            logs.append(math.inf if loss is None else math.log(max(loss, 1e-12)))
+    return sum(logs) / len(logs) if logs else 0.0
