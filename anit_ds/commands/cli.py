@@ -13,6 +13,7 @@ from anit_ds.commands.doctor import doctor
 from anit_ds.commands.entry import run
 from anit_ds.commands.evaluate import evaluate
 from anit_ds.commands.export import export
+from anit_ds.commands.plan import plan
 from anit_ds.commands.predict import predict
 from anit_ds.commands.train import train
 
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (compare, config, data, demo, doctor, evaluate, export, predict, train):
+for command in (compare, config, data, demo, doctor, evaluate, export, plan, predict, train):
     cli.add_command(command)
 
 

@@ -63,10 +63,10 @@ def choose_schedule(config: Config, feed: Feed, model: nn.Module, *, stage: int,
 def candidates(config: Config, feed: Feed, *, sharded: bool) -> list[Candidate]:
     """What each schedule that the method allows would compute, three_pass first."""
     method, batches = config.method, [TreeBatch.of(b) for b in feed.batches(0, feed.samples_of(0))]
-    passes, forwards, micro = METHODS[method.name].passes(method), _forwards(method), len(batches)
+    passes, micro = METHODS[method.name].passes(method), len(batches)
     own = sum(sum(b.lengths or ()) for b in batches)
     padded = own if config.train.padding_free else sum(b.size * max(b.lengths or ()) for b in batches)
-    sweeps = 2 * forwards * micro if sharded else 0
+    sweeps = 2 * forwards(method) * micro if sharded else 0
     found = [Candidate("three_pass", passes * padded, sweeps)]
     if method.can_be_pipelined and micro > 1:
         found.append(Candidate("pipelined", passes * padded, 2 * (micro + 1) if sharded else 0))
@@ -81,7 +81,7 @@ def candidates(config: Config, feed: Feed, *, sharded: bool) -> list[Candidate]:
     return [*found, Candidate("prefix_tree", tokens, sweeps + extra, handicap)]
 
 
-def _forwards(method: MethodConfig) -> int:
+def forwards(method: MethodConfig) -> int:
     """Forward passes of a micro-batch: joined rows share one."""
     passes = METHODS[method.name].passes(method)
     joins = method.name in ("anit", "random") and method.passes == "joined" and method.gradient == "attack"

@@ -19,6 +19,8 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -26,9 +28,22 @@ from torch import Tensor
 
 from .interface import BALLS, Ball, NrmStats, Samples, check_step
 
-__all__ = ["BALLS", "Ball", "NrmStats", "nrm_init", "nrm_step"]
+__all__ = ["BALLS", "Ball", "NrmStats", "nrm_init", "nrm_step", "shapes_only"]
 
 logger = logging.getLogger("anit_kernels")
+_shapes_only = False
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, results have their shapes and dtypes and no values: for the fake tensors with which a plan counts the
+    memory of a step without running it. Not for several threads at once."""
+    global _shapes_only
+    _shapes_only = True
+    try:
+        yield
+    finally:
+        _shapes_only = False
 
 
 def nrm_init(
@@ -115,6 +130,8 @@ def nrm_step(
 
 
 def _implementation(device: str) -> ModuleType:
+    if _shapes_only:
+        return importlib.import_module(".nrm_shapes", __name__)
     return _load(device, os.environ.get("ANIT_KERNEL", ""))
 
 

@@ -1,0 +1,112 @@
+"""`anit plan`: will a run fit, how long will a step take, and what to change first where it does not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from anit_ds.commands.arguments import config_and_overrides
+
+if TYPE_CHECKING:
+    from anit_ds.config import Config
+    from anit_ds.planning.forecast import Cluster, Forecast
+    from anit_ds.planning.workload import Workload
+
+_GB = 1e9
+
+
+@click.command(short_help="Forecast memory, time and traffic of a run, on this or other hardware.")
+@config_and_overrides()
+@click.option("--gpus", default="1", show_default=True, metavar="N[,N ...]", help="Ranks; several for a table.")
+@click.option("--gpu-memory", type=click.FloatRange(min=0, min_open=True), default=80, show_default=True, help="GB.")
+@click.option("--bandwidth", type=click.FloatRange(min=0, min_open=True), default=50, show_default=True,
+              help="GB/s that a GPU has towards other nodes.")  # fmt: skip
+@click.option("--tflops", type=click.FloatRange(min=0, min_open=True), default=400, show_default=True,
+              help="What a GPU sustains, not what its data sheet says.")  # fmt: skip
+def plan(
+    config: str, overrides: tuple[str, ...], gpus: str, gpu_memory: float, bandwidth: float, tflops: float
+) -> None:
+    """What CONFIG will need, from the model's config.json alone: a step of the real code on tensors without values.
+
+    The micro-batch is the longest of the run's data, or data.max_length tokens a sample where the data are not here.
+    """
+    from anit_ds.configfile import load_config
+    from anit_ds.modeling import resolve_dtype
+    from anit_ds.planning import forecast as planning
+    from anit_ds.planning.workload import Workload
+
+    settings = load_config(config, overrides)
+    # `auto` on a GPU that is worth planning for.
+    dtype = resolve_dtype("bfloat16" if settings.model.dtype == "auto" else settings.model.dtype, "cuda")
+    clusters = [planning.Cluster(ranks, gpu_memory, bandwidth, tflops) for ranks in _numbers(gpus)]
+    workload = Workload.of(settings)
+    possible = planning.schedules(settings, workload, clusters[0], dtype)
+    if settings.method.schedule == "auto":
+        fastest = min(possible, key=lambda name: possible[name].seconds)
+        settings = settings.model_copy(update={"method": settings.method.model_copy(update={"schedule": fastest})})
+    made = planning.forecast(settings, workload, clusters[0], dtype)
+    click.echo(_head(settings, workload, clusters[0], made, str(dtype).removeprefix("torch.")))
+    click.echo(_memory(made, clusters[0]))
+    click.echo(_time(made, clusters[0]))
+    if len(possible) > 1:
+        click.echo("\n| schedule | step | GB a rank |\n|---|---|---|")
+        for name, one in possible.items():
+            this = " (this one)" if name == settings.method.schedule else ""
+            click.echo(f"| {name}{this} | {_seconds(one.seconds)} | {one.bytes / _GB:.2f} |")
+    if made.bytes > clusters[0].memory * _GB:
+        click.echo(f"\nIt does not fit into {gpu_memory:g} GB. What each change alone would make of it:")
+        for change in sorted(planning.changes(settings, workload, clusters[0], dtype), key=lambda c: c.forecast.bytes):
+            then = change.forecast
+            click.echo(f"  {change.told:40} {then.bytes / _GB:8.2f} GB, a step {_seconds(then.seconds)}")
+    if len(clusters) > 1:
+        click.echo("\n| ranks | micro-batches | computes | gathers | step | GB a rank |\n|---|---|---|---|---|---|")
+        for cluster in clusters:
+            one = planning.forecast(settings, workload, cluster, dtype)
+            click.echo(
+                f"| {cluster.ranks:,} | {one.micro_batches} | {_seconds(one.compute_seconds)} | "
+                f"{_seconds(one.gather_seconds)} | {_seconds(one.seconds)} | {one.bytes / _GB:.2f} |"
+            )
+
+
+def _numbers(given: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in given.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(
+            f"{given!r}: whole numbers of ranks from 1 on, such as 8 or 8,64,512", param_hint="--gpus"
+        )
+    return numbers
+
+
+def _head(settings: Config, workload: Workload, cluster: Cluster, made: Forecast, dtype: str) -> str:
+    where = "the longest of the data" if workload.known else "data.max_length; the data are not here"
+    ranks = f"{cluster.ranks:,} rank{'s' if cluster.ranks > 1 else ''}"
+    batches = f"{made.micro_batches} micro-batch{'es' if made.micro_batches > 1 else ''} of {made.micro_batch} samples"
+    method = settings.method
+    return (
+        f"{method.name} ({method.schedule}) on {settings.model.name_or_path} in {dtype}, {ranks} at ZeRO {made.stage}: "
+        f"{batches} a step, up to {len(workload.samples[0])} tokens each ({where})"
+    )
+
+
+def _memory(made: Forecast, cluster: Cluster) -> str:
+    rows = [f"| {name} | {count / _GB:.2f} |" for name, count in made.holds.items()]
+    fits = "fits" if made.bytes <= cluster.memory * _GB else "does not fit"
+    total = f"| all | {made.bytes / _GB:.2f} of {cluster.memory:g}: {fits} |"
+    return "\n".join(["", "| a rank holds | GB |", "|---|---|", *rows, total])
+
+
+def _time(made: Forecast, cluster: Cluster) -> str:
+    told = f"A step computes {_seconds(made.compute_seconds)} at {cluster.tflops:g} TFLOP/s"
+    if made.gathered:
+        told += (
+            f" and gathers {made.gathered / _GB:.1f} GB, {_seconds(made.gather_seconds)} at {cluster.bandwidth:g} GB/s"
+        )
+    return f"\n{told}: {_seconds(made.seconds)} if one hides behind the other. Evaluation comes on top."
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

@@ -1,0 +1,256 @@
+"""The memory and the operations of one micro-batch, counted by running the real code on fake tensors.
+
+Fake tensors have a shape, a dtype and a lifetime, and no values: the model is built from its configuration alone. Every
+tensor that an operation makes is counted from its birth to its death, so what autograd keeps, what the attack passes
+free and what the backward passes hold for a moment are all in the peak. What a kernel takes for itself inside one
+operation is not. Two and four decoder layers are run, and the rest follows on a straight line.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from anit_ds.adversarial import Batch, PerturbableLM, build_method
+from anit_ds.adversarial.prefix_tree import PrefixTreeLM
+from anit_ds.config import Config, ModelConfig
+from anit_ds.errors import InputError
+from anit_ds.modeling import add_adapter, use_activation_checkpointing
+from anit_kernels import shapes_only
+
+T = TypeVar("T")
+_FEW, _MANY = 2, 4  # decoder layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Numbers of weights of a model under LoRA, and the largest of its decoder layers."""
+
+    frozen: int
+    trained: int
+    largest_layer: int
+    embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """A micro-batch of a method. Bytes are above weights, gradients and optimizer.
+
+    peaks: pass -> its peak; `attack` passes come before the `training` ones. operations: floating-point, of all passes.
+    """
+
+    peaks: dict[str, int]
+    operations: int
+    weights: Weights
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values())
+
+
+def footprint(config: Config, batch: Batch, dtype: torch.dtype) -> Footprint:
+    """The footprint of a micro-batch, which is on the CPU as the trainer makes it, under the configured method.
+
+    Raises InputError: no such model, a method that this model cannot be trained with.
+    """
+    settings = model_settings(config.model)
+    layers = settings.num_hidden_layers
+    if layers <= _MANY:
+        return _FakeRun(config, settings, dtype).of(batch)
+    few, many = (_FakeRun(config, _shortened(settings, n), dtype).of(batch) for n in (_FEW, _MANY))
+
+    def at_full_depth(low: int, high: int) -> int:
+        return round(low + (high - low) * (layers - _FEW) / (_MANY - _FEW))
+
+    return Footprint(
+        peaks={name: at_full_depth(few.peaks[name], many.peaks[name]) for name in many.peaks},
+        operations=at_full_depth(few.operations, many.operations),
+        weights=Weights(
+            *(at_full_depth(getattr(few.weights, f), getattr(many.weights, f)) for f in ("frozen", "trained")),
+            many.weights.largest_layer,
+            many.weights.embeddings,
+        ),
+    )
+
+
+class _FakeRun:
+    """A configuration's model and method on fake tensors; `of` counts a micro-batch."""
+
+    def __init__(self, config: Config, settings: Any, dtype: torch.dtype) -> None:
+        self.config, self._mode = config, FakeTensorMode()
+        model = _fake_model(config, settings, dtype, self._mode)
+        self.weights = _count(model)
+        if config.train.activation_checkpointing:
+            use_activation_checkpointing(model)
+        tree = config.method.schedule == "prefix_tree"
+        self._lm = PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context) if tree else PerturbableLM(model)
+        self._lm.checkpoint_attack = config.train.checkpoint_attack
+        if config.packs:
+            self._lm.take_packed_batches()
+        else:
+            self._lm.spare_masks()
+        self._method = build_method(config.method, seed=config.train.seed, scale=1.0, total_steps=1)
+        self._method.attach(self._lm)
+        model.train()
+
+    def of(self, batch: Batch) -> Footprint:
+        prepared = _faked(self._lm.prepare(batch), self._mode)
+        ledger = _Ledger([*self._lm.module.parameters(), *self._lm.module.buffers()])
+        self._lm.input_gradient = ledger.named("attack", type(self._lm).input_gradient.__get__(self._lm))  # type: ignore[method-assign]
+        with ExitStack() as inside:
+            for context in (shapes_only(), torch.random.fork_rng(devices=[]), self._mode, ledger):
+                inside.enter_context(context)
+            self._method.foresee(None)
+            self._method.backward(self._lm, prepared)
+        gradients = sum(p.grad.nbytes for p in self._lm.module.parameters() if p.grad is not None)
+        for parameter in self._lm.module.parameters():
+            parameter.grad = None
+        peaks = {name: max(0, peak - gradients * (name == "training")) for name, peak in ledger.peaks.items()}
+        return Footprint(peaks, ledger.operations, self.weights)
+
+
+class _Ledger(TorchDispatchMode):
+    """Bytes that are alive, their peak in each pass, and floating-point operations, of what is dispatched inside.
+
+    `held` was there before, and views of it are nothing new.
+    """
+
+    def __init__(self, held: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.peaks: dict[str, int] = defaultdict(int)
+        self.operations = 0
+        self._alive, self._pass = 0, "training"
+        self._storages = {tensor.untyped_storage()._cdata for tensor in held}
+
+    def named(self, name: str, call: Callable[..., T]) -> Callable[..., T]:
+        """`call`, whose operations count as those of another pass."""
+
+        def inside(*args: Any, **kwargs: Any) -> T:
+            self._pass, before = name, self._pass
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._pass = before
+
+        return inside
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._born(tensor.untyped_storage())
+        self.operations += _operations(func, args, kwargs or {}, out)
+        return out
+
+    def _born(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+        self._storages.add(key)
+        self._alive += size
+        self.peaks[self._pass] = max(self.peaks[self._pass], self._alive)
+        weakref.finalize(storage, self._died, key, size)
+
+    def _died(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self._alive -= size
+
+
+def _operations(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    packet = func._overloadpacket
+    if packet in flop_registry:
+        return int(flop_registry[packet](*args, **kwargs, out_val=out))
+    # PyTorch's counter knows the attention of GPUs; a CPU's takes the same operands.
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        return int(sdpa_flop_count(*(t.shape for t in args[:3])))
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        return int(2.5 * sdpa_flop_count(*(t.shape for t in args[1:4])))  # five products where forward has two
+    return 0
+
+
+def model_settings(source: ModelConfig) -> Any:
+    """transformers' configuration of the model, without its weights. Raises InputError: there is none."""
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            source.name_or_path, revision=source.revision, trust_remote_code=source.trust_remote_code
+        ).get_text_config()
+    except (OSError, ValueError) as error:
+        raise _no_settings(source, error) from error
+
+
+def _no_settings(source: ModelConfig, error: Exception) -> InputError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(f"model.name_or_path: {source.name_or_path!r} has no usable config.json ({first})")
+
+
+def _shortened(settings: Any, layers: int) -> Any:
+    short = copy.deepcopy(settings)
+    short.num_hidden_layers = layers
+    if getattr(short, "layer_types", None):
+        short.layer_types = short.layer_types[:layers]
+    return short
+
+
+def _fake_model(config: Config, settings: Any, dtype: torch.dtype, mode: FakeTensorMode) -> nn.Module:
+    """The PEFT model of a configuration, its weights fake."""
+    source = config.model
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                settings, dtype=dtype, attn_implementation=source.attn, trust_remote_code=source.trust_remote_code
+            ).requires_grad_(False)
+            adapted = add_adapter(model, config)
+    except (ValueError, ImportError) as error:
+        raise _no_settings(source, error) from error
+    made: dict[int, Tensor] = {}  # a table that is tied is one
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            with mode:
+                # A buffer, such as the rotary frequencies, keeps its dtype; adapters on meta forgot the model's.
+                kind = dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
+                empty = torch.empty(tensor.shape, dtype=kind)
+                made[id(tensor)] = (
+                    nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+                )
+        return made[id(tensor)]
+
+    for module in adapted.modules():
+        for store in (module._parameters, module._buffers):
+            store.update({name: fake(tensor) for name, tensor in store.items() if tensor is not None})
+    return adapted
+
+
+def _count(model: nn.Module) -> Weights:
+    layers = [
+        sum(p.numel() for p in m.parameters()) for m in model.modules() if type(m).__name__.endswith("DecoderLayer")
+    ]
+    parameters = list(model.parameters())
+    return Weights(
+        frozen=sum(p.numel() for p in parameters if not p.requires_grad),
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        largest_layer=max(layers, default=0),
+        embeddings=model.get_input_embeddings().weight.numel(),  # type: ignore[operator]
+    )
+
+
+def _faked(of: T, mode: FakeTensorMode) -> T:
+    """A batch whose tensors, those of its parts included, hold nothing."""
+    if isinstance(of, Tensor):
+        return mode.from_tensor(of)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(of) and not isinstance(of, type):
+        return dataclasses.replace(of, **{f.name: _faked(getattr(of, f.name), mode) for f in dataclasses.fields(of)})
+    return of

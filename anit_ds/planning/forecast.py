@@ -1,0 +1,172 @@
+"""A run on N ranks under ZeRO before there are any: what a rank holds, how long a step takes, what it gathers.
+
+What is counted: the activations of every pass (footprint.py), weights, gradients and optimizer states by their numbers,
+ZeRO's partitions and buffers by DeepSpeed's settings. What is assumed, and said in the output: that a device sustains
+`tflops`, that a gather of ZeRO-3 takes its bytes over `bandwidth` and hides behind the computation of the layer before
+it, so that a step takes the longer of the two. Evaluation, loading and a slow rank are in none of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from anit_ds.config import Config
+from anit_ds.errors import InputError
+from anit_ds.planning.footprint import Footprint, Weights, footprint
+from anit_ds.planning.workload import Workload
+from anit_ds.training.engine import read_deepspeed_json, zero_stage
+from anit_ds.training.schedule import forwards
+
+GB = 1e9
+_FLOAT32 = 4
+_ADAM = 2 * _FLOAT32
+# DeepSpeed's own defaults, in elements.
+_LIVE_PARAMETERS, _BUCKET = 1_000_000_000, 500_000_000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run gets. memory in GB a rank; bandwidth in GB/s a rank has towards the others; tflops a rank sustains."""
+
+    ranks: int
+    memory: float
+    bandwidth: float
+    tflops: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """An optimizer step. `holds`: part -> bytes a rank holds at its worst moment."""
+
+    stage: int
+    micro_batch: int
+    micro_batches: int
+    holds: dict[str, int]
+    compute_seconds: float
+    gathered: int
+    gather_seconds: float
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.holds.values())
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute_seconds, self.gather_seconds)
+
+
+def forecast(config: Config, workload: Workload, cluster: Cluster, dtype: torch.dtype) -> Forecast:
+    """A run as its configuration has it. Raises InputError for what the trainer would refuse of model or method."""
+    micro_batch = config.train.micro_batch
+    counted = footprint(config, workload.micro_batch(config, micro_batch), dtype)
+    share = workload.mean_share(micro_batch)
+    return _on_ranks(config, counted, share, micro_batch, cluster, dtype)
+
+
+def _on_ranks(
+    config: Config, counted: Footprint, share: float, micro_batch: int, cluster: Cluster, dtype: torch.dtype
+) -> Forecast:
+    _, settings = read_deepspeed_json(config.deepspeed)
+    stage, zero = zero_stage(settings), settings.get("zero_optimization", {})
+    micro_batches = max(1, math.ceil(config.train.global_batch / (micro_batch * cluster.ranks)))
+    gathered = 0
+    if stage == 3 and cluster.ranks > 1:
+        gathered = sweeps(config, micro_batches) * counted.weights.frozen * dtype.itemsize
+    moved = gathered * (cluster.ranks - 1) / cluster.ranks
+    return Forecast(
+        stage=stage,
+        micro_batch=micro_batch,
+        micro_batches=micro_batches,
+        holds=_holds(config, counted, zero, stage, cluster.ranks, dtype),
+        compute_seconds=counted.operations * share * micro_batches / (cluster.tflops * 1e12),
+        gathered=gathered,
+        gather_seconds=moved / (cluster.bandwidth * GB),
+    )
+
+
+def _holds(
+    config: Config, counted: Footprint, zero: Mapping[str, Any], stage: int, ranks: int, dtype: torch.dtype
+) -> dict[str, int]:
+    weights, size = counted.weights, dtype.itemsize
+    adapter = weights.trained
+    states = (_ADAM if config.train.optimizer == "adamw" else 0) + (_FLOAT32 if dtype.itemsize < 4 or stage > 0 else 0)
+    offloaded = bool(zero.get("offload_optimizer"))
+    parts = {
+        "frozen weights": weights.frozen * size / (ranks if stage == 3 else 1),
+        "gathered layers": _live(weights, zero) * size if stage == 3 and ranks > 1 else 0,
+        "adapter": adapter * size / (ranks if stage == 3 else 1),
+        "gradients": adapter * size + adapter * _FLOAT32 / (ranks if stage >= 2 else 1),
+        "optimizer": 0 if offloaded else adapter * states / (ranks if stage >= 1 else 1),
+        "ZeRO's buckets": 2 * min(int(zero.get("reduce_bucket_size", _BUCKET)), adapter) * size if stage else 0,
+        "activations": counted.peak,
+    }
+    return {name: round(count) for name, count in parts.items() if count}
+
+
+def _live(weights: Weights, zero: Mapping[str, Any]) -> int:
+    """Elements that ZeRO-3 keeps gathered: up to its limit, and one layer and the embeddings whatever the limit."""
+    limit = int(zero.get("stage3_max_live_parameters", _LIVE_PARAMETERS))
+    return min(weights.frozen, max(limit, weights.largest_layer + weights.embeddings))
+
+
+def sweeps(config: Config, micro_batches: int) -> int:
+    """How often an optimizer step gathers all weights at ZeRO 3: once for each forward and each backward pass."""
+    method = config.method
+    if method.schedule == "pipelined":
+        return 2 * (micro_batches + 1)
+    trunk = method.schedule == "prefix_tree" and config.attacks_behind_context
+    return 2 * (forwards(method) + trunk) * micro_batches
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the configuration, and what it makes of the memory."""
+
+    told: str
+    forecast: Forecast
+
+
+def changes(config: Config, workload: Workload, cluster: Cluster, dtype: torch.dtype) -> Iterator[Change]:
+    """What could be changed to need less memory, each alone."""
+    _, settings = read_deepspeed_json(config.deepspeed)
+    tried: list[tuple[str, dict[str, Any]]] = []
+    if (half := config.train.micro_batch // 2) > 0:
+        tried.append((f"train.micro_batch: {half}", {"train": {"micro_batch": half}}))
+    if not config.train.activation_checkpointing:
+        tried.append(("train.activation_checkpointing: true", {"train": {"activation_checkpointing": True}}))
+    if config.method.name == "anit" and config.method.passes == "joined" and config.method.gradient == "attack":
+        tried.append(("method.passes: separate", {"method": {"passes": "separate"}}))
+    if cluster.ranks > 1 and zero_stage(settings) < 3:
+        tried.append(("ds_configs/zero3.json", {"deepspeed": {**settings, "zero_optimization": {"stage": 3}}}))
+    for told, fields in tried:
+        try:
+            changed = forecast(_changed(config, fields), workload, cluster, dtype)
+        except InputError:  # this method or model does not go together with it
+            continue
+        yield Change(told, changed)
+
+
+def _changed(config: Config, fields: dict[str, Any]) -> Config:
+    update = {
+        name: getattr(config, name).model_copy(update=value) if name != "deepspeed" else value
+        for name, value in fields.items()
+    }
+    return config.model_copy(update=update)
+
+
+def schedules(config: Config, workload: Workload, cluster: Cluster, dtype: torch.dtype) -> dict[str, Forecast]:
+    """The configured method under each schedule it can have."""
+    found = {}
+    for schedule in ("three_pass", "pipelined", "prefix_tree"):
+        if schedule == "pipelined" and not config.method.can_be_pipelined:
+            continue
+        try:
+            found[schedule] = forecast(_changed(config, {"method": {"schedule": schedule}}), workload, cluster, dtype)
+        except InputError:
+            continue
+    return found
