@@ -115,6 +115,14 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def json_line(value: Any) -> bytes:
+    """A value as one line of JSON with its newline: UTF-8, and only what UTF-8 cannot hold escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:  # half a character
+        return json.dumps(value).encode("ascii") + b"\n"
+
+
 def text_lines(raw: Iterable[bytes], report: Report) -> Iterator[tuple[int, str]]:
     """(number from 1, line without its end) of UTF-8 text that was cut at LF, as a binary file is.
 

@@ -88,8 +88,8 @@ def describe_summary(summary: dict[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def describe_evaluation(name: str, report: dict[str, Any], folder: Path) -> str:
-    """The score of each data set, and where the predictions are."""
+def describe_evaluation(name: str, report: dict[str, Any]) -> str:
+    """The score of each data set."""
     rows = report.get("datasets") or {report["dataset"]: report}
     lines = []
     for dataset, r in rows.items():
@@ -97,6 +97,7 @@ def describe_evaluation(name: str, report: dict[str, Any], folder: Path) -> str:
             f"{dataset} {name}: micro-F1 {r['micro_f1']:.4f}  precision {r['precision']:.4f}  "
             f"recall {r['recall']:.4f}  unparsed answers {r['parse_failures']:.1%}  n {r['n']}"
         )
+        lines += [f"  {r['cut']} answers were cut off at their limit"] if r["cut"] else []
         lines += [f"  {note}" for note in r["notes"]]
     if "consistency" in report:
         lines.append(
@@ -104,4 +105,4 @@ def describe_evaluation(name: str, report: dict[str, Any], folder: Path) -> str:
         )
     if len(rows) > 1:
         lines.append(f"mean micro-F1 {report['micro_f1']:.4f}")
-    return "\n".join([*lines, f"written to {folder / 'eval' / name}.json and predictions-{name}.jsonl beside it"])
+    return "\n".join(lines)

@@ -7,9 +7,9 @@ to the method, and calls `engine.step`. What surrounds it is loading, resuming, 
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from anit_ds.adversarial import Method, PerturbableLM, StepStats, build_method, embedding_scale
-from anit_ds.config import Config
+from anit_ds.config import Config, configuration_hash
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import RunData
+from anit_ds.errors import InputError
 from anit_ds.evaluation import Evaluator
-from anit_ds.files import write_atomically, write_json
+from anit_ds.files import write_atomically
 from anit_ds.modeling import (
     add_adapter,
     load_model,
@@ -30,9 +31,11 @@ from anit_ds.modeling import (
     resolve_dtype,
     use_activation_checkpointing,
 )
+from anit_ds.onewriter import only_writer
 from anit_ds.ranks import distributed
 from anit_ds.ranks.signals import Signals
 from anit_ds.runfolder import RunFolder, log_to
+from anit_ds.sealed import Damaged, read_sealed, write_sealed
 from anit_ds.training.adapter import read_adapter, save_adapter
 from anit_ds.training.batching import accumulation
 from anit_ds.training.checkpoint import (
@@ -40,6 +43,7 @@ from anit_ds.training.checkpoint import (
     load_checkpoint,
     load_weights,
     optimizer_steps,
+    restore_adapter,
     save_checkpoint,
 )
 from anit_ds.training.engine import (
@@ -65,13 +69,15 @@ def train(config: Config, *, fresh: bool = False, signals: Signals | None = None
     signals = signals or Signals()
     distributed.init()
     run = RunFolder(config.out)
-    distributed.from_main(lambda: run.begin(config, fresh=fresh))
-    log_to(run.path, distributed.rank())
-    if run.summary.exists():
-        distributed.logger().info("%s is finished; --fresh trains it again", run.path)
-        summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
-        return summary
-    return Trainer(config, run).run_to_the_end(signals)
+    with ExitStack() as held:
+        distributed.from_main(lambda: held.enter_context(only_writer(run.path)))
+        config = distributed.from_main(lambda: run.begin(config, fresh=fresh))
+        log_to(run.path, distributed.rank())
+        summary = distributed.from_main(lambda: finished(run))
+        if summary is not None:
+            distributed.logger().info("%s is finished; --fresh trains it again", run.path)
+            return summary
+        return Trainer(config, run).run_to_the_end(signals)
 
 
 class Trainer:
@@ -104,7 +110,9 @@ class Trainer:
             config, self.encoder, lambda epoch: load_data(config, run, epoch=epoch), accumulation=micro_batches,
             pad_id=tokenizer.pad_token_id, device=device,
         )  # fmt: skip
-        self.scores = Scores(Evaluator(config, self.feed.data, tokenizer), run, self._beat)
+        limits = distributed.from_main(lambda: Evaluator(config, self.feed.data, tokenizer).answer_limits)
+        self.scores = Scores(Evaluator(config, self.feed.data, tokenizer, limits), run, self._beat)
+        distributed.from_main(lambda: run.note(config, data=self.feed.data.identities, answer_limits=dict(limits)))
         self.lm, self.method = self._load_model(ds_config)
         state = self._resume()
         self.step = state.get("step", 0)
@@ -200,7 +208,7 @@ class Trainer:
                     return None
             self.monitor.flush()
             if self.scores.best.step == 0:
-                save_adapter(self.lm.engine, self.run.adapter)
+                self._keep_adapter()
             return self._finish(self.spent + time.perf_counter() - started)
         finally:
             self.watchdog.stop()
@@ -221,8 +229,10 @@ class Trainer:
         path = distributed.from_main(lambda: latest_good(self.run.checkpoints))
         if path is None:
             return {}
-        state = load_checkpoint(self.lm.engine, path)
+        state = load_checkpoint(self.lm.engine, path, configuration=configuration_hash(self.config))
         self.scores.best = Best(**state["best"])
+        if self.scores.best.step and not distributed.from_main(lambda: restore_adapter(path, self.run.adapter)):
+            self.scores.best = Best()
         distributed.logger().info("resumed from %s", path)
         return state
 
@@ -236,8 +246,12 @@ class Trainer:
             "train_seconds": seconds,
             "betas": self.feed.data.betas,
             "ranks": distributed.world_size(),
+            "configuration": configuration_hash(self.config),
         }
-        save_checkpoint(self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep)
+        adapter = self.run.adapter if self.scores.best.step else None
+        save_checkpoint(
+            self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep, adapter=adapter
+        )  # fmt: skip
 
     def _between_minibatches(self) -> bool:
         """Where a run may stop: a minibatch's replays share a delta that no checkpoint holds."""
@@ -267,7 +281,11 @@ class Trainer:
         self.monitor.scalar(self.step, "dev/micro_f1", evaluation.micro_f1)
         self.monitor.say(f"step {self.step}: dev micro-F1 {evaluation.micro_f1:.4f}")
         if better:
-            save_adapter(self.lm.engine, self.run.adapter)
+            self._keep_adapter()
+
+    def _keep_adapter(self) -> None:
+        about = {"step": self.step, "configuration": configuration_hash(self.config)}
+        save_adapter(self.lm.engine, self.run.adapter, about)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         after: dict[str, Any] | None = None
@@ -294,14 +312,30 @@ class Trainer:
             "dtype": _name(self.dtype),
         }
         if distributed.rank() == 0:
-            write_json(self.run.summary, summary)
+            write_sealed(self.run.summary, summary)
         distributed.barrier()
         return summary
 
 
+def finished(run: RunFolder) -> dict[str, Any] | None:
+    """The summary of a run that is finished. A damaged one is made again where the last checkpoint is there.
+
+    Raises InputError where it is not.
+    """
+    if not run.summary.exists():
+        return None
+    try:
+        return read_sealed(run.summary)
+    except Damaged as error:
+        if latest_good(run.checkpoints) is None:
+            raise InputError(f"{error}; without a checkpoint only --fresh makes it again") from error
+        distributed.logger().warning("%s; it is made again from the last checkpoint", error)
+        return None
+
+
 def load_data(config: Config, run: RunFolder, *, epoch: int = 0) -> RunData:
     """The run's data: rank 0 makes what is not there yet, then every rank reads it."""
-    return distributed.main_first(lambda: RunData.load(config, run.data, epoch=epoch))
+    return distributed.main_first(lambda: RunData.load(config, run.data, epoch=epoch, begun=run.begun_data()))
 
 
 def _name(dtype: torch.dtype) -> str:

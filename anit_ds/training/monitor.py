@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.files import write_atomically
+from anit_ds.files import json_lines, write_atomically
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
 
@@ -46,17 +46,17 @@ class Monitor:
             )  # fmt: skip
 
     def _cut_back(self, start: int) -> list[dict[str, float]]:
-        """Keep the lines of steps before `start` (a kill may have left a torn last one); returns them."""
+        """Keep the lines of steps up to `start`; returns them. A line that cannot be read costs itself alone."""
         if not self.run.metrics.exists():
             return []
-        kept = []
-        for text in self.run.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                break  # torn by a kill: everything after it is newer than any checkpoint
-            if line["step"] <= start:
-                kept.append(line)
+        broken: list[int] = []
+        with self.run.metrics.open("rb") as file:
+            lines = list(json_lines(file, lambda number, problem: broken.append(number)))
+        sound = [(number, line) for number, line in lines if isinstance(line, dict) and _is_number(line.get("step"))]
+        broken += sorted({number for number, _ in lines} - {number for number, _ in sound})
+        if broken:
+            distributed.logger().warning("%s: lines that cannot be read are left out: %s", self.run.metrics, broken)
+        kept = [line for _, line in sound if line["step"] <= start]
         write_atomically(self.run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
 
@@ -108,7 +108,7 @@ class Monitor:
     def _to_tensorboard(self, line: dict[str, float]) -> None:
         assert self._writer is not None
         for name, value in line.items():
-            if name != "step":
+            if name != "step" and _is_number(value):
                 self._writer.add_scalar(name, value, int(line["step"]))
 
     def _advance(self, steps: int, line: dict[str, float]) -> None:
@@ -116,6 +116,10 @@ class Monitor:
         shown = {"loss": line.get("loss/clean"), "adv": line.get("loss/adversarial")}
         self._bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None}, refresh=False)
         self._bar.update(steps)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _table(pending: Sequence[tuple[int, StepStats, dict[str, float]]], names: list[str]) -> torch.Tensor:

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from anit_ds.data.noise import NoSource
 from anit_ds.evaluation import Evaluation, Evaluator, beside_raw, write_evaluation
 from anit_ds.modeling import adapter_off
+from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
 
 
@@ -54,7 +56,11 @@ class Scores:
         write_evaluation(self.run.eval, "test", raw)
         robustness: dict[str, dict[str, float]] = {}
         for noise in self.evaluator.config.eval.noises:
-            bent = self.evaluator.evaluate(model, "test", noise=noise, progress=True, heartbeat=self.beat)
+            try:
+                bent = self.evaluator.evaluate(model, "test", noise=noise, progress=True, heartbeat=self.beat)
+            except NoSource as error:
+                distributed.logger().warning("test-%s is not scored: %s", noise, error)
+                continue
             bent = beside_raw(bent, raw)
             write_evaluation(self.run.eval, f"test-{noise}", bent)
             robustness[noise] = {key: bent.report[key] for key in ("micro_f1", "gap", "consistency")}
