@@ -82,6 +82,8 @@ def describe_summary(summary: dict[str, Any], folder: Path) -> str:
         lines.append(
             f"  under {noise:<12}     {under['micro_f1']:.4f}  ({under['gap']:+.4f}, {under['consistency']:.1%} equal)"
         )
+    if lost := summary.get("nonfinite_steps"):
+        lines.append(f"{lost} of {summary['steps']} steps had a loss or a gradient that was not finite: see the log")
     if summary["truncated"]:
         lines.append(f"{summary['truncated']} texts were cut to fit data.max_length")
     lines += [f"adapter      {folder / 'adapter'}", f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}"]

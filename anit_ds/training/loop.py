@@ -20,6 +20,7 @@ from anit_ds.adversarial import Method, PerturbableLM, StepStats, build_method, 
 from anit_ds.config import Config
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import RunData
+from anit_ds.errors import TrainingFailed
 from anit_ds.evaluation import Evaluator
 from anit_ds.files import write_atomically, write_json
 from anit_ds.modeling import (
@@ -47,10 +48,12 @@ from anit_ds.training.engine import (
     deepspeed_config,
     learning_rate,
     sharded_loading,
+    take_step,
     whole_weights,
     zero_stage,
 )
 from anit_ds.training.feed import Feed
+from anit_ds.training.lost import LostSteps
 from anit_ds.training.monitor import Monitor, peak_memory_mb
 from anit_ds.training.schedule import choose_schedule
 from anit_ds.training.scores import Best, Scores
@@ -110,10 +113,11 @@ class Trainer:
         self.step = state.get("step", 0)
         self.spent = state.get("train_seconds", 0.0)
         self.before = state.get("before")
+        self.lost = LostSteps(float16=self.dtype is torch.float16, **state.get("lost", {}))
         if not state and config.eval.before:
             self.before = self.scores.untouched(self.module)
         self.monitor = Monitor(
-            run, total_steps=self.feed.total, start=self.step, log_every=config.train.log_every,
+            run, self.lost, total_steps=self.feed.total, start=self.step, log_every=config.train.log_every,
             config_text=run.config.read_text(encoding="utf-8"),
         )  # fmt: skip
         self.watchdog = distributed.Watchdog(timeout_seconds=config.train.rank_timeout, run_dir=run.path)
@@ -168,17 +172,17 @@ class Trainer:
             torch.manual_seed(_mix(self.config.train.seed, self.step, number, distributed.rank()))
             self.method.foresee(batches[number + 1] if number + 1 < len(batches) else None)
             stats.merge(self.method.backward(self.lm, batch))
-            engine.step()
+            grad_norm = take_step(engine)
         self.step += 1
         seconds = time.perf_counter() - started
         self.monitor.step(self.step, stats, {
             "data/beta": float(np.mean([feed.beta(feed.encoded[i]) for i in indices])),
             "lr": lr,
-            "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+            "grad_norm": grad_norm,
             "tokens_per_second": sum(feed.lengths[i] for i in indices) / seconds,
             "step_seconds": seconds,
             "memory": peak_memory_mb(feed.device),
-        })  # fmt: skip
+        }, ", ".join(sorted({feed.encoded[i].dataset for i in indices})))  # fmt: skip
 
     def run_to_the_end(self, signals: Signals) -> dict[str, Any] | None:
         """Train, evaluate, save. Returns the summary, or None after a signal (state saved, requeue written)."""
@@ -190,6 +194,8 @@ class Trainer:
             while self.step < total:
                 self._optimizer_step()
                 self._beat()
+                if not self.scores.best.step and self.lost.hopeless(an_epoch=self.feed.per_epoch, total=total):
+                    raise TrainingFailed(self._why_it_failed())
                 stop = distributed.any_rank(signals.received is not None) and self._between_minibatches()
                 if self._evaluates_now():
                     self._evaluate_dev()
@@ -199,12 +205,26 @@ class Trainer:
                     self._ask_for_requeue(signals.received or "a signal on another rank")
                     return None
             self.monitor.flush()
-            if self.scores.best.step == 0:
-                save_adapter(self.lm.engine, self.run.adapter)
+            if not self.scores.best.step:
+                raise TrainingFailed(self._why_it_failed())
             return self._finish(self.spent + time.perf_counter() - started)
         finally:
             self.watchdog.stop()
             self.monitor.close()
+
+    def _why_it_failed(self) -> str:
+        train, lost = self.config.train, self.lost
+        what = f"{lost.nonfinite} of {self.step} steps (from step {lost.first} on) had none"
+        if not lost.finite:
+            what = f"not one of {self.step} steps had one"
+        elif not lost.nonfinite:
+            what = "all steps had one, but after them no dev answer has a finite probability"
+        cure = "" if self.dtype is torch.float32 else ", or model.dtype=float32"
+        return (
+            f"{self.run.path}: training found no finite loss and gradient: {what}; there is no adapter to keep. Try a "
+            f"smaller train.lr (it is {train.lr:g}, with train.grad_clip {train.grad_clip:g} in {_name(self.dtype)})"
+            f"{cure}, and look for texts or weights that are broken"
+        )
 
     def _say_what_begins(self) -> None:
         distributed.logger().info(
@@ -236,6 +256,7 @@ class Trainer:
             "train_seconds": seconds,
             "betas": self.feed.data.betas,
             "ranks": distributed.world_size(),
+            "lost": self.lost.counts(),
         }
         save_checkpoint(self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep)
 
@@ -261,9 +282,7 @@ class Trainer:
 
     def _evaluate_dev(self) -> None:
         self.monitor.flush()
-        evaluation, better = self.scores.dev(self.module, self.step)
-        if evaluation is None:
-            return
+        evaluation, better = self.scores.dev(self.module, self.step, usable=self.lost.finite > 0)
         self.monitor.scalar(self.step, "dev/micro_f1", evaluation.micro_f1)
         self.monitor.say(f"step {self.step}: dev micro-F1 {evaluation.micro_f1:.4f}")
         if better:
@@ -288,6 +307,8 @@ class Trainer:
             "beta": self.feed.data.betas,
             "steps": self.feed.total,
             "train_seconds": round(seconds, 3),
+            "nonfinite_steps": self.lost.nonfinite,
+            "scaler_skips": self.lost.scaler_skips,
             "passes": self.method.passes,
             "truncated": self.encoder.truncated,
             "ranks": distributed.world_size(),

@@ -37,12 +37,13 @@ class Scores:
         write_evaluation(self.run.eval, "before", evaluation)
         return evaluation.micro_f1
 
-    def dev(self, model: nn.Module, step: int) -> tuple[Evaluation | None, bool]:
-        """(the evaluation on dev, whether it is the best so far); None where there is no dev split."""
-        if not any(len(s.split("dev")) for s in self.evaluator.data.sets):
-            return None, False
+    def dev(self, model: nn.Module, step: int, *, usable: bool) -> tuple[Evaluation, bool]:
+        """(the evaluation on dev, whether it is the best so far).
+
+        Never the best is a model that is not `usable`, and one that gives no gold answer a finite probability.
+        """
         evaluation = self.evaluator.evaluate(model, "dev", heartbeat=self.beat)
-        better = evaluation.micro_f1 > self.best.micro_f1
+        better = usable and not evaluation.broken and evaluation.micro_f1 > self.best.micro_f1
         if better:
             self.best = Best(evaluation.micro_f1, step)
             write_evaluation(self.run.eval, "dev", evaluation)
