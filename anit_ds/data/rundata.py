@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +105,11 @@ class RunData:
                 drawn = np.random.default_rng([seed, epoch, number]).permutation(len(train))
                 samples += [train[i] for i in sorted(drawn[: round(part * len(train))])]
         return samples
+
+
+def forget_epochs(folder: Path, but: set[int]) -> None:
+    """Remove folder/epoch-NNN of all epochs but some."""
+    for path in folder.glob("epoch-*"):
+        number = path.name.removeprefix("epoch-")
+        if re.fullmatch("[0-9]{3,}", number) and int(number) not in but:
+            shutil.rmtree(path, ignore_errors=True)  # NFS keeps a file that another rank still has open

@@ -13,6 +13,7 @@ It takes its place when complete, so it is whole or absent (see `replacing_folde
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from anit_ds.files import read_json, replacing_folder, sha256_of, write_json
 from anit_ds.ranks import distributed
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_NAME = re.compile(r"step-[0-9]{6,}")
 logger = logging.getLogger("anit")
 
 
@@ -37,7 +39,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], *, keep: int) -> Path:
-    """Write folder/step-NNNNNN from all ranks' parts, then drop all but the `keep` newest. `state` must hold "step".
+    """Write folder/step-NNNNNN from all ranks' parts, then `prune`. `state` must hold "step".
 
     Every rank calls it; rank 0 writes. Returns the checkpoint's path.
     """
@@ -49,10 +51,20 @@ def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], *, keep: i
             save_file(moments, unfinished / "optimizer.safetensors")
             sums = {f.name: sha256_of(f) for f in sorted(unfinished.iterdir())}
             write_json(unfinished / "state.json", {**state, "sha256": sums})
-        for old in _newest_first(folder)[keep:]:
-            shutil.rmtree(old)
+        prune(folder, target, keep=keep)
     distributed.barrier()
     return target
+
+
+def prune(folder: Path, current: Path, *, keep: int) -> None:
+    """Delete all checkpoints but `current` and the `keep` - 1 before it.
+
+    A later one is of no use: it is damaged, or `current` would not have been resumed from.
+    """
+    newest_first = _newest_first(folder)
+    at = newest_first.index(current)
+    for old in newest_first[:at] + newest_first[at + keep :]:
+        shutil.rmtree(old)
 
 
 def latest_good(folder: Path) -> Path | None:
@@ -187,4 +199,6 @@ def _set_full(p: Any, value: Tensor, moment: str | None) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
+    """The checkpoints in a folder, by the number of their step; whatever else lies there is not ours."""
+    ours = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(ours, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
