@@ -55,9 +55,7 @@ class Evaluator:
 
     def __init__(self, config: Config, data: RunData, tokenizer: Any) -> None:
         self.config, self.data, self.tokenizer = config, data, tokenizer
-        self.encoder = PromptEncoder(
-            tokenizer, style=config.prompt.style, order=config.prompt.order, max_length=config.data.max_length
-        )
+        self.encoder = PromptEncoder.of(config, tokenizer)
 
     def evaluate(
         self,
@@ -109,7 +107,7 @@ class Evaluator:
             "dataset": data_set.name,
             "split": split,
             "noise": noise or "none",
-            "notes": _notes(data_set, split, likelihood["nonfinite"], len(samples)),
+            "notes": [*data_set.noisy.manifest["notes"], *_warnings(likelihood["nonfinite"], len(samples))],
             "seconds": round(time.perf_counter() - started, 3),
         }
         return Evaluation(report, [_row(*of) for of in zip(samples, answers, parsed, strict=True)])
@@ -202,15 +200,6 @@ def read_evaluation(folder: Path, name: str) -> Evaluation | None:
     return Evaluation(json.loads(report.read_text(encoding="utf-8")), rows)
 
 
-def _notes(data_set: DataSet, split: str, nonfinite: int, n: int) -> list[str]:
-    """What a reader of the split's score must know; what was done to the other one is not that."""
-    other = "dev: " if split == "test" else "test: "
-    notes = [note for note in data_set.noisy.manifest["notes"] if not note.startswith(other)]
-    if nonfinite:
-        notes.append(f"nll: the model gives {nonfinite} of {n} gold answers no finite probability")
-    return notes
-
-
 def _likelihood(asked: Sequence[Question], replies: Sequence[Reply], gold: Sequence[int]) -> dict[str, Any]:
     """The gold answers' mean negative log-likelihood, a sample and a token; with several labels to choose from, `ece`
     too. None where it is not finite."""
@@ -224,6 +213,10 @@ def _likelihood(asked: Sequence[Question], replies: Sequence[Reply], gold: Seque
         found["ece"] = expected_calibration_error(scores, torch.tensor(gold)) if finite else math.nan
     nonfinite = sum(not math.isfinite(loss) for loss in losses)
     return {**finite_or_null(found), "nonfinite": nonfinite}
+
+
+def _warnings(nonfinite: int, n: int) -> list[str]:
+    return [f"nll: the model gives {nonfinite} of {n} gold answers no finite probability"] if nonfinite else []
 
 
 def _row(sample: Sample, answer: str, parsed: Parsed) -> dict[str, Any]:

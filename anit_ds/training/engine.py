@@ -75,9 +75,9 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
             "1, or float32"
         )
     # Off, these let a gradient with a NaN in it into the weights.
-    for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
-        if result.get(section, {}).get(key) is False:
-            raise InputError(f"{source}: {section}.{key} is false, but it guards the weights; remove it from the JSON")
+    for part, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if part in result and result[part].get(key) is False:
+            raise InputError(f"{source}: {part}.{key} is false, but it guards the weights; remove it from the JSON")
     result.setdefault("steps_per_print", 2**31)
     # Its throughput timer waits for the device six times in a step, the attack's passes included.
     result.setdefault("timers", {"throughput": {"enabled": False}})

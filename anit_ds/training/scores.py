@@ -23,7 +23,8 @@ class Best:
 
 @dataclass
 class Scores:
-    """The evaluations of a run; all ranks call its methods together. `beat` is called after every batch of answers."""
+    """The evaluations of a run; all ranks call its methods together. `beat` is called after every batch of answers
+    and may raise Interrupted, which they pass on."""
 
     evaluator: Evaluator
     run: RunFolder
@@ -33,7 +34,7 @@ class Scores:
     def untouched(self, model: nn.Module) -> float:
         """The base model's micro-F1 on test."""
         with adapter_off(model):
-            evaluation = self.evaluator.evaluate(model, "test", progress=True)
+            evaluation = self.evaluator.evaluate(model, "test", progress=True, heartbeat=self.beat)
         write_evaluation(self.run.eval, "before", evaluation)
         return evaluation.micro_f1
 
