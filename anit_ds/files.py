@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -105,9 +106,20 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON, atomically, into a folder that is made where it is missing."""
+    """Write indented JSON, atomically, into a folder that is made where it is missing; see `finite_or_null`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(finite_or_null(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite_or_null(content: Any) -> Any:
+    """The same with None for every NaN and infinity: JSON has no word for them, and strict readers refuse the file."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: finite_or_null(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite_or_null(value) for value in content]
+    return content
 
 
 def read_json(path: Path) -> Any:

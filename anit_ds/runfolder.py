@@ -16,6 +16,7 @@ from anit_ds.config import Config, configuration_hash, differences, with_absolut
 from anit_ds.configfile import load_config
 from anit_ds.errors import InputError
 from anit_ds.files import write_atomically
+from anit_ds.litter import sweep
 from anit_ds.sealed import Damaged, read_sealed, write_sealed
 
 # What `--fresh` and the demo may delete: our own names only, whatever else lies in the folder.
@@ -57,6 +58,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             named = config.model_copy(update={"versions": versions()})
             write_atomically(self.config, named.to_yaml())
+            sweep(self.path)
         except OSError as error:
             raise InputError(f"out: cannot write into {self.path} ({error.strerror})") from error
         return config

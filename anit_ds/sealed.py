@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anit_ds.errors import InputError
-from anit_ds.files import read_json, sha256_of, write_json
+from anit_ds.files import finite_or_null, read_json, sha256_of, write_json
 
 _SEAL = "checksum"
 
@@ -23,7 +23,7 @@ class Damaged(InputError):
 
 def content_hash(content: Any) -> str:
     """Hexadecimal SHA-256 of plain data, the same before it is written as JSON and after it is read."""
-    read_back = json.loads(json.dumps(content))
+    read_back = json.loads(json.dumps(finite_or_null(content)))
     return sha256(json.dumps(read_back, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 

@@ -7,6 +7,8 @@ what was written there, for whoever has the folder alone.
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -167,3 +169,11 @@ def _stored_identities(config: Config, folder: Path) -> dict[str, str]:
         with suppress(Damaged, KeyError, TypeError):
             found[portion.dataset] = identity_of(read_sealed(portion.folder(config.data, folder) / MANIFEST))
     return found
+
+
+def forget_epochs(folder: Path, but: set[int]) -> None:
+    """Remove folder/epoch-NNN of all epochs but some."""
+    for path in folder.glob("epoch-*"):
+        number = path.name.removeprefix("epoch-")
+        if re.fullmatch("[0-9]{3,}", number) and int(number) not in but:
+            shutil.rmtree(path, ignore_errors=True)  # NFS keeps a file that another rank still has open

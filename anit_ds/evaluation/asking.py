@@ -81,9 +81,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+class Interrupted(Exception):
+    """Raised by a heartbeat: nobody waits for the answers any more."""
+
+
 def in_order(mine: Mapping[int, Reply], number: int) -> list[Reply]:
-    """The replies to all questions, on every rank, from those that each rank has by the question's place."""
+    """The replies to all questions, on every rank, from those that each rank has by the question's place.
+
+    Raises Interrupted on every rank where one of them was, and has too few.
+    """
     everyone: dict[int, Reply] = {}
     for part in distributed.all_gather_objects(dict(mine)):
         everyone.update(part)
+    if len(everyone) < number:
+        raise Interrupted
     return [everyone[place] for place in range(number)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from anit_ds.evaluation import plain
-from anit_ds.evaluation.asking import Ending, Question, Reply, base_of, evaluating, in_order, texts_of
+from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, base_of, evaluating, in_order, texts_of
 from anit_ds.evaluation.cached import CachedLM, why_not_cached
 from anit_ds.evaluation.prefix import Prefixes, shared_prefixes
 from anit_ds.evaluation.rows import Rows
@@ -74,8 +75,11 @@ def ask(
 
     A greedy answer stops at EOS, if `one_line` at a line's end too, or after max_new_tokens; with 0 there is none. Up
     to batch_size prompts are in a pass. Dropout is off; the model's mode is restored. Under ZeRO-3 all ranks must call
-    this together. `progress` names a bar on rank 0; `heartbeat` is called after every pass. A model that does not keep
-    plain keys and values is asked with `model.generate`.
+    this together. `progress` names a bar on rank 0. A model that does not keep plain keys and values is asked with
+    `model.generate`.
+
+    `heartbeat` is called after every pass. It may raise Interrupted on one rank (under ZeRO-3 on all after the same
+    pass), which then comes from here on every rank.
     """
     if why := why_not_cached(model):
         _say_once(f"answers come from model.generate, one whole prompt each, because the model {why}")
@@ -102,6 +106,7 @@ def ask(
     replies: dict[int, Reply] = {}
     ending = Ending(model, tokenizer, one_line=one_line)
     with (
+        suppress(Interrupted),
         evaluating(model),
         CachedLM(model, prefixes.texts, batch_size=batch_size, heartbeat=heartbeat) as lm,
         tqdm(total=sum(map(len, mine)), desc=progress, disable=quiet, leave=False) as bar,

@@ -6,13 +6,14 @@ It works with every causal LM, and it is what the cached way is held against.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from anit_ds.adversarial.head import AnswerHead
-from anit_ds.evaluation.asking import Ending, Question, Reply, evaluating, in_order, stops_of
+from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, evaluating, in_order, stops_of
 from anit_ds.ranks import distributed
 
 
@@ -36,7 +37,7 @@ def ask(
     most = max((len(question.answers) for question in questions), default=0)
     mine: dict[int, Reply] = {}
     ending = Ending(model, tokenizer, one_line=one_line)
-    with evaluating(model):
+    with suppress(Interrupted), evaluating(model):
         for turn in tqdm(range(rounds), desc=progress, disable=progress is None or rank != 0, leave=False):
             at = turn * ranks + rank
             # A rank without a batch left repeats one: partitioned weights need every rank in every forward.

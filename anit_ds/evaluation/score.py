@@ -24,7 +24,7 @@ from anit_ds.errors import InputError
 from anit_ds.evaluation.asking import Question, Reply, texts_of
 from anit_ds.evaluation.decode import ask
 from anit_ds.evaluation.likelihood import expected_calibration_error
-from anit_ds.files import json_line, read_json_lines, replacing
+from anit_ds.files import finite_or_null, json_line, read_json_lines, replacing
 from anit_ds.ranks import distributed
 from anit_ds.sealed import Damaged, check_file, read_sealed, write_sealed
 
@@ -49,6 +49,11 @@ class Evaluation:
     def micro_f1(self) -> float:
         return float(self.report["micro_f1"])
 
+    @property
+    def broken(self) -> bool:
+        """Whether no gold answer has a finite probability: such a model's answers mean nothing."""
+        return self.report["n"] > 0 and self.report["nonfinite"] == self.report["n"]
+
 
 class Evaluator:
     """Decodes and scores splits of a run's data with one tokenizer and prompt style.
@@ -61,9 +66,7 @@ class Evaluator:
     ) -> None:
         self.config, self.data, self.tokenizer = config, data, tokenizer
         self._limits = answer_limits
-        self.encoder = PromptEncoder(
-            tokenizer, style=config.prompt.style, order=config.prompt.order, max_length=config.data.max_length
-        )
+        self.encoder = PromptEncoder.of(config, tokenizer)
 
     def evaluate(
         self,
@@ -78,6 +81,7 @@ class Evaluator:
 
         Beside the score of greedy answers the report has `nll` and `nll_per_token`, the gold answers' mean negative
         log-likelihood, and for classification `ece`, the expected calibration error of the labels' probabilities.
+        `nonfinite` counts gold answers whose likelihood is NaN or infinite; then these three are None.
         Several data sets: each is scored, and `micro_f1` is their mean. `heartbeat` is called after every
         batch. All ranks call this together.
         """
@@ -86,7 +90,8 @@ class Evaluator:
             return parts[0]
         mean = sum(p.micro_f1 for p in parts) / len(parts)
         by_set = {s.name: p.report for s, p in zip(self.data.sets, parts, strict=True)}
-        report = {"micro_f1": mean, "n": sum(p.report["n"] for p in parts), "datasets": by_set}
+        n, nonfinite = (sum(p.report[key] for p in parts) for key in ("n", "nonfinite"))
+        report = {"micro_f1": mean, "n": n, "nonfinite": nonfinite, "datasets": by_set}
         return Evaluation(report, [row for p in parts for row in p.predictions])
 
     def _one_set(
@@ -106,14 +111,15 @@ class Evaluator:
         answers = texts_of(replies, self.tokenizer)
         parsed = [data_set.parse(answer) for answer in answers]
         result = score([s.items for s in samples], parsed)
+        likelihood = _likelihood(asked, replies, gold)
         report = {
             **result.to_dict(),
             "cut": sum(reply.cut for reply in replies),
-            **_likelihood(asked, replies, gold),
+            **likelihood,
             "dataset": data_set.name,
             "split": split,
             "noise": noise or "none",
-            "notes": data_set.notes(split),
+            "notes": [*data_set.notes(split), *_warnings(likelihood["nonfinite"], len(samples))],
             "seconds": round(time.perf_counter() - started, 3),
         }
         told = zip(samples, answers, parsed, replies, strict=True)
@@ -227,16 +233,23 @@ def read_evaluation(folder: Path, name: str) -> Evaluation | None:
         raise Damaged(str(error)) from error
 
 
-def _likelihood(asked: Sequence[Question], replies: Sequence[Reply], gold: Sequence[int]) -> dict[str, float]:
+def _likelihood(asked: Sequence[Question], replies: Sequence[Reply], gold: Sequence[int]) -> dict[str, Any]:
     """The gold answers' mean negative log-likelihood, a sample and a token; with several labels to choose from, `ece`
-    too."""
+    too. None where it is not finite."""
     losses = [-reply.log_probabilities[at] for reply, at in zip(replies, gold, strict=True)]
     tokens = sum(len(question.answers[at]) for question, at in zip(asked, gold, strict=True))
     found = {"nll": sum(losses) / max(1, len(losses)), "nll_per_token": sum(losses) / max(1, tokens)}
     if asked and len(asked[0].answers) > 1:
         scores = torch.tensor([reply.log_probabilities for reply in replies])
-        found["ece"] = expected_calibration_error(scores, torch.tensor(gold))
-    return found
+        # One NaN would leave the bins as any number.
+        finite = bool(scores.isfinite().all())
+        found["ece"] = expected_calibration_error(scores, torch.tensor(gold)) if finite else math.nan
+    nonfinite = sum(not math.isfinite(loss) for loss in losses)
+    return {**finite_or_null(found), "nonfinite": nonfinite}
+
+
+def _warnings(nonfinite: int, n: int) -> list[str]:
+    return [f"nll: the model gives {nonfinite} of {n} gold answers no finite probability"] if nonfinite else []
 
 
 def _row(sample: Sample, answer: str, parsed: Parsed) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from anit_ds.ranks.watchdog import Watchdog
 
 __all__ = [
     "Ranks", "Watchdog", "all_gather_objects", "all_reduce_sum", "any_rank", "barrier", "broadcast_object", "device",
-    "end", "from_main", "init", "logger", "main_first", "rank", "ranks_from", "world_size",
+    "end", "from_main", "heard_anywhere", "init", "logger", "main_first", "rank", "ranks_from", "world_size",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -127,6 +127,16 @@ def any_rank(flag: bool) -> bool:
     votes = torch.tensor([int(flag)])
     dist.all_reduce(votes, group=_cpu_group)
     return bool(votes.item())
+
+
+def heard_anywhere(flag: bool) -> bool:
+    """True on every rank soon after it is true on one, and from then on. Ranks need not call it together."""
+    if world_size() == 1:
+        return flag
+    store = dist.distributed_c10d._get_default_store()
+    if flag:
+        store.set("heard", "1")
+    return flag or bool(store.check(["heard"]))
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from anit_ds.sealed import Damaged, read_sealed, read_sealed_folder, seal_folder
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATE = "state.json"
-_NAME = re.compile(r"step-(\d{6,})")
+_NAME = re.compile(r"step-[0-9]{6,}")
 logger = logging.getLogger("anit")
 
 
@@ -45,7 +45,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 def save_checkpoint(
     engine: Any, folder: Path, state: dict[str, Any], *, keep: int, adapter: Path | None = None
 ) -> Path:
-    """Write folder/step-NNNNNN from all ranks' parts, then drop all but the `keep` newest. `state` must hold "step".
+    """Write folder/step-NNNNNN from all ranks' parts, then `prune`. `state` must hold "step".
 
     `adapter` is the folder of the best one so far, which a run that goes on from here must have. Every rank calls it;
     rank 0 writes. Returns the checkpoint's path.
@@ -59,10 +59,20 @@ def save_checkpoint(
             if adapter is not None:
                 shutil.copytree(adapter, unfinished / "adapter")
             seal_folder(unfinished, _STATE, state)
-        for old in [path for path in _newest_first(folder) if path != target][keep - 1 :]:
-            shutil.rmtree(old)
+        prune(folder, target, keep=keep)
     distributed.barrier()
     return target
+
+
+def prune(folder: Path, current: Path, *, keep: int) -> None:
+    """Delete all checkpoints but `current` and the `keep` - 1 before it.
+
+    A later one is of no use: it is damaged, or `current` would not have been resumed from.
+    """
+    newest_first = _newest_first(folder)
+    at = newest_first.index(current)
+    for old in newest_first[:at] + newest_first[at + keep :]:
+        shutil.rmtree(old)
 
 
 def latest_good(folder: Path) -> Path | None:
@@ -216,6 +226,5 @@ def _set_full(p: Any, value: Tensor, moment: str | None) -> None:
 
 def _newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder, by the number of their step; whatever else lies there is not ours."""
-    found = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("step-*") if path.is_dir()]
-    steps = {path: int(match[1]) for path, match in found if match}
-    return sorted(steps, key=lambda path: (steps[path], path.name), reverse=True)
+    ours = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(ours, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
