@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def save_adapter(engine: Any, folder: Path, about: dict[str, Any]) -> None:
         with replacing_folder(folder) as unfinished:
             module.save_pretrained(str(unfinished), state_dict=weights)
             _check(unfinished / _FILE)
+            # safetensors writes for this user alone; an adapter is as readable as what lies beside it.
+            shutil.copymode(unfinished / "adapter_config.json", unfinished / _FILE)
             seal_folder(unfinished, ADAPTER_SEAL, about)
     distributed.barrier()
 
