@@ -309,7 +309,8 @@ class TrainConfig(Section):
     log_every: int = Field(10, ge=1)
     """Optimizer steps between fetches of the statistics from the device (every step is logged all the same)."""
     rank_timeout: float = Field(600.0, gt=0, le=_MANY)
-    """Seconds without a step after which a rank counts as hung and the run is ended with its name."""
+    """Seconds without a sign of life or progress after which a rank counts as hung and the run is ended with its
+    name; it must exceed the slowest step or evaluation batch."""
 
 
 class EvalConfig(Section):

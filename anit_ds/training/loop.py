@@ -63,7 +63,11 @@ def train(config: Config, *, fresh: bool = False, signals: Signals | None = None
     Raises InputError for anything wrong in the configuration or the data.
     """
     signals = signals or Signals()
-    distributed.init()
+    with distributed.watched(config.train.rank_timeout, config.out) as watchdog:
+        return _train(config, watchdog, signals, fresh=fresh)
+
+
+def _train(config: Config, watchdog: distributed.Watchdog, signals: Signals, *, fresh: bool) -> dict[str, Any] | None:
     run = RunFolder(config.out)
     distributed.from_main(lambda: run.begin(config, fresh=fresh))
     log_to(run.path, distributed.rank())
@@ -71,7 +75,9 @@ def train(config: Config, *, fresh: bool = False, signals: Signals | None = None
         distributed.logger().info("%s is finished; --fresh trains it again", run.path)
         summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
         return summary
-    return Trainer(config, run).run_to_the_end(signals)
+    with watchdog.working():
+        trainer = Trainer(config, run, watchdog)
+    return trainer.run_to_the_end(signals)
 
 
 class Trainer:
@@ -90,8 +96,8 @@ class Trainer:
     monitor: Monitor
     watchdog: distributed.Watchdog
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
-        self.config, self.run = config, run
+    def __init__(self, config: Config, run: RunFolder, watchdog: distributed.Watchdog) -> None:
+        self.config, self.run, self.watchdog, self.step = config, run, watchdog, 0
         ranks = distributed.world_size()
         micro_batches = accumulation(config.train.global_batch, config.train.micro_batch, ranks)
         device = distributed.device()
@@ -101,8 +107,8 @@ class Trainer:
         tokenizer = load_tokenizer(config.model)
         self.encoder = PromptEncoder.of(config, tokenizer)
         self.feed = Feed(
-            config, self.encoder, lambda epoch: load_data(config, run, epoch=epoch), accumulation=micro_batches,
-            pad_id=tokenizer.pad_token_id, device=device,
+            config, self.encoder, self._load_data, accumulation=micro_batches, pad_id=tokenizer.pad_token_id,
+            device=device,
         )  # fmt: skip
         self.scores = Scores(Evaluator(config, self.feed.data, tokenizer), run, self._beat)
         self.lm, self.method = self._load_model(ds_config)
@@ -116,7 +122,11 @@ class Trainer:
             run, total_steps=self.feed.total, start=self.step, log_every=config.train.log_every,
             config_text=run.config.read_text(encoding="utf-8"),
         )  # fmt: skip
-        self.watchdog = distributed.Watchdog(timeout_seconds=config.train.rank_timeout, run_dir=run.path)
+
+    def _load_data(self, epoch: int) -> RunData:
+        """The run's data: rank 0 makes what is not there yet, then every rank reads it."""
+        with self.watchdog.working():
+            return distributed.main_first(lambda: RunData.load(self.config, self.run.data, epoch=epoch))
 
     def _load_model(self, ds_config: dict[str, Any]) -> tuple[PerturbableLM, Method]:
         config = self.config
@@ -203,7 +213,6 @@ class Trainer:
                 save_adapter(self.lm.engine, self.run.adapter)
             return self._finish(self.spent + time.perf_counter() - started)
         finally:
-            self.watchdog.stop()
             self.monitor.close()
 
     def _say_what_begins(self) -> None:
@@ -297,11 +306,6 @@ class Trainer:
             write_json(self.run.summary, summary)
         distributed.barrier()
         return summary
-
-
-def load_data(config: Config, run: RunFolder, *, epoch: int = 0) -> RunData:
-    """The run's data: rank 0 makes what is not there yet, then every rank reads it."""
-    return distributed.main_first(lambda: RunData.load(config, run.data, epoch=epoch))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -33,7 +33,7 @@ class Scores:
     def untouched(self, model: nn.Module) -> float:
         """The base model's micro-F1 on test."""
         with adapter_off(model):
-            evaluation = self.evaluator.evaluate(model, "test", progress=True)
+            evaluation = self.evaluator.evaluate(model, "test", progress=True, heartbeat=self.beat)
         write_evaluation(self.run.eval, "before", evaluation)
         return evaluation.micro_f1
 
