@@ -81,6 +81,8 @@ def _meet(timeout_seconds: float) -> Ranks:
     """Wait for the other ranks to appear."""
     global _store
     ranks = ranks_from(os.environ)
+    import deepspeed  # noqa: F401 (seconds in which no other thread may get to speak for this rank)
+
     if dist.is_initialized() and _store is None:
         _store = dist.distributed_c10d._get_default_store()  # a program of its own has made the group
     elif _store is None:
@@ -96,12 +98,12 @@ def _join(ranks: Ranks, timeout_seconds: float) -> None:
     global _cpu_group
     if dist.is_initialized():
         return
+    import deepspeed
+
     gpu = on_gpu()
     if gpu:
         use_gpu_of(ranks.local_rank)
-    import deepspeed
-
-    if not gpu:
+    else:
         # Compiling this shared-memory all-reduce takes 45 s, and a kill meanwhile leaves a lock that hangs every
         # later run.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

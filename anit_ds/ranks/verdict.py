@@ -56,7 +56,10 @@ class Verdict:
 
 
 def judge(everyone: Iterable[Seen], *, timeout: float, now: float) -> Verdict | None:
-    """Who ends the run, or None while nobody does. Ranks that said "done" are left out."""
+    """Who ends the run, or None while nobody does. Ranks that said "done" are left out.
+
+    To be called every second or so: the clock of a rank that is ahead of another starts anew.
+    """
     active = [seen for seen in everyone if seen.status.last_words != "done"]
     if not active:
         return None
@@ -73,6 +76,9 @@ def judge(everyone: Iterable[Seen], *, timeout: float, now: float) -> Verdict | 
     # All others wait for who is the furthest behind, however long that one's work takes, as long as it moves.
     behind = min(_place(seen.status) for seen in active)
     culprits = [seen for seen in active if _place(seen.status) == behind]
+    for seen in active:
+        if _place(seen.status) != behind:
+            seen.progressed = now  # or it were at fault as soon as the one that it waits for goes on
     if any(now - seen.progressed <= timeout for seen in culprits):
         culprits = []
     for seen in active:

@@ -203,7 +203,14 @@ def test_who_waits_in_a_stream_is_not_blamed_but_who_has_begun_one_collective_le
 
 def test_nobody_is_blamed_for_waiting_while_the_one_they_wait_for_moves() -> None:
     waits = [seen(rank, heard=109, progressed=0, collectives=8, waiting=True) for rank in (1, 2)]
-    assert judge([seen(0, heard=109, progressed=105, collectives=7), *waits], timeout=10, now=110) is None
+    moves = seen(0, heard=109, progressed=105, collectives=7)
+    assert judge([moves, *waits], timeout=10, now=110) is None
+    moves.status.collectives = 9
+    assert judge([moves, *waits], timeout=10, now=111) is None, "it has overtaken them just now"
+    for one in (moves, *waits):
+        one.heard = 121
+    found = judge([moves, *waits], timeout=10, now=121)
+    assert found is not None and found.ranks == (1, 2)
 
 
 def test_a_silent_rank_is_blamed_for_the_standstill_of_all() -> None:
