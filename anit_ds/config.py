@@ -21,6 +21,15 @@ NoiseKind = Literal["none", "truncation", "shuffle", "insertion", "replacement",
 
 PathText = Annotated[str, AfterValidator(expanded_path)]
 """A path or a hub id: `~` and `${NAME}` are put in when it is read, so that a run's folder holds what was meant."""
+
+
+def _without_secret(url: str) -> str:
+    if "@" in url.split("://", 1)[-1].split("/", 1)[0]:
+        raise ValueError("a name or password in it would stand in the run's folder; the key comes from OPENAI_API_KEY")
+    return url
+
+
+_Url = Annotated[str, AfterValidator(_without_secret)]
 _MANY = 1_000_000
 """Above every size that means something, and small enough to compute with."""
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -104,7 +113,7 @@ class NoiseConfig(Section):
     """Where opposite instructions come from: the table beside the instructions, or a chat model (cached)."""
     chat_model: str = "gpt-4o"
     """The chat model that writes opposites."""
-    base_url: str | None = None
+    base_url: _Url | None = None
     """Any OpenAI-compatible endpoint for the chat model; the key comes from OPENAI_API_KEY only."""
 
 
@@ -118,7 +127,7 @@ class DistortionConfig(Section):
     """LM-based only: an embedding model behind the OpenAI API, or with `local: true` a folder or hub id."""
     local: bool = False
     """Embed with a local transformers model (mean-pooled) in place of the API."""
-    base_url: str | None = None
+    base_url: _Url | None = None
     """Any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY only and is never logged or saved."""
     batch_size: int = Field(256, ge=1, le=_MANY)
     """Texts per request."""
@@ -311,7 +320,8 @@ class TrainConfig(Section):
     log_every: int = Field(10, ge=1)
     """Optimizer steps between fetches of the statistics from the device (every step is logged all the same)."""
     rank_timeout: float = Field(600.0, gt=0, le=_MANY)
-    """Seconds without a step after which a rank counts as hung and the run is ended with its name."""
+    """Seconds without a sign of life or progress after which a rank counts as hung and the run is ended with its
+    name; it must exceed the slowest step or evaluation batch."""
 
 
 class EvalConfig(Section):

@@ -71,7 +71,11 @@ def train(config: Config, *, fresh: bool = False, signals: Signals | None = None
     Raises InputError for anything wrong in the configuration or the data.
     """
     signals = signals or Signals()
-    distributed.init()
+    with distributed.watched(config.train.rank_timeout, config.out) as watchdog:
+        return _train(config, watchdog, signals, fresh=fresh)
+
+
+def _train(config: Config, watchdog: distributed.Watchdog, signals: Signals, *, fresh: bool) -> dict[str, Any] | None:
     run = RunFolder(config.out)
     with ExitStack() as held:
         distributed.from_main(lambda: held.enter_context(only_writer(run.path)))
@@ -81,7 +85,9 @@ def train(config: Config, *, fresh: bool = False, signals: Signals | None = None
         if summary is not None:
             distributed.logger().info("%s is finished; --fresh trains it again", run.path)
             return summary
-        return Trainer(config, run).run_to_the_end(signals)
+        with watchdog.working():
+            trainer = Trainer(config, run, watchdog)
+        return trainer.run_to_the_end(signals)
 
 
 class Trainer:
@@ -103,8 +109,8 @@ class Trainer:
     monitor: Monitor
     watchdog: distributed.Watchdog
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
-        self.config, self.run = config, run
+    def __init__(self, config: Config, run: RunFolder, watchdog: distributed.Watchdog) -> None:
+        self.config, self.run, self.watchdog, self.step = config, run, watchdog, 0
         ranks = distributed.world_size()
         micro_batches = accumulation(config.train.global_batch, config.train.micro_batch, ranks)
         device = distributed.device()
@@ -114,8 +120,8 @@ class Trainer:
         tokenizer = load_tokenizer(config.model)
         self.encoder = PromptEncoder.of(config, tokenizer)
         self.feed = Feed(
-            config, self.encoder, self._load_data, accumulation=micro_batches,
-            pad_id=tokenizer.pad_token_id, device=device,
+            config, self.encoder, self._load_data, accumulation=micro_batches, pad_id=tokenizer.pad_token_id,
+            device=device,
         )  # fmt: skip
         self.truncated, self.left_out = self._count_what_is_cut()
         limits = distributed.from_main(lambda: Evaluator(config, self.feed.data, tokenizer).answer_limits)
@@ -132,7 +138,6 @@ class Trainer:
             run, self.lost, total_steps=self.feed.total, start=self.step, log_every=config.train.log_every,
             config_text=run.config.read_text(encoding="utf-8"),
         )  # fmt: skip
-        self.watchdog = distributed.Watchdog(timeout_seconds=config.train.rank_timeout, run_dir=run.path)
 
     def _count_what_is_cut(self) -> tuple[dict[str, int], int]:
         """(texts of each split that lose their end, training samples left out), as of the first epoch.
@@ -154,7 +159,11 @@ class Trainer:
     def _load_data(self, epoch: int) -> RunData:
         """The data as of an epoch. Noise that was drawn for earlier ones goes, but for what the last checkpoint is in:
         it can be drawn again."""
-        data = load_data(self.config, self.run, epoch=epoch)
+        run = self.run
+        with self.watchdog.working():
+            data = distributed.main_first(
+                lambda: RunData.load(self.config, run.data, epoch=epoch, begun=run.begun_data())
+            )
         if epoch and distributed.rank() == 0:
             forget_epochs(self.run.data, but={epoch, self.feed.epoch_of(self.saved)})
         return data
@@ -255,7 +264,6 @@ class Trainer:
             self._ask_for_requeue()
             return None
         finally:
-            self.watchdog.stop()
             self.monitor.close()
 
     def _go_on_only_with_hope(self) -> None:
@@ -411,11 +419,6 @@ def finished(run: RunFolder) -> dict[str, Any] | None:
             raise InputError(f"{error}; without a checkpoint only --fresh makes it again") from error
         distributed.logger().warning("%s; it is made again from the last checkpoint", error)
         return None
-
-
-def load_data(config: Config, run: RunFolder, *, epoch: int = 0) -> RunData:
-    """The run's data: rank 0 makes what is not there yet, then every rank reads it."""
-    return distributed.main_first(lambda: RunData.load(config, run.data, epoch=epoch, begun=run.begun_data()))
 
 
 def _name(dtype: torch.dtype) -> str:
