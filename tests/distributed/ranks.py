@@ -102,11 +102,11 @@ def _stop(*_: object, **__: object) -> None:
 def _die_in_save(step: int) -> None:
     from anit_ds.training import checkpoint
 
-    write = checkpoint.write_json
+    seal = checkpoint.seal_folder
 
-    def die_or_write(path: Path, content: dict) -> None:
+    def die_or_seal(folder: Path, name: str, content: dict) -> None:
         if content["step"] == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(path, content)
+        seal(folder, name, content)
 
-    checkpoint.write_json = die_or_write
+    checkpoint.seal_folder = die_or_seal
