@@ -78,10 +78,10 @@ def footprint(config: Config, batch: Batch, dtype: torch.dtype) -> Footprint:
     return Footprint(
         peaks={name: at_full_depth(few.peaks[name], many.peaks[name]) for name in many.peaks},
         operations=at_full_depth(few.operations, many.operations),
-        weights=Weights(
-            *(at_full_depth(getattr(few.weights, f), getattr(many.weights, f)) for f in ("frozen", "trained")),
-            many.weights.largest_layer,
-            many.weights.embeddings,
+        weights=dataclasses.replace(
+            many.weights,
+            frozen=at_full_depth(few.weights.frozen, many.weights.frozen),
+            trained=at_full_depth(few.weights.trained, many.weights.trained),
         ),
     )
 
@@ -229,7 +229,8 @@ def _fake_model(config: Config, settings: Any, dtype: torch.dtype, mode: FakeTen
         return made[id(tensor)]
 
     for module in adapted.modules():
-        for store in (module._parameters, module._buffers):
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for store in stores:
             store.update({name: fake(tensor) for name, tensor in store.items() if tensor is not None})
     return adapted
 
