@@ -46,7 +46,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
             config.name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise _not_there(config, error) from error
+        raise not_there(config, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # labels go by length, so a shared id is harmless
     return tokenizer
@@ -63,11 +63,12 @@ def load_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
             trust_remote_code=config.trust_remote_code,
         )
     except (OSError, ValueError, ImportError) as error:
-        raise _not_there(config, error) from error
+        raise not_there(config, error) from error
     return model.requires_grad_(False)
 
 
-def _not_there(config: ModelConfig, error: Exception) -> InputError:
+def not_there(config: ModelConfig, error: Exception) -> InputError:
+    """What a model that transformers cannot load is called in a sentence."""
     name = Path(config.name_or_path)
     if name.is_absolute() and not name.is_dir():
         return InputError(f"model.name_or_path: there is no folder {name}; give a hub id or a checkpoint's folder")

@@ -40,13 +40,10 @@ def plan(
     # `auto` on a GPU that is worth planning for.
     dtype = resolve_dtype("bfloat16" if settings.model.dtype == "auto" else settings.model.dtype, "cuda")
     clusters = [planning.Cluster(ranks, gpu_memory, bandwidth, tflops) for ranks in _numbers(gpus)]
-    workload = Workload.of(settings)
-    possible = planning.schedules(settings, workload, clusters[0], dtype)
-    if settings.method.schedule == "auto":
-        fastest = min(possible, key=lambda name: possible[name].seconds)
-        settings = settings.model_copy(update={"method": settings.method.model_copy(update={"schedule": fastest})})
-    made = planning.forecast(settings, workload, clusters[0], dtype)
-    click.echo(_head(settings, workload, clusters[0], made, str(dtype).removeprefix("torch.")))
+    plans = planning.Forecaster(Workload.of(settings), dtype)
+    settings = plans.decided(settings, clusters[0])
+    possible, made = plans.schedules(settings, clusters[0]), plans.forecast(settings, clusters[0])
+    click.echo(_head(settings, plans.workload, clusters[0], made, str(dtype).removeprefix("torch.")))
     click.echo(_memory(made, clusters[0]))
     click.echo(_time(made, clusters[0]))
     if len(possible) > 1:
@@ -56,13 +53,13 @@ def plan(
             click.echo(f"| {name}{this} | {_seconds(one.seconds)} | {one.bytes / _GB:.2f} |")
     if made.bytes > clusters[0].memory * _GB:
         click.echo(f"\nIt does not fit into {gpu_memory:g} GB. What each change alone would make of it:")
-        for change in sorted(planning.changes(settings, workload, clusters[0], dtype), key=lambda c: c.forecast.bytes):
+        for change in sorted(plans.changes(settings, clusters[0]), key=lambda c: c.forecast.bytes):
             then = change.forecast
             click.echo(f"  {change.told:40} {then.bytes / _GB:8.2f} GB, a step {_seconds(then.seconds)}")
     if len(clusters) > 1:
         click.echo("\n| ranks | micro-batches | computes | gathers | step | GB a rank |\n|---|---|---|---|---|---|")
         for cluster in clusters:
-            one = planning.forecast(settings, workload, cluster, dtype)
+            one = plans.forecast(settings, cluster)
             click.echo(
                 f"| {cluster.ranks:,} | {one.micro_batches} | {_seconds(one.compute_seconds)} | "
                 f"{_seconds(one.gather_seconds)} | {_seconds(one.seconds)} | {one.bytes / _GB:.2f} |"

@@ -27,8 +27,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
 from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config, ModelConfig
-from anit_ds.errors import InputError
-from anit_ds.modeling import add_adapter, use_activation_checkpointing
+from anit_ds.modeling import add_adapter, not_there, use_activation_checkpointing
 from anit_kernels import shapes_only
 
 T = TypeVar("T")
@@ -188,12 +187,7 @@ def model_settings(source: ModelConfig) -> Any:
             source.name_or_path, revision=source.revision, trust_remote_code=source.trust_remote_code
         ).get_text_config()
     except (OSError, ValueError) as error:
-        raise _no_settings(source, error) from error
-
-
-def _no_settings(source: ModelConfig, error: Exception) -> InputError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(f"model.name_or_path: {source.name_or_path!r} has no usable config.json ({first})")
+        raise not_there(source, error) from error
 
 
 def _shortened(settings: Any, layers: int) -> Any:
@@ -214,7 +208,7 @@ def _fake_model(config: Config, settings: Any, dtype: torch.dtype, mode: FakeTen
             ).requires_grad_(False)
             adapted = add_adapter(model, config)
     except (ValueError, ImportError) as error:
-        raise _no_settings(source, error) from error
+        raise not_there(source, error) from error
     made: dict[int, Tensor] = {}  # a table that is tied is one
 
     def fake(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from anit_ds.errors import InputError
 from anit_ds.planning.footprint import Footprint, Weights, footprint
 from anit_ds.planning.workload import Workload
 from anit_ds.training.engine import read_deepspeed_json, zero_stage
-from anit_ds.training.schedule import forwards
+from anit_ds.training.schedule import sweeps
 
 GB = 1e9
 _FLOAT32 = 4
@@ -60,23 +61,74 @@ class Forecast:
         return max(self.compute_seconds, self.gather_seconds)
 
 
-def forecast(config: Config, workload: Workload, cluster: Cluster, dtype: torch.dtype) -> Forecast:
-    """A run as its configuration has it. Raises InputError for what the trainer would refuse of model or method."""
-    micro_batch = config.train.micro_batch
-    counted = footprint(config, workload.micro_batch(config, micro_batch), dtype)
-    share = workload.mean_share(micro_batch)
-    return _on_ranks(config, counted, share, micro_batch, cluster, dtype)
+@dataclass(frozen=True)
+class Change:
+    """A change of the configuration, and what it makes of the memory."""
+
+    told: str
+    forecast: Forecast
 
 
-def _on_ranks(
-    config: Config, counted: Footprint, share: float, micro_batch: int, cluster: Cluster, dtype: torch.dtype
-) -> Forecast:
+class Forecaster:
+    """Forecasts for one workload. A step of a configuration is counted once, whatever ranks are to share it."""
+
+    def __init__(self, workload: Workload, dtype: torch.dtype) -> None:
+        self.workload, self.dtype = workload, dtype
+        self._counted: dict[tuple[str, str], Footprint] = {}
+
+    def forecast(self, config: Config, cluster: Cluster) -> Forecast:
+        """A run as its configuration has it. Raises InputError for what the trainer would refuse of model or method."""
+        size = config.train.micro_batch
+        key = config.method.model_dump_json(), config.train.model_dump_json()
+        if key not in self._counted:
+            self._counted[key] = footprint(config, self.workload.micro_batch(config, size), self.dtype)
+        return _on_ranks(config, self._counted[key], self.workload.mean_share(size), cluster, self.dtype)
+
+    def schedules(self, config: Config, cluster: Cluster) -> dict[str, Forecast]:
+        """The configured method under each schedule it can have, three passes first."""
+        found = {"three_pass": self.forecast(_changed(config, {"method": {"schedule": "three_pass"}}), cluster)}
+        for schedule in ("pipelined", "prefix_tree"):
+            if schedule == "pipelined" and not config.method.can_be_pipelined:
+                continue
+            with suppress(InputError):  # a model whose attention no tree can have
+                found[schedule] = self.forecast(_changed(config, {"method": {"schedule": schedule}}), cluster)
+        return found
+
+    def decided(self, config: Config, cluster: Cluster) -> Config:
+        """The configuration with `schedule: auto` decided; like the trainer's, it takes no tree under LoRA dropout."""
+        if config.method.schedule != "auto":
+            return config
+        possible = self.schedules(config, cluster)
+        if config.lora.dropout > 0:
+            possible.pop("prefix_tree", None)
+        return _changed(config, {"method": {"schedule": min(possible, key=lambda name: possible[name].seconds)}})
+
+    def changes(self, config: Config, cluster: Cluster) -> Iterator[Change]:
+        """What could be changed to need less memory, each alone."""
+        _, settings = read_deepspeed_json(config.deepspeed)
+        tried: list[tuple[str, dict[str, Any]]] = []
+        if (half := config.train.micro_batch // 2) > 0:
+            tried.append((f"train.micro_batch: {half}", {"train": {"micro_batch": half}}))
+        if not config.train.activation_checkpointing:
+            tried.append(("train.activation_checkpointing: true", {"train": {"activation_checkpointing": True}}))
+        if config.method.name == "anit" and config.method.passes == "joined" and config.method.gradient == "attack":
+            tried.append(("method.passes: separate", {"method": {"passes": "separate"}}))
+        if cluster.ranks > 1 and zero_stage(settings) < 3:
+            tried.append(("ds_configs/zero3.json", {"deepspeed": {**settings, "zero_optimization": {"stage": 3}}}))
+        for told, fields in tried:
+            with suppress(InputError):  # this method or model does not go together with it
+                yield Change(told, self.forecast(_changed(config, fields), cluster))
+
+
+def _on_ranks(config: Config, counted: Footprint, share: float, cluster: Cluster, dtype: torch.dtype) -> Forecast:
+    method, micro_batch = config.method, config.train.micro_batch
     _, settings = read_deepspeed_json(config.deepspeed)
     stage, zero = zero_stage(settings), settings.get("zero_optimization", {})
     micro_batches = max(1, math.ceil(config.train.global_batch / (micro_batch * cluster.ranks)))
     gathered = 0
     if stage == 3 and cluster.ranks > 1:
-        gathered = sweeps(config, micro_batches) * counted.weights.frozen * dtype.itemsize
+        trunk = method.schedule == "prefix_tree" and config.attacks_behind_context
+        gathered = sweeps(method, method.schedule, micro_batches, trunk=trunk) * counted.weights.frozen * dtype.itemsize
     moved = gathered * (cluster.ranks - 1) / cluster.ranks
     return Forecast(
         stage=stage,
@@ -114,59 +166,9 @@ def _live(weights: Weights, zero: Mapping[str, Any]) -> int:
     return min(weights.frozen, max(limit, weights.largest_layer + weights.embeddings))
 
 
-def sweeps(config: Config, micro_batches: int) -> int:
-    """How often an optimizer step gathers all weights at ZeRO 3: once for each forward and each backward pass."""
-    method = config.method
-    if method.schedule == "pipelined":
-        return 2 * (micro_batches + 1)
-    trunk = method.schedule == "prefix_tree" and config.attacks_behind_context
-    return 2 * (forwards(method) + trunk) * micro_batches
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of the configuration, and what it makes of the memory."""
-
-    told: str
-    forecast: Forecast
-
-
-def changes(config: Config, workload: Workload, cluster: Cluster, dtype: torch.dtype) -> Iterator[Change]:
-    """What could be changed to need less memory, each alone."""
-    _, settings = read_deepspeed_json(config.deepspeed)
-    tried: list[tuple[str, dict[str, Any]]] = []
-    if (half := config.train.micro_batch // 2) > 0:
-        tried.append((f"train.micro_batch: {half}", {"train": {"micro_batch": half}}))
-    if not config.train.activation_checkpointing:
-        tried.append(("train.activation_checkpointing: true", {"train": {"activation_checkpointing": True}}))
-    if config.method.name == "anit" and config.method.passes == "joined" and config.method.gradient == "attack":
-        tried.append(("method.passes: separate", {"method": {"passes": "separate"}}))
-    if cluster.ranks > 1 and zero_stage(settings) < 3:
-        tried.append(("ds_configs/zero3.json", {"deepspeed": {**settings, "zero_optimization": {"stage": 3}}}))
-    for told, fields in tried:
-        try:
-            changed = forecast(_changed(config, fields), workload, cluster, dtype)
-        except InputError:  # this method or model does not go together with it
-            continue
-        yield Change(told, changed)
-
-
 def _changed(config: Config, fields: dict[str, Any]) -> Config:
     update = {
         name: getattr(config, name).model_copy(update=value) if name != "deepspeed" else value
         for name, value in fields.items()
     }
     return config.model_copy(update=update)
-
-
-def schedules(config: Config, workload: Workload, cluster: Cluster, dtype: torch.dtype) -> dict[str, Forecast]:
-    """The configured method under each schedule it can have."""
-    found = {}
-    for schedule in ("three_pass", "pipelined", "prefix_tree"):
-        if schedule == "pipelined" and not config.method.can_be_pipelined:
-            continue
-        try:
-            found[schedule] = forecast(_changed(config, {"method": {"schedule": schedule}}), workload, cluster, dtype)
-        except InputError:
-            continue
-    return found

@@ -66,22 +66,35 @@ def candidates(config: Config, feed: Feed, *, sharded: bool) -> list[Candidate]:
     passes, micro = METHODS[method.name].passes(method), len(batches)
     own = sum(sum(b.lengths or ()) for b in batches)
     padded = own if config.train.padding_free else sum(b.size * max(b.lengths or ()) for b in batches)
-    sweeps = 2 * forwards(method) * micro if sharded else 0
-    found = [Candidate("three_pass", passes * padded, sweeps)]
+
+    def swept(schedule: str, *, trunk: bool = False) -> int:
+        return sweeps(method, schedule, micro, trunk=trunk) if sharded else 0
+
+    found = [Candidate("three_pass", passes * padded, swept("three_pass"))]
     if method.can_be_pipelined and micro > 1:
-        found.append(Candidate("pipelined", passes * padded, 2 * (micro + 1) if sharded else 0))
+        found.append(Candidate("pipelined", passes * padded, swept("pipelined")))
     trunk = sum(b.trunk.layout.tokens for b in batches if b.trunk) if config.attacks_behind_context else 0
     if trunk:
         behind = sum(b.apart.layout.tokens for b in batches)
-        tokens, extra = trunk + passes * behind, 2 * micro if sharded else 0
+        tokens = trunk + passes * behind
     else:
         alike = sum(b.whole.layout.tokens for b in batches)
-        tokens, extra = (alike if method.name.endswith("sft") else passes * own), 0
+        tokens = alike if method.name.endswith("sft") else passes * own
     handicap = 0.0 if feed.device.type == "cpu" else _MARGIN_ON_GPU
-    return [*found, Candidate("prefix_tree", tokens, sweeps + extra, handicap)]
+    return [*found, Candidate("prefix_tree", tokens, swept("prefix_tree", trunk=trunk > 0), handicap)]
 
 
-def forwards(method: MethodConfig) -> int:
+def sweeps(method: MethodConfig, schedule: str, micro_batches: int, *, trunk: bool) -> int:
+    """How often an optimizer step gathers all weights at ZeRO 3: once a forward pass and once a backward pass.
+
+    trunk: whether a prefix tree has a trunk, which is a pass of its own.
+    """
+    if schedule == "pipelined":
+        return 2 * (micro_batches + 1)
+    return 2 * (_forwards(method) + trunk) * micro_batches
+
+
+def _forwards(method: MethodConfig) -> int:
     """Forward passes of a micro-batch: joined rows share one."""
     passes = METHODS[method.name].passes(method)
     joins = method.name in ("anit", "random") and method.passes == "joined" and method.gradient == "attack"

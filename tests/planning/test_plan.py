@@ -17,8 +17,9 @@ from anit_ds.config import Config
 from anit_ds.modeling import add_adapter
 from anit_ds.planning import footprint as footprints
 from anit_ds.planning.footprint import footprint
-from anit_ds.planning.forecast import sweeps
+from anit_ds.planning.forecast import Cluster, Forecaster
 from anit_ds.planning.workload import Workload, made_up
+from anit_ds.training.schedule import sweeps
 
 TREE = {"method.schedule": "prefix_tree", "method.tokens": "instruction", "prompt.order": "instruction_last",
         "lora.dropout": 0.0}  # fmt: skip
@@ -81,10 +82,28 @@ def test_sweeps_are_those_that_were_measured(make_config: Callable[..., Config])
         "anit_pipelined": {"method.name": "anit", "method.schedule": "pipelined"},
         "anit_tree": {"method.name": "anit", **TREE},
     }
-    once = by_name["sft"]["gathered_bytes"] / sweeps(make_config(**of["sft"]), 4)
+
+    def swept(config: Config) -> int:
+        schedule = config.method.schedule
+        trunk = schedule == "prefix_tree" and config.attacks_behind_context
+        return sweeps(config.method, schedule, 4, trunk=trunk)
+
+    once = by_name["sft"]["gathered_bytes"] / swept(make_config(**of["sft"]))
     for name, changes in of.items():
-        predicted = sweeps(make_config(**changes), 4) * once
+        predicted = swept(make_config(**changes)) * once
         assert predicted == pytest.approx(by_name[name]["gathered_bytes"], rel=0.06), name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_auto_takes_a_tree_where_the_trainer_would(
+    dropout: float, deep_folder: Path, make_config: Callable[..., Config]
+):
+    changes = {**TREE, "method.schedule": "auto", "lora.dropout": dropout}
+    config = make_config(**{"model.name_or_path": str(deep_folder), "method.name": "anit", **changes})
+    workload = Workload([made_up(n, 64) for n in range(8)], 64, known=False)
+    cluster = Cluster(ranks=1, memory=80, bandwidth=50, tflops=1)
+    decided = Forecaster(workload, torch.float32).decided(config, cluster).method.schedule
+    assert (decided == "prefix_tree") == (dropout == 0)
 
 
 def test_the_command_says_what_does_not_fit_and_what_would(
