@@ -6,6 +6,7 @@ a file into them.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -13,12 +14,22 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.errors import shown
 from anit_ds.files import expanded_path
+from anit_ds.sealed import content_hash
 from anit_ds.yamlfile import dump_yaml
 
 NoiseKind = Literal["none", "truncation", "shuffle", "insertion", "replacement", "padding", "opposite"]
 
 PathText = Annotated[str, AfterValidator(expanded_path)]
 """A path or a hub id: `~` and `${NAME}` are put in when it is read, so that a run's folder holds what was meant."""
+
+
+def _without_secret(url: str) -> str:
+    if "@" in url.split("://", 1)[-1].split("/", 1)[0]:
+        raise ValueError("a name or password in it would stand in the run's folder; the key comes from OPENAI_API_KEY")
+    return url
+
+
+_Url = Annotated[str, AfterValidator(_without_secret)]
 _MANY = 1_000_000
 """Above every size that means something, and small enough to compute with."""
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -102,7 +113,7 @@ class NoiseConfig(Section):
     """Where opposite instructions come from: the table beside the instructions, or a chat model (cached)."""
     chat_model: str = "gpt-4o"
     """The chat model that writes opposites."""
-    base_url: str | None = None
+    base_url: _Url | None = None
     """Any OpenAI-compatible endpoint for the chat model; the key comes from OPENAI_API_KEY only."""
 
 
@@ -116,7 +127,7 @@ class DistortionConfig(Section):
     """LM-based only: an embedding model behind the OpenAI API, or with `local: true` a folder or hub id."""
     local: bool = False
     """Embed with a local transformers model (mean-pooled) in place of the API."""
-    base_url: str | None = None
+    base_url: _Url | None = None
     """Any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY only and is never logged or saved."""
     batch_size: int = Field(256, ge=1, le=_MANY)
     """Texts per request."""
@@ -309,7 +320,8 @@ class TrainConfig(Section):
     log_every: int = Field(10, ge=1)
     """Optimizer steps between fetches of the statistics from the device (every step is logged all the same)."""
     rank_timeout: float = Field(600.0, gt=0, le=_MANY)
-    """Seconds without a step after which a rank counts as hung and the run is ended with its name."""
+    """Seconds without a sign of life or progress after which a rank counts as hung and the run is ended with its
+    name; it must exceed the slowest step or evaluation batch."""
 
 
 class EvalConfig(Section):
@@ -322,7 +334,7 @@ class EvalConfig(Section):
     batch_size: int = Field(16, ge=1, le=_MANY)
     """Prompts decoded at once on one rank."""
     max_new_tokens: int | None = Field(None, ge=1, le=_MANY)
-    """Longest answer; by default the longest gold answer of the split plus a margin."""
+    """Longest answer in tokens; by default training's longest and a quarter more, at least 8."""
     noises: list[NoiseKind] = Field(default_factory=list)
     """Score the best adapter on the test split under these noises as well: robustness and consistency."""
 
@@ -398,6 +410,21 @@ def chosen(config: Config) -> dict[str, Any]:
     return {path: value for path, value in identity(config).items() if path not in defaults or defaults[path] != value}
 
 
+# Where things lie, which a move changes; what lies there has checksums of its own or is the model.
+_PLACES = {
+    "model.name_or_path", "data.path", "data.instructions_file", "distortion.model", "distortion.cache",
+    "lora.init_from",
+}  # fmt: skip
+
+
+def configuration_hash(config: Config) -> str:
+    """One hash of what a configuration asks for, wherever its files lie: what adapters and checkpoints belong to."""
+    kept = {path: value for path, value in chosen(config).items() if path not in _PLACES}
+    if "data.mix" in kept:
+        kept["data.mix"] = [{key: value for key, value in item.items() if key != "path"} for item in kept["data.mix"]]
+    return content_hash(kept)
+
+
 def same_result(recorded: dict[str, Any], config: Config) -> bool:
     """Whether a run of the recorded identity, perhaps of an older version with fewer fields, is one of `config`."""
     now, defaults = identity(config), _defaults(Config)
@@ -418,7 +445,31 @@ def _defaults(schema: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def differences(a: Config, b: Config) -> list[str]:
-    """The fields in which two configurations ask for different results, as `path: value there, value here`."""
+def differences(a: Config, b: Config, *, places: bool = False) -> list[str]:
+    """The fields in which two configurations ask for different results, as `path: value there, value here`; with
+    `places` only those that say where something lies."""
     one, two = identity(a), identity(b)
-    return [f"{k}: {one.get(k)!r} there, {two.get(k)!r} here" for k in {**one, **two} if one.get(k) != two.get(k)]
+    keys = [key for key in {**one, **two} if one.get(key) != two.get(key) and (not places or key in _PLACES)]
+    return [f"{key}: {one.get(key)!r} there, {two.get(key)!r} here" for key in keys]
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with every path that leads somewhere from the working directory written from the root, so that
+    it means the same in every other one."""
+
+    def absolute(value: Any) -> Any:
+        return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
+
+    data = config.data.model_copy(update={
+        "path": absolute(config.data.path),
+        "instructions_file": absolute(config.data.instructions_file),
+        "mix": [item.model_copy(update={"path": absolute(item.path)}) for item in config.data.mix],
+    })  # fmt: skip
+    measure = config.distortion
+    return config.model_copy(update={
+        "model": config.model.model_copy(update={"name_or_path": absolute(config.model.name_or_path)}),
+        "data": data,
+        "distortion": measure.model_copy(update={"model": absolute(measure.model) if measure.local else measure.model}),
+        "lora": config.lora.model_copy(update={"init_from": absolute(config.lora.init_from)}),
+        "deepspeed": absolute(config.deepspeed),
+    })  # fmt: skip

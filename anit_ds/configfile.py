@@ -24,11 +24,16 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read the YAML at `path` (a run's folder means its config.yaml), apply `section.key=value` overrides, validate.
+    """Read the YAML at `path` (a run's folder means that run), apply `section.key=value` overrides, validate.
 
     Raises InputError: no such file, not YAML, an unknown key, a wrong type, a value out of range.
     """
-    return load_yaml(path, overrides, Config)
+
+    def stay(raw: dict[str, Any], file: Path) -> None:
+        if file != Path(path):
+            raw["out"] = str(path)  # the folder may have been moved since its config.yaml was written
+
+    return load_yaml(path, overrides, Config, stay)
 
 
 def load_yaml(

@@ -1,4 +1,5 @@
-"""Exceptions that the command line turns into one sentence: exit code 2 for wrong input, 1 for a service that fails."""
+"""Exceptions that the command line turns into one sentence: exit code 2 for wrong input, 1 for a service or a training
+that fails."""
 
 from __future__ import annotations
 
@@ -21,6 +22,10 @@ class InputError(Exception):
 
 class ServiceError(RuntimeError):
     """A remote service kept failing after all retries."""
+
+
+class TrainingFailed(RuntimeError):
+    """A training that cannot end in an adapter worth keeping: what happened, and what to try."""
 
 
 def _clipped(line: str) -> str:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from anit_ds.errors import InputError
 from anit_ds.files import replacing_folder
-from anit_ds.modeling import load_adapter, load_model, load_tokenizer, resolve_dtype
+from anit_ds.modeling import adapter_folder, load_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.runfolder import RunFolder
 
 # How far the merged model's logits may be from base + adapter's: root mean square, relative to their spread. Merging
@@ -21,7 +21,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 def export_adapter(run_path: Path, out: Path) -> None:
-    """Write the best adapter of a run to `out`. Raises InputError: no run, no adapter, `out` already there."""
+    """Write the best adapter of a run to `out`. Raises InputError: no run, no adapter or a damaged one, `out` already
+    there."""
     run = _run_with_adapter(run_path, out)
     with replacing_folder(out) as unfinished:
         shutil.copytree(run.adapter, unfinished, dirs_exist_ok=True)
@@ -62,4 +63,5 @@ def _run_with_adapter(path: Path, out: Path) -> RunFolder:
         raise InputError(f"{out}: already there; choose another folder")
     if not (run.adapter / "adapter_config.json").is_file():
         raise InputError(f"{path}: has no adapter yet; train it first")
+    adapter_folder(run.adapter)
     return run

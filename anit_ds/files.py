@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -105,14 +106,33 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON, atomically, into a folder that is made where it is missing."""
+    """Write indented JSON, atomically, into a folder that is made where it is missing; see `finite_or_null`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(finite_or_null(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite_or_null(content: Any) -> Any:
+    """The same with None for every NaN and infinity: JSON has no word for them, and strict readers refuse the file."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: finite_or_null(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite_or_null(value) for value in content]
+    return content
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises OSError when it cannot be read, ValueError when it is not JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def json_line(value: Any) -> bytes:
+    """A value as one line of JSON with its newline: UTF-8, and only what UTF-8 cannot hold escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:  # half a character
+        return json.dumps(value).encode("ascii") + b"\n"
 
 
 def text_lines(raw: Iterable[bytes], report: Report) -> Iterator[tuple[int, str]]:

@@ -13,10 +13,12 @@ import peft
 import torch
 import transformers
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from torch import nn
 
 from anit_ds.config import Config, LoraConfig, ModelConfig
 from anit_ds.errors import InputError, shown
+from anit_ds.sealed import read_sealed_folder
 
 # The names the YAML has for peft.LoraConfig's fields; all other fields keep their own.
 _LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
@@ -134,16 +136,43 @@ def add_adapter(model: nn.Module, config: Config) -> nn.Module:
     return adapted
 
 
-def load_adapter(model: nn.Module, run_or_adapter: str | Path, *, trainable: bool = False) -> nn.Module:
-    """`model` with the adapter in a run folder (its adapter/) or in an adapter folder."""
+ADAPTER_SEAL = "checksums.json"
+"""Beside an adapter that a run wrote: the SHA-256 of its files, and of which configuration and step it is."""
+
+
+def adapter_folder(run_or_adapter: str | Path) -> Path:
+    """The adapter in a run's folder (its adapter/) or in an adapter's own.
+
+    Raises InputError: no adapter there, or one whose files are not what was written.
+    """
     folder = Path(run_or_adapter)
     if (folder / "adapter").is_dir():
         folder = folder / "adapter"
+    adapter_about(folder)
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)")
-    return peft.PeftModel.from_pretrained(
-        model, str(folder), is_trainable=trainable, autocast_adapter_dtype=False
-    )  # fmt: skip
+    return folder
+
+
+def adapter_about(folder: Path) -> dict[str, Any]:
+    """What a run said about an adapter that it wrote; empty for any other. Raises Damaged where its files are not
+    what was written."""
+    return read_sealed_folder(folder, ADAPTER_SEAL) if (folder / ADAPTER_SEAL).is_file() else {}
+
+
+def load_adapter(model: nn.Module, run_or_adapter: str | Path, *, trainable: bool = False) -> nn.Module:
+    """`model` with the adapter in a run folder or in an adapter folder. Raises InputError as `adapter_folder`, and for
+    one that peft cannot read."""
+    folder = adapter_folder(run_or_adapter)
+    try:
+        return peft.PeftModel.from_pretrained(
+            model, str(folder), is_trainable=trainable, autocast_adapter_dtype=False
+        )  # fmt: skip
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().split("\n")), "") or type(error).__name__
+        raise InputError(f"{folder}: peft cannot put this adapter on the model ({shown(reason)})") from error
 
 
 def use_activation_checkpointing(model: Any) -> None:

@@ -1,6 +1,7 @@
 """A run's folder: where everything is, and that it belongs to this configuration.
 
-config.yaml   data/   metrics.jsonl   tensorboard/   checkpoints/   adapter/   eval/   summary.json   log-rank0.txt
+config.yaml   run.json   data/   metrics.jsonl   tensorboard/   checkpoints/   adapter/   eval/   summary.json
+log-rank0.txt
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ import logging
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from anit_ds.config import Config, differences
+from anit_ds.config import Config, configuration_hash, differences, with_absolute_paths
 from anit_ds.configfile import load_config
 from anit_ds.errors import InputError
 from anit_ds.files import write_atomically
+from anit_ds.litter import sweep
+from anit_ds.sealed import Damaged, read_sealed, write_sealed
 
 # What `--fresh` and the demo may delete: our own names only, whatever else lies in the folder.
 _OURS = (
-    "config.yaml", "data", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "eval", "summary.json", "requeue",
+    "config.yaml", "run.json", "data", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "eval", "summary.json",
+    "requeue",
 )  # fmt: skip
 _VERSIONED = ("anit-ds", "torch", "deepspeed", "transformers", "peft", "triton", "datasets", "rapidfuzz")
 
@@ -28,6 +33,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.record = self.path / "run.json"
         self.data = self.path / "data"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
@@ -37,28 +43,79 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.requeue = self.path / "requeue"
 
-    def begin(self, config: Config, *, fresh: bool = False) -> None:
-        """Make the folder and write the resolved configuration into it.
+    def begin(self, config: Config, *, fresh: bool = False) -> Config:
+        """Make the folder and write the resolved configuration into it; returns that, its local paths absolute.
 
         Raises InputError when it cannot be written, or holds a run of another configuration (unless `fresh`, which
         empties it first).
         """
         if fresh:
             self.empty()
-        if self.config.exists() and self.has_results():
-            other = differences(load_config(self.config), config)
-            if other:
-                more = f" and {len(other) - 1} more" if len(other) > 1 else ""
-                raise InputError(
-                    f"{self.path}: holds another configuration ({other[0]}{more}); choose another out=, or empty it "
-                    "with --fresh"
-                )
+        config = with_absolute_paths(config)
+        if self.has_results():
+            self._refuse_another(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             named = config.model_copy(update={"versions": versions()})
             write_atomically(self.config, named.to_yaml())
+            sweep(self.path)
         except OSError as error:
             raise InputError(f"out: cannot write into {self.path} ({error.strerror})") from error
+        return config
+
+    def _refuse_another(self, config: Config) -> None:
+        """The configuration that the run began with decides; config.yaml says where the other one differs."""
+        begun = self._begun_with()
+        same = begun == configuration_hash(config)
+        try:
+            there = with_absolute_paths(load_config(self.config))
+        except InputError:
+            if same:
+                return  # config.yaml is damaged, and is written anew
+            raise
+        other = differences(there, config, places=same)
+        if other:
+            more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+            raise InputError(
+                f"{self.path}: holds another configuration ({other[0]}{more}); choose another out=, or empty it "
+                "with --fresh"
+            )
+        if begun is not None and not same:
+            raise self._edited()
+
+    def note(self, config: Config, *, data: dict[str, str], answer_limits: dict[str, int]) -> None:
+        """Write run.json: what a run begins with, for those who go on from it or ask it.
+
+        data: of each data set the hash that it is known by. answer_limits: of each the tokens that an answer may have.
+        """
+        content = {"configuration": configuration_hash(config), "data": data, "answer_limits": answer_limits}
+        write_sealed(self.record, content)
+
+    def noted(self) -> dict[str, Any]:
+        """What `note` wrote; empty where a run has not begun, or was begun by an older version. Raises Damaged."""
+        return read_sealed(self.record) if self.record.is_file() else {}
+
+    def begun_data(self) -> dict[str, str] | None:
+        """`data` of `note` once training has left anything that depends on it, else None; empty where nobody knows."""
+        if not any(path.exists() for path in (self.metrics, self.checkpoints, self.summary)):
+            return None
+        try:
+            known: dict[str, str] = self.noted().get("data", {})
+        except Damaged:
+            known = {}
+        return known
+
+    def _begun_with(self) -> str | None:
+        try:
+            return self.noted().get("configuration")
+        except Damaged:
+            return None
+
+    def _edited(self) -> InputError:
+        return InputError(
+            f"{self.config}: damaged or edited, it is not the configuration that the run began with; put back what it "
+            "was, or begin anew with --fresh"
+        )
 
     def has_results(self) -> bool:
         """Whether there is anything to lose here: a start that failed before its data were built leaves nothing."""
@@ -77,10 +134,13 @@ class RunFolder:
             log.unlink()
 
     def load_config(self) -> Config:
-        """The configuration of a run that exists. Raises InputError when there is none here."""
+        """The configuration of a run that exists. Raises InputError when there is none here, or not the run's own."""
         if not self.config.is_file():
             raise InputError(f"{self.path}: no run here (config.yaml is missing)")
-        return load_config(self.config)
+        config = load_config(self.config)
+        if self.noted().get("configuration") not in (None, configuration_hash(config)):
+            raise self._edited()
+        return config
 
 
 def versions() -> dict[str, str]:

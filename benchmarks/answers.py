@@ -82,7 +82,7 @@ class Asked:
         samples = evaluator.samples(run_data.sets[0], "dev", arguments.noise)
         scored, _ = evaluator.questions(run_data.sets[0], samples)
         plainly = [Question(question.prompt) for question in scored]
-        longest = evaluator.max_new_tokens(samples)
+        longest = evaluator.answer_limits[run_data.sets[0].name]
         return cls(config, evaluator, plainly, scored, longest, stepper.passes.lm.module.eval())
 
     def ask(self, way: Callable[..., Any], questions: Sequence[Question], model: nn.Module) -> list[str]:

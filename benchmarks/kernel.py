@@ -9,10 +9,11 @@ python benchmarks/kernel.py --share   # the reference's share of an ANIT step on
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
-from itertools import cycle
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,31 +79,58 @@ def gate(grad: Tensor, embeddings: Tensor, samples: dict[str, Any]) -> None:
         raise SystemExit(f"the gate is red: x1 is off by {float(error.max()):.3g}")
 
 
-def on_gpu(dtype: torch.dtype) -> list[dict[str, Any]]:
+def graph_ms(calls: Sequence[Callable[[], Any]], repeats: int = 50) -> float:
+    """The median time of one of these calls on the GPU, without Python's launches between them.
+
+    A launch of a kernel takes Python and the driver tens of microseconds, often longer than the kernel runs, and events
+    around a call would measure that. So all calls are captured in one CUDA graph and its replays timed.
+    """
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        for call in calls:  # Compiles, and fills the allocator: neither can be captured.
+            call()
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    kept = []
+    with torch.cuda.graph(graph):
+        for call in calls:
+            kept.append(call())  # A result that is freed would give its memory, and its place in L2, to the next call.
+    graph.replay()
+    times = []
+    for _ in range(repeats):
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        graph.replay()
+        last.record()
+        last.synchronize()
+        times.append(first.elapsed_time(last) / len(calls))
+    return statistics.median(times)
+
+
+def on_gpu(dtype: torch.dtype, device: str = "cuda") -> list[dict[str, Any]]:
     """Medians of every contender for each shape, as ms, GB/s of what a step must move, and share of a device copy."""
     compiled = torch.compile(eager_step, dynamic=False)
     rows = []
     for shape in GPU_SHAPES:
         size = shape[0] * shape[1] * shape[2] * dtype.itemsize
-        batches = [inputs(shape, dtype, "cuda") for _ in range(max(2, min(32, ROTATED_BYTES // (2 * size))))]
+        batches = [inputs(shape, dtype, device) for _ in range(max(2, min(32, ROTATED_BYTES // (2 * size))))]
         gate(*batches[0])
         delta0 = nrm_init(torch.zeros_like(batches[0][1], dtype=torch.float32), **batches[0][2])
 
-        def eager(batch: Arguments, step: Callable[..., Tensor] = eager_step, noise: Tensor = delta0) -> Tensor:
+        def by_hand(batch: Arguments, step: Callable[..., Tensor], noise: Tensor = delta0) -> Tensor:
             return step(batch[0], batch[1], noise, batch[2]["mask"][..., None], batch[2]["eps"])
 
-        target = torch.empty_like(batches[0][1])
         contenders: dict[str, tuple[Callable[[Arguments], Any], int]] = {
-            "copy": (lambda b, t=target: t.copy_(b[1]), 2),
+            "copy": (lambda b: b[1].clone(), 2),
             "nrm_init": (lambda b: nrm_init(b[1], **b[2]), 2),
             "nrm_step": (lambda b: nrm_step(b[0], b[1], **b[2], alpha=ALPHA, ball=BALL), 4),
-            "eager step": (eager, 4),
-            "compiled step": (lambda b, run=eager: run(b, compiled), 4),
+            "eager step": (lambda b, run=by_hand: run(b, eager_step), 4),
+            "compiled step": (lambda b, run=by_hand: run(b, compiled), 4),
         }
         copy_rate = 0.0
         for name, (run, accesses) in contenders.items():
-            turns = cycle(batches)
-            milliseconds = median_ms(lambda: run(next(turns)), repeats=50, before=5)  # noqa: B023
+            milliseconds = graph_ms([partial(run, batch) for batch in batches])
             rate = accesses * size / milliseconds / 1e6
             copy_rate = rate if name == "copy" else copy_rate
             rows.append({"shape": shape, "what": name, "ms": milliseconds, "gb_s": rate, "of_copy": rate / copy_rate})

@@ -95,6 +95,8 @@ without_fresh() {
 # that a signal ended.
 with_restarts() {
     local start_all=$1 attempt=0 code
+    # What the ranks' watchdog asks of a rank. Never on a command line, which everybody on a machine can read.
+    export ANIT_WATCHDOG_SECRET=${ANIT_WATCHDOG_SECRET:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
     while true; do
         code=0
         "$start_all" "$attempt" || code=$?

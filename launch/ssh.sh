@@ -13,17 +13,27 @@
 #   --dry-run         print what would be started
 #   --help            this text
 #
-# PDSH_SSH_ARGS_APPEND holds further options of ssh (-p 2222). Variables that begin with one of FORWARD (see below) go to
-# the hosts in OUT/launch/start.sh, except those that look like a secret. Ctrl-C, TERM, USR1 and USR2 make the run save
+# PDSH_SSH_ARGS_APPEND holds further options of ssh (-p 2222). The variables listed below, and those that FORWARD names
+# (NAME, or PREFIX*), go to the hosts in a file that only you can read, and that is gone afterwards. Ctrl-C, TERM, USR1 and USR2 make the run save
 # and end with 0. If this machine dies the hosts' ranks save and end too. Exit code: 0 done, 1 failed, 2 wrong input.
 set -uo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-FORWARD=${FORWARD:-NCCL_ GLOO_ TORCH_ FI_ UCX_ OMP_ MKL_ CUDA_ DS_ HF_ TRANSFORMERS_ ANIT_ LD_LIBRARY_PATH TRITON_}
+# A list of what may go, as no list of names finds every secret.
+forward=(
+    PATH LD_LIBRARY_PATH 'NCCL_*' 'GLOO_*' 'TORCH_NCCL_*' 'FI_*' 'UCX_*' 'OMP_*' 'MKL_*' 'CUDA_*' 'ANIT_*' DS_ACCELERATOR
+    HF_HOME HF_HUB_CACHE HF_HUB_OFFLINE HF_DATASETS_CACHE HF_DATASETS_OFFLINE TRANSFORMERS_OFFLINE TORCH_HOME
+    TORCH_EXTENSIONS_DIR TRITON_CACHE_DIR
+)
+read -ra more <<<"${FORWARD:-}"
+forward+=("${more[@]}")
 
 parse_options "${BASH_SOURCE[0]}" "$@"
 [[ -n $hostfile ]] || refuse "ssh.sh needs --hostfile; see --help"
 [[ -r $hostfile ]] || refuse "cannot read the hostfile $hostfile"
+
+# Not BASH_REMATCH's, which its caller still reads; pdsh would expand brackets, and read a leading - as an option.
+host_name() { [[ $1 != *[!A-Za-z0-9._:@-]* && $1 == [A-Za-z0-9]* ]]; }
 
 hosts=() slots=() firsts=() world=0
 read_hostfile() {
@@ -34,6 +44,7 @@ read_hostfile() {
         if [[ -z $host || $host == \#* ]]; then continue; fi
         [[ ${rest:-slots=1} =~ ^slots=([1-9][0-9]*)[[:space:]]*$ ]] ||
             refuse "$hostfile:$number: expected 'host slots=N', found '$host $rest'"
+        host_name "$host" || refuse "$hostfile:$number: '$host' is no name or address of a host"
         hosts+=("$host")
         slots+=("${BASH_REMATCH[1]}")
         firsts+=("$world")
@@ -42,16 +53,17 @@ read_hostfile() {
     ((world > 0)) || refuse "$hostfile names no host"
 }
 read_hostfile
-master_addr=${master_addr:-${hosts[0]}}
+master_addr=${master_addr:-${hosts[0]#*@}}
+host_name "$master_addr" || refuse "--master-addr: '$master_addr' is no name or address of a host"
 folder=$(run_folder) || exit 2
 every_host=$(IFS=, && echo "${hosts[*]}")
 
 forwarded() {
-    local name prefix
-    for name in PATH $(compgen -e); do
-        if [[ $name =~ KEY|TOKEN|SECRET|PASSWORD ]]; then continue; fi
-        for prefix in PATH $FORWARD; do
-            if [[ $name == "$prefix"* ]]; then printf 'export %s=%q\n' "$name" "${!name}" && break; fi
+    local name pattern
+    for name in $(compgen -e); do
+        for pattern in "${forward[@]}"; do
+            # shellcheck disable=SC2053 # a pattern is meant
+            if [[ $name == $pattern ]]; then printf 'export %s=%q\n' "$name" "${!name}" && break; fi
         done
     done
 }
@@ -64,27 +76,37 @@ start_script() {
     printf 'slots=(%s)\nfirsts=(%s)\n' "${slots[*]}" "${firsts[*]}"
     printf 'cd %q || exit 2\n' "$PWD"
     # shellcheck disable=SC2016 # the host expands $1
-    printf 'exec %q --first "${firsts[$1]}" --ranks "${slots[$1]}" --tied "%s"' "$repository/launch/node.sh" \
-        "$(process_file '$1')"
+    printf 'exec %q --first "${firsts[$1]}" --ranks "${slots[$1]}" --tied %q/"$1".pid' "$repository/launch/node.sh" \
+        "$private"
     printf ' %q' --world "$world" --master "$master_addr:$port" --logs "$folder/launch" --grace "$grace" \
         "${command_line[@]}"
     echo
 }
 
-# node.sh notes its process id there, on the host's own disk, so that a signal can be sent after it.
-process_file() { echo "/tmp/anit-launch-$$-$1.pid"; }
+# A word for the hosts' shells, past pdsh, which puts something in for each %.
+remote() {
+    local word
+    printf -v word %q "$1"
+    echo "${word//%/%%}"
+}
+
+# What is in there is nobody else's to read, and no name in it can be guessed: the script, and where node.sh notes its
+# process id, so that a signal can be sent after it.
+make_private() {
+    mkdir -p "$folder/launch" && private=$(mktemp -d "$folder/launch/ssh.XXXXXXXXXX") || return 2
+    trap 'rm -rf -- "$private"' EXIT
+}
 
 start_all() {
     local port=${master_port:-$((20000 + RANDOM % 10000))}
-    mkdir -p "$folder/launch" || return 2
-    start_script "$port" >"$folder/launch/start.sh"
-    on_hosts -S "test -r '$folder/launch/start.sh'" || {
+    (umask 077 && start_script "$port" >"$private/start.sh") || return 2
+    on_hosts -S "test -r $(remote "$private/start.sh")" || {
         say "not every host of $hostfile answers and sees $folder; ssh without a password and a shared folder are needed"
         return 2
     }
     # %n is the host's place in the list; the worst exit code counts (-S). In a session of its own pdsh does not see
     # Ctrl-C, which is passed on below.
-    tether setsid pdsh -R ssh -N -S -w "$every_host" "bash '$folder/launch/start.sh' %n" &
+    tether setsid pdsh -R ssh -N -S -w "$every_host" "bash $(remote "$private/start.sh") %n" &
     local child=$! code
     trap 'tell_hosts TERM' TERM INT HUP
     trap 'tell_hosts USR1' USR1
@@ -102,14 +124,12 @@ on_hosts() { pdsh -R ssh -N -w "$every_host" "$@"; }
 # shellcheck disable=SC2317 # called by the traps
 tell_hosts() {
     signalled=$1
-    on_hosts "kill -s $1 \$(cat $(process_file %n))" 2>/dev/null || say "could not pass SIG$1 on to every host"
+    on_hosts "kill -s $1 \$(cat $(remote "$private")/%n.pid)" 2>/dev/null || say "could not pass SIG$1 on to every host"
 }
 
 # After a failed start a host's ranks may still be on their way out: a second TERM makes node.sh kill them.
 end_what_is_left() {
-    local file
-    file=$(process_file %n)
-    on_hosts "while kill \$(cat $file); do sleep 0.5; done" 2>/dev/null
+    on_hosts "while kill \$(cat $(remote "$private")/%n.pid); do sleep 0.5; done" 2>/dev/null
 }
 
 if [[ $dry_run == yes ]]; then
@@ -123,4 +143,5 @@ if [[ $dry_run == yes ]]; then
     exit 0
 fi
 command -v pdsh >/dev/null || refuse "pdsh is not installed (apt-get install pdsh)"
+make_private || exit 2
 with_restarts start_all

@@ -78,6 +78,35 @@ def review_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def broken_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has NaN for the character ~."""
+    import torch
+
+    from anit_ds.tiny import tiny_model, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "broken"
+    model, tokenizer = tiny_model(tie_word_embeddings=False), tiny_tokenizer()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer("~")["input_ids"]] = float("nan")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def broken_text(review_folder: Path, tmp_path: Path) -> Path:
+    """The reviews with a ~ in one of 21 training texts and in one of 6 dev texts."""
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    for file in review_folder.iterdir():
+        lines = file.read_text().split("\n")
+        if file.stem in ("train", "dev"):
+            lines[3] = lines[3].replace('{"text": "', '{"text": "~ ')
+        (folder / file.name).write_text("\n".join(lines))
+    return folder
+
+
 @pytest.fixture
 def make_config(tiny_folder: Path, review_folder: Path, tmp_path: Path) -> Callable[..., Config]:
     """`make_config(**{"train.lr": 1e-3})`: two epochs of three steps of 8, 8 and 5 samples, in float32, dropout 0."""

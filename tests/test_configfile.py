@@ -44,6 +44,7 @@ def aliases_of_aliases() -> str:
     ("more", "said"),
     [
         ("train: {lr: 1e-3}\ntrain: {epochs: 2}", "c.yaml:7: the key 'train' is repeated; it stands on line 6 already"),
+        ("noise: {base_url: 'http://me:secret@host/v1'}", "c.yaml:6: noise.base_url: a name or password in it"),
         ("train: {lr: 1e-3, lr: 1e-4}", "c.yaml:6: the key 'lr' is repeated"),
         ("train: {lr: .inf}", "c.yaml:6: '.inf' is no finite number"),
         ("train: {lr: -.INF}", "no finite number"),

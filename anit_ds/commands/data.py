@@ -22,6 +22,7 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
     from anit_ds.configfile import load_config
     from anit_ds.data.rundata import RunData
     from anit_ds.data.survey import survey
+    from anit_ds.onewriter import only_writer
     from anit_ds.runfolder import RunFolder
 
     settings = load_config(config, overrides)
@@ -29,6 +30,7 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
         click.echo("\n".join(RunData.estimate(settings)))
         return
     run = RunFolder(settings.out)
-    run.begin(settings, fresh=fresh)
-    built = RunData.load(settings, run.data)
+    with only_writer(run.path):
+        settings = run.begin(settings, fresh=fresh)
+        built = RunData.load(settings, run.data, begun=run.begun_data())
     click.echo(describe_data(built, run.data, [survey(of, settings) for of in built.sets]))

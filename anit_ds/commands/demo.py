@@ -23,6 +23,7 @@ def demo(out: str, dtype: str) -> None:
     from anit_ds.commands.describe import describe_data, describe_summary
     from anit_ds.data.rundata import RunData
     from anit_ds.demo import cache_folder, demo_config, prepare_data, prepare_model
+    from anit_ds.onewriter import only_writer
     from anit_ds.runfolder import RunFolder
 
     cache, clock = cache_folder(), Clock()
@@ -30,9 +31,9 @@ def demo(out: str, dtype: str) -> None:
     model = clock("model", lambda: prepare_model(cache, click.echo))
     config = demo_config(model, data, Path(out), dtype)
     run = RunFolder(out)
-    run.empty()
-    run.begin(config)
-    noisy = clock("noisy set", lambda: RunData.load(config, run.data))
+    with only_writer(run.path):
+        config = run.begin(config, fresh=True)
+        noisy = clock("noisy set", lambda: RunData.load(config, run.data))
     click.echo(describe_data(noisy, run.data) + "\n")
 
     from anit_ds.training import train

@@ -30,6 +30,8 @@ def _describe_survey(found: Survey) -> str:
     for split, of in found.lengths.items():
         what = "prompt and answer" if split == "train" else "prompt"
         too_long = f"{of.too_long} of {of.measured} longer than data.max_length"
+        if of.left_out:
+            too_long += f", {of.left_out} even without a text"
         lines.append(
             f"{found.unit} of {split} ({what}): median {of.median}, 95% up to {of.most}, longest {of.longest}"
             + (f"; {too_long}" if found.unit == "tokens" else "")
@@ -82,14 +84,18 @@ def describe_summary(summary: dict[str, Any], folder: Path) -> str:
         lines.append(
             f"  under {noise:<12}     {under['micro_f1']:.4f}  ({under['gap']:+.4f}, {under['consistency']:.1%} equal)"
         )
-    if summary["truncated"]:
-        lines.append(f"{summary['truncated']} texts were cut to fit data.max_length")
+    if lost := summary.get("nonfinite_steps"):
+        lines.append(f"{lost} of {summary['steps']} steps had a loss or a gradient that was not finite: see the log")
+    if cut := ", ".join(f"{count} of {split}" for split, count in summary["truncated"].items() if count):
+        lines.append(f"texts cut to fit data.max_length: {cut}")
+    if summary["left_out"]:
+        lines.append(f"{summary['left_out']} training samples left out: without a text they exceed data.max_length too")
     lines += [f"adapter      {folder / 'adapter'}", f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}"]
     return "\n".join(lines)
 
 
-def describe_evaluation(name: str, report: dict[str, Any], folder: Path) -> str:
-    """The score of each data set, and where the predictions are."""
+def describe_evaluation(name: str, report: dict[str, Any]) -> str:
+    """The score of each data set."""
     rows = report.get("datasets") or {report["dataset"]: report}
     lines = []
     for dataset, r in rows.items():
@@ -97,6 +103,7 @@ def describe_evaluation(name: str, report: dict[str, Any], folder: Path) -> str:
             f"{dataset} {name}: micro-F1 {r['micro_f1']:.4f}  precision {r['precision']:.4f}  "
             f"recall {r['recall']:.4f}  unparsed answers {r['parse_failures']:.1%}  n {r['n']}"
         )
+        lines += [f"  {r['cut']} answers were cut off at their limit"] if r["cut"] else []
         lines += [f"  {note}" for note in r["notes"]]
     if "consistency" in report:
         lines.append(
@@ -104,4 +111,4 @@ def describe_evaluation(name: str, report: dict[str, Any], folder: Path) -> str:
         )
     if len(rows) > 1:
         lines.append(f"mean micro-F1 {report['micro_f1']:.4f}")
-    return "\n".join([*lines, f"written to {folder / 'eval' / name}.json and predictions-{name}.jsonl beside it"])
+    return "\n".join(lines)

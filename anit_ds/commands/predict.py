@@ -1,61 +1,99 @@
-"""`anit predict`: new texts answered by a finished run, JSON lines in, JSON lines out."""
+"""`anit predict`: new texts answered by a run, JSON lines in, JSON lines out, a few batches at a time."""
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import click
 
-from anit_ds.commands.arguments import dtype
+from anit_ds.commands.arguments import dtype, ignored_local_rank
 from anit_ds.errors import InputError
+from anit_ds.files import json_line, json_lines
+
+Row = tuple[str, dict[str, Any]]
+"""Where an object stands, and it."""
+_HALF = re.compile("[\ud800-\udfff]")
 
 
-@click.command(short_help="Answer new texts with a finished run.")
+@click.command(short_help="Answer new texts with a run.")
 @click.argument("run", type=click.Path())
 @click.option("--input", "source", required=True, metavar="FILE", help="JSON lines with a `text` (and, in a mixture, a "
               "`dataset`); - for standard input.")  # fmt: skip
-@click.option("--output", default="-", metavar="FILE", help="Where the answers go; standard output by default.")
+@click.option("--output", default="-", metavar="FILE", help="Where the answers go as they are made; by default "
+              "standard output.")  # fmt: skip
+@click.option("--max-new-tokens", type=click.IntRange(1), default=None, help="Longest answer in tokens; by default "
+              "what training's longest needs and a margin.")  # fmt: skip
 @dtype
-def predict(run: str, source: str, output: str, dtype: str | None) -> None:
-    """Answers of a finished RUN for new texts: each input line again, with `answer` and `items`."""
+@ignored_local_rank
+def predict(run: str, source: str, output: str, max_new_tokens: int | None, dtype: str | None) -> None:
+    """Answers of a RUN for new texts: each input line again, with `answer` and `items`, with `malformed` where pieces
+    of the answer could not be read, and `cut` where it was cut off at its limit."""
     from anit_ds.evaluation.finished import FinishedRun
     from anit_ds.ranks import distributed
 
-    finished = FinishedRun(run, dtype=dtype)
-    answered = finished.answer(_read_texts(source))
-    if distributed.rank() == 0:
-        _write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered), output)
+    asked = FinishedRun(run, dtype=dtype, max_new_tokens=max_new_tokens)
+    check: Callable[[Row], object] = lambda row: asked.check(row[1], row[0])  # noqa: E731
+    main = distributed.rank() == 0
+    if main and source != "-":
+        with _opened(source) as file:  # what is wrong in line 90,000 is said before the first is answered
+            for row in _rows(file, source):
+                check(row)
+    asked.model  # noqa: B018 (what is wrong with it is said before the output is emptied)
+    count = cut = unread = 0
+    with _opened(source) as file, _written(output if main else os.devnull, source) as out:
+        for answered in asked.answer(_rows(file, source)):
+            out.write(b"".join(map(json_line, answered)))
+            out.flush()
+            count += len(answered)
+            cut += sum("cut" in row for row in answered)
+            unread += sum("malformed" in row for row in answered)
+    if main:
+        click.echo(f"{count} answers: {cut} cut at the limit, {unread} not parsed whole", err=True)
 
 
-def _read_texts(source: str) -> dict[str, dict[str, Any]]:
-    """Where each object stands -> the object."""
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--input: cannot read {source} ({error.strerror})") from error
-    rows = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{source}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise InputError(f'{where}: expected an object with a "text"')
-        rows[where] = row
-    return rows
-
-
-def _write(text: str, output: str) -> None:
-    if output == "-":
-        click.echo(text, nl=False)
+@contextmanager
+def _opened(source: str) -> Iterator[BinaryIO]:
+    if source == "-":
+        yield sys.stdin.buffer
         return
     try:
-        Path(output).write_text(text, encoding="utf-8")
+        file = Path(source).open("rb")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise InputError(f"--input: cannot read {source} ({error.strerror})") from error
+    with file:
+        yield file
+
+
+def _rows(file: BinaryIO, source: str) -> Iterator[Row]:
+    """The objects of the input, read as they are asked for. Raises InputError, with the line, for what is none."""
+
+    def refuse(line: int, problem: str) -> NoReturn:
+        raise InputError(f"{source}:{line}: {problem}")
+
+    for number, row in json_lines(file, refuse):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            refuse(number, 'expected an object with a "text"')
+        if half := _HALF.search(row["text"]):
+            refuse(number, f"{half[0]!r} is half a character (a lone surrogate), which is no text")
+        yield f"{source}:{number}", row
+
+
+@contextmanager
+def _written(output: str, source: str) -> Iterator[BinaryIO]:
+    if output == "-":
+        yield sys.stdout.buffer
+        return
+    try:
+        if source != "-" and Path(output).exists() and os.path.samefile(source, output):
+            raise InputError(f"--output: {output} is the input; choose another file")
+        file = Path(output).open("wb")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise InputError(f"--output: cannot write {output} ({error.strerror})") from error
+    with file:
+        yield file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anit_ds.data.corpora import Corpus, Cut, dataset_info, load_corpus
@@ -25,7 +26,7 @@ class Portion:
 
     def ingredients(self, config: Config, *, epoch: int = 0) -> tuple[Corpus, Recipe]:
         """What the noisy set is made from. Raises InputError for anything wrong in instructions or data."""
-        data, instructions = config.data, self._instructions(config.data)
+        data, instructions = config.data, self.instructions(config.data)
         corpus = load_corpus(
             self.dataset,
             self.path,
@@ -42,10 +43,16 @@ class Portion:
             seed=config.train.seed,
             epoch=epoch,
             paraphrases=data.paraphrases,
+            instructions_from=data.instructions_file or f"the instructions of {self.dataset}",
         )
         return corpus, recipe
 
-    def _instructions(self, data: DataConfig) -> Instructions:
+    def folder(self, data: DataConfig, root: Path) -> Path:
+        """Where the set lies under a run's data: in the folder itself, or in one of its own in a mixture."""
+        return root / self.dataset if data.mix else root
+
+    def instructions(self, data: DataConfig) -> Instructions:
+        """The data set's instructions. Raises InputError where there are none."""
         name = data.instructions_file or dataset_info(self.dataset).instructions
         if name is None:
             raise InputError(

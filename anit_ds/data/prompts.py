@@ -89,11 +89,6 @@ class PromptEncoder:
         self.left_out: set[int] = set()
         self._plain = PlainText(tokenizer)
 
-    @property
-    def truncated(self) -> int:
-        """How many training samples lost the end of their text."""
-        return len(self.cut["train"])
-
     @classmethod
     def of(cls, config: Config, tokenizer: Any) -> PromptEncoder:
         """The encoder that a run's configuration asks for."""

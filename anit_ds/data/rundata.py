@@ -1,12 +1,16 @@
 """The data of a run: one data set, or several in a mixture, each with its own instructions, noise and beta.
 
-`RunData.load(config, folder)` is what `anit data` writes and what training and evaluation read.
+`RunData.load(config, folder)` is what `anit data` writes and what training reads; `RunData.stored(config, folder)` is
+what was written there, for whoever has the folder alone.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +20,15 @@ import numpy as np
 from anit_ds.data.examples import Sample
 from anit_ds.data.instructions import Instructions, Version
 from anit_ds.data.mixture import portions
-from anit_ds.data.noise import NoisySet, build_noisy_set, estimate_embedding
+from anit_ds.data.noise import NoisySet, build_noisy_set, estimate_embedding, opposites_for, read_noisy_set
+from anit_ds.data.noise.manifest import MANIFEST, fingerprint, identity_of
 from anit_ds.data.tasks import TASKS, Parsed, Task
+from anit_ds.errors import InputError
+from anit_ds.sealed import Damaged, read_sealed
 
 if TYPE_CHECKING:
-    from anit_ds.config import Config
+    from anit_ds.config import Config, DataConfig, NoiseConfig
+    from anit_ds.data.mixture import Portion
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +56,17 @@ class DataSet:
         samples: Sequence[Sample] = getattr(self.noisy, name)
         return samples
 
+    def notes(self, split: str) -> list[str]:
+        """What a reader of a score on dev or test must know: nothing that concerns the test split alone for dev."""
+        notes: list[str] = self.noisy.manifest["notes"]
+        return [note for note in notes if split == "test" or not note.startswith("test: ")]
+
+    def opposites(self, noise: NoiseConfig) -> list[str]:
+        """What the noise `opposite` draws from: what the set was made with, else what `noise` says."""
+        if self.noisy.manifest.get("opposites"):
+            return list(self.noisy.manifest["opposites"])
+        return opposites_for(self.instructions, self.version, noise.model_copy(update={"kind": "opposite"}))
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -56,23 +75,48 @@ class RunData:
     sets: list[DataSet]
 
     @classmethod
-    def load(cls, config: Config, folder: Path | None, *, epoch: int = 0) -> RunData:
+    def load(
+        cls, config: Config, folder: Path | None, *, epoch: int = 0, begun: Mapping[str, str] | None = None
+    ) -> RunData:
         """Read, bend and measure every data set; with a folder, write what `anit data` promises, or reuse it.
 
         A single data set lies in the folder itself, those of a mixture in folder/NAME. Noise drawn anew for a later
-        epoch (`noise.resample: epoch`) lies in folder/epoch-NNN. Raises InputError for anything wrong in the data.
+        epoch (`noise.resample: epoch`) lies in folder/epoch-NNN. `begun`: the `identities` of what a run in this folder
+        has begun with (those that lie there, where it does not name them). Raises InputError for anything wrong in the
+        data, and where they are not those.
         """
+        if folder is not None and begun is not None:
+            begun = {**_stored_identities(config, folder), **begun}
         root = folder / f"epoch-{epoch:03d}" if folder and epoch else folder
         sets = []
         for portion in portions(config.data):
             corpus, recipe = portion.ingredients(config, epoch=epoch)
-            own = root / portion.dataset if root and config.data.mix else root
-            noisy = build_noisy_set(corpus, recipe, out=own)
+            own = portion.folder(config.data, root) if root else None
+            identity = (begun or {}).get(portion.dataset)
+            noisy = build_noisy_set(corpus, recipe, out=own, begun=identity)
             if epoch == 0:
                 for note in noisy.manifest["notes"]:
                     _logger.info("%s: %s", portion.dataset, note)
             sets.append(DataSet(portion.dataset, recipe.instructions, recipe.version, noisy, portion.weight))
         return cls(sets)
+
+    @classmethod
+    def stored(cls, config: Config, folder: Path) -> RunData:
+        """What `load` wrote into a folder, without the data's source. Nothing is written.
+
+        Raises InputError: no data there, or damaged ones (a split's own file when it is used).
+        """
+        sets = []
+        for portion in portions(config.data):
+            noisy = read_noisy_set(portion.folder(config.data, folder))
+            instructions = _instructions_of(noisy, portion, config.data)
+            sets.append(DataSet(portion.dataset, instructions, portion.version, noisy, portion.weight))
+        return cls(sets)
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """Of each data set, one hash of everything that a run may not change under way."""
+        return {s.name: identity_of(s.noisy.manifest) for s in self.sets}
 
     @staticmethod
     def estimate(config: Config) -> list[str]:
@@ -103,3 +147,33 @@ class RunData:
                 drawn = np.random.default_rng([seed, epoch, number]).permutation(len(train))
                 samples += [train[i] for i in sorted(drawn[: round(part * len(train))])]
         return samples
+
+
+def _instructions_of(noisy: NoisySet, portion: Portion, data: DataConfig) -> Instructions:
+    """The instructions in a set's manifest; those the configuration names where an older version left them out."""
+    written = noisy.manifest.get("prompt")
+    if written is not None:
+        return Instructions.model_validate(written)
+    instructions = portion.instructions(data)
+    if fingerprint(instructions.model_dump(mode="json")) != noisy.manifest["inputs"]["instructions"]:
+        raise InputError(
+            f"{data.instructions_file or portion.dataset}: not the instructions that the run was made with"
+        )
+    return instructions
+
+
+def _stored_identities(config: Config, folder: Path) -> dict[str, str]:
+    """The `identities` of those sets in a folder whose manifest can be read."""
+    found = {}
+    for portion in portions(config.data):
+        with suppress(Damaged, KeyError, TypeError):
+            found[portion.dataset] = identity_of(read_sealed(portion.folder(config.data, folder) / MANIFEST))
+    return found
+
+
+def forget_epochs(folder: Path, but: set[int]) -> None:
+    """Remove folder/epoch-NNN of all epochs but some."""
+    for path in folder.glob("epoch-*"):
+        number = path.name.removeprefix("epoch-")
+        if re.fullmatch("[0-9]{3,}", number) and int(number) not in but:
+            shutil.rmtree(path, ignore_errors=True)  # NFS keeps a file that another rank still has open

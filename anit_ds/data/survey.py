@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ MOST_MEASURED = 5_000
 @dataclass(frozen=True)
 class Lengths:
     """Tokens (or words) of a split's prompts, in training with their answers: the longest `too_long` of `measured`
-    exceed the limit."""
+    exceed the limit and lose the end of their text, but for `left_out`, which exceed it without a text."""
 
     measured: int
     median: int
@@ -34,6 +34,7 @@ class Lengths:
     """95% are no longer."""
     longest: int
     too_long: int
+    left_out: int = 0
 
 
 @dataclass
@@ -53,14 +54,12 @@ def survey(of: DataSet, config: Config) -> Survey:
     """Look through a data set once."""
     unit, lengths_of = _measure(config.model)
     train = of.split("train")
-    order, limit = config.prompt.order, config.data.max_length
+    order = config.prompt.order
     found = Survey(f"{render_prompt(train[0], order)} {train[0].answer}", unit)
     for split in ("train", "dev", "test"):
         samples = _spread(of.split(split))
         if samples:
-            answered = split == "train"
-            texts = [render_prompt(s, order) + (f" {s.answer}" if answered else "") for s in samples]
-            found.lengths[split] = _lengths([n + answered for n in lengths_of(texts)], limit)  # and EOS
+            found.lengths[split] = _lengths(samples, lengths_of, order, config.data.max_length, split == "train")
     for sample in train:
         found.labels.update([item[0] for item in sample.items] or ["None"])
         spans = [span for item in sample.items for span in item[1:]]
@@ -74,12 +73,21 @@ def _spread(samples: Sequence[Sample]) -> list[Sample]:
     return [samples[i * len(samples) // size] for i in range(size)]
 
 
-def _lengths(counts: Sequence[int], limit: int) -> Lengths:
+def _lengths(
+    samples: Sequence[Sample], lengths_of: Callable[[list[str]], list[int]], order: str, limit: int, answered: bool
+) -> Lengths:
+    def count(samples: Sequence[Sample]) -> list[int]:
+        texts = [render_prompt(s, order) + (f" {s.answer}" if answered else "") for s in samples]
+        return [n + answered for n in lengths_of(texts)]  # and EOS
+
+    counts = count(samples)
+    bare = count([replace(s, text="") for s, n in zip(samples, counts, strict=True) if n > limit])
     ordered = sorted(counts)
     size = len(ordered)
     return Lengths(
-        size, ordered[size // 2], ordered[min(size - 1, size * 95 // 100)], ordered[-1], sum(n > limit for n in ordered)
-    )
+        size, ordered[size // 2], ordered[min(size - 1, size * 95 // 100)], ordered[-1], len(bare),
+        sum(n > limit for n in bare),
+    )  # fmt: skip
 
 
 def _measure(model: ModelConfig) -> tuple[str, Callable[[list[str]], list[int]]]:

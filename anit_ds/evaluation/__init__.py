@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from anit_ds.evaluation.asking import Interrupted
 from anit_ds.evaluation.decode import greedy_answers
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.evaluation.score import Evaluation, Evaluator, write_evaluation
 
-__all__ = ["Evaluation", "Evaluator", "beside_raw", "greedy_answers", "write_evaluation"]
+__all__ = ["Evaluation", "Evaluator", "Interrupted", "beside_raw", "greedy_answers", "write_evaluation"]

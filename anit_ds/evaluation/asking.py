@@ -22,10 +22,12 @@ class Question:
 
 @dataclass(slots=True)
 class Reply:
-    """The greedy answer's tokens, with the one that ended it, and the log-probability of each given answer."""
+    """The greedy answer's tokens, with the one that ended it, and the log-probability of each given answer; `cut` where
+    the model would have gone on."""
 
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
+    cut: bool = False
 
 
 def texts_of(replies: Sequence[Reply], tokenizer: Any) -> list[str]:
@@ -46,6 +48,28 @@ def stops_of(model: nn.Module, tokenizer: Any) -> list[int]:
     return sorted({tokenizer.eos_token_id, *own})
 
 
+class Ending:
+    """Where a greedy answer is over: at a token that ends texts and, if `one_line`, at the end of its first line that
+    is not blank, which is all that a task reads of it."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, one_line: bool) -> None:
+        self._stops, self._tokenizer, self._one_line = frozenset(stops_of(model, tokenizer)), tokenizer, one_line
+        self._breaks: dict[int, bool] = {}
+
+    def __call__(self, tokens: list[int]) -> bool:
+        return bool(tokens) and (tokens[-1] in self._stops or (self._one_line and self._ends_line(tokens)))
+
+    def until(self, tokens: list[int]) -> list[int]:
+        """The tokens up to the end, the one that is the end included; all where there is none."""
+        return next((tokens[:n] for n in range(1, len(tokens)) if self(tokens[:n])), tokens)
+
+    def _ends_line(self, tokens: list[int]) -> bool:
+        last = tokens[-1]
+        if last not in self._breaks:
+            self._breaks[last] = "\n" in self._tokenizer.decode([last])
+        return self._breaks[last] and "\n" in self._tokenizer.decode(tokens, skip_special_tokens=True).lstrip()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode: dropout is off."""
@@ -57,9 +81,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+class Interrupted(Exception):
+    """Raised by a heartbeat: nobody waits for the answers any more."""
+
+
 def in_order(mine: Mapping[int, Reply], number: int) -> list[Reply]:
-    """The replies to all questions, on every rank, from those that each rank has by the question's place."""
+    """The replies to all questions, on every rank, from those that each rank has by the question's place.
+
+    Raises Interrupted on every rank where one of them was, and has too few.
+    """
     everyone: dict[int, Reply] = {}
     for part in distributed.all_gather_objects(dict(mine)):
         everyone.update(part)
+    if len(everyone) < number:
+        raise Interrupted
     return [everyone[place] for place in range(number)]

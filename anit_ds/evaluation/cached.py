@@ -89,6 +89,14 @@ class CachedLM:
 
     def __enter__(self) -> CachedLM:
         self._head = AnswerHead(self.model)
+        try:
+            self._read_prefixes()
+        except BaseException:
+            self._head.remove()
+            raise
+        return self
+
+    def _read_prefixes(self) -> None:
         self._prefixes = [Rows.empty(1)]
         for first in range(0, len(self._texts), self.batch_size):
             texts = self._texts[first : first + self.batch_size]
@@ -97,12 +105,13 @@ class CachedLM:
                 self._run(rows, texts)
             rows = rows.grown([len(text) for text in texts])
             self._prefixes += [rows.chosen([number]) for number in range(len(texts))]
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._pace.until_all_are_done(lambda: self._pass(Rows.empty(1), [[0]]))
-        self._head.remove()
+        try:
+            if kind is None:
+                self._pace.until_all_are_done(lambda: self._pass(Rows.empty(1), [[0]]))
+        finally:
+            self._head.remove()
 
     def start(self, which: Sequence[int]) -> Rows:
         """Rows that have read their prefix, given by its number."""

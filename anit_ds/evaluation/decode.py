@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from anit_ds.evaluation import plain
-from anit_ds.evaluation.asking import Question, Reply, base_of, evaluating, in_order, stops_of, texts_of
+from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, base_of, evaluating, in_order, texts_of
 from anit_ds.evaluation.cached import CachedLM, why_not_cached
 from anit_ds.evaluation.prefix import Prefixes, shared_prefixes
 from anit_ds.evaluation.rows import Rows
@@ -65,16 +66,20 @@ def ask(
     questions: Sequence[Question],
     *,
     max_new_tokens: int,
+    one_line: bool = False,
     batch_size: int = 16,
     progress: str | None = None,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> list[Reply]:
     """A reply to each question, in their order, on every rank.
 
-    A greedy answer stops at EOS or after max_new_tokens; with 0 there is none. Up to batch_size prompts are in a pass.
-    Dropout is off; the model's mode is restored. Under ZeRO-3 all ranks must call this together. `progress` names a bar
-    on rank 0; `heartbeat` is called after every pass. A model that does not keep plain keys and values is asked with
+    A greedy answer stops at EOS, if `one_line` at a line's end too, or after max_new_tokens; with 0 there is none. Up
+    to batch_size prompts are in a pass. Dropout is off; the model's mode is restored. Under ZeRO-3 all ranks must call
+    this together. `progress` names a bar on rank 0. A model that does not keep plain keys and values is asked with
     `model.generate`.
+
+    `heartbeat` is called after every pass. It may raise Interrupted on one rank (under ZeRO-3 on all after the same
+    pass), which then comes from here on every rank.
     """
     if why := why_not_cached(model):
         _say_once(f"answers come from model.generate, one whole prompt each, because the model {why}")
@@ -83,6 +88,7 @@ def ask(
             tokenizer,
             questions,
             max_new_tokens=max_new_tokens,
+            one_line=one_line,
             batch_size=batch_size,
             progress=progress,
             heartbeat=heartbeat,
@@ -98,15 +104,19 @@ def ask(
     mine = shares[distributed.rank() :: distributed.world_size()]
     quiet = progress is None or distributed.rank() != 0
     replies: dict[int, Reply] = {}
+    ending = Ending(model, tokenizer, one_line=one_line)
     with (
+        suppress(Interrupted),
         evaluating(model),
         CachedLM(model, prefixes.texts, batch_size=batch_size, heartbeat=heartbeat) as lm,
         tqdm(total=sum(map(len, mine)), desc=progress, disable=quiet, leave=False) as bar,
     ):
         for numbers in mine:
-            share = _Share(lm, questions, prefixes, max_new_tokens, stops_of(model, tokenizer))
+            share = _Share(lm, questions, prefixes, max_new_tokens, ending)
             for finished in share.passes(numbers):
                 bar.update(finished)
+            for reply in share.replies.values():
+                reply.cut = max_new_tokens > 0 and not ending(reply.tokens)
             replies.update(share.replies)
     return in_order(replies, len(questions))
 
@@ -115,10 +125,10 @@ class _Share:
     """Some of the questions on one rank: a few are in the batch, the others wait or have their reply."""
 
     def __init__(
-        self, lm: CachedLM, questions: Sequence[Question], prefixes: Prefixes, max_new_tokens: int, stops: list[int]
+        self, lm: CachedLM, questions: Sequence[Question], prefixes: Prefixes, max_new_tokens: int, ending: Ending
     ) -> None:
         self.lm, self.questions, self.prefixes = lm, questions, prefixes
-        self.max_new_tokens, self.stops = max_new_tokens, stops
+        self.max_new_tokens, self.ending = max_new_tokens, ending
         self.penalty = getattr(base_of(lm.model).generation_config, "repetition_penalty", None) or 1.0
         self.replies: dict[int, Reply] = {}
 
@@ -147,7 +157,7 @@ class _Share:
 
     def _is_finished(self, i: int) -> bool:
         tokens = self.replies[i].tokens
-        return len(tokens) >= self.max_new_tokens or tokens[-1] in self.stops
+        return len(tokens) >= self.max_new_tokens or self.ending(tokens)
 
     def _read(self, new: Sequence[int]) -> Rows:
         """Rows that have read their prompts; their given answers are scored and the first tokens taken."""

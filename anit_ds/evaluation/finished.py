@@ -1,40 +1,66 @@
-"""A finished run, loaded and asked: its scores on a split, its answers to new texts."""
+"""A run as its folder has it, finished or not, loaded and asked: its scores on a split, its answers to new texts.
+
+Nothing but the folder and the model is read, and nothing but evaluations is written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from anit_ds.config import configuration_hash
 from anit_ds.data.examples import Sample
+from anit_ds.data.noise import NoSource
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.errors import InputError
 from anit_ds.evaluation.robustness import beside_raw
-from anit_ds.evaluation.score import Evaluation, Evaluator, read_evaluation, write_evaluation
-from anit_ds.modeling import load_adapter, load_model, load_tokenizer, resolve_dtype
+from anit_ds.evaluation.score import Evaluation, Evaluator, read_evaluation, told_if_cut, write_evaluation
+from anit_ds.modeling import adapter_about, load_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
+from anit_ds.sealed import Damaged
+
+# Texts that a rank answers before they are given out, in batches: enough to keep a batch full.
+_BATCHES = 4
+
+
+class Scored(NamedTuple):
+    """What came of one evaluation: its name, and None where the noise lacks its source; `remarks` are for a person."""
+
+    name: str
+    evaluation: Evaluation | None
+    remarks: list[str]
 
 
 class FinishedRun:
     """A run's configuration, data and best adapter (with `base` the untouched model); the ranks share the work.
 
-    `dtype` loads the weights in another one than the run's. Raises InputError: no run.
+    `dtype` loads the weights in another one than the run's, `max_new_tokens` lets answers be longer or shorter. Raises
+    InputError: no run, a damaged one.
     """
 
-    def __init__(self, path: str | Path, *, base: bool = False, dtype: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, base: bool = False, dtype: str | None = None, max_new_tokens: int | None = None
+    ) -> None:
         distributed.init()
         self.folder = RunFolder(path)
         self.config = self.folder.load_config()
-        self.data = distributed.main_first(lambda: RunData.load(self.config, self.folder.data))
-        self.base, self.dtype = base, dtype
+        self.data = RunData.stored(self.config, self.folder.data)
+        self.base, self.dtype, self.max_new_tokens = base, dtype, max_new_tokens
 
     @cached_property
     def model(self) -> nn.Module:
-        """On this rank's device, in evaluation mode. Raises InputError: no adapter, no model."""
+        """On this rank's device, in evaluation mode. Raises InputError: no adapter, a damaged or another's, no
+        model."""
+        if not self.base:
+            of = adapter_about(self.folder.adapter).get("configuration")
+            if of not in (None, configuration_hash(self.config)):
+                raise InputError(f"{self.folder.adapter}: is the adapter of another configuration than config.yaml's")
         device = distributed.device()
         model = load_model(self.config.model, resolve_dtype(self.dtype or self.config.model.dtype, device.type))
         if not self.base:
@@ -43,43 +69,77 @@ class FinishedRun:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        return Evaluator(self.config, self.data, load_tokenizer(self.config.model))
+        limits = self.folder.noted().get("answer_limits")
+        if self.max_new_tokens:
+            limits = {s.name: self.max_new_tokens for s in self.data.sets}
+        return Evaluator(self.config, self.data, load_tokenizer(self.config.model), limits)
 
-    def evaluate(self, split: str, noises: Sequence[str] = ("none",)) -> dict[str, Evaluation]:
-        """Score a split (dev or test) under each noise and write eval/NAME.json; NAME -> evaluation.
+    def evaluate(
+        self, split: str, noises: Sequence[str] = ("none",), *, output: Path | None = None
+    ) -> Iterator[Scored]:
+        """Score a split (dev or test) under each noise, write NAME.json into the run's eval/ or `output`, and yield it.
 
         Where the raw answers are at hand (from this call or an earlier one), a noise's report has its gap and
-        consistency too.
+        consistency too. One of several noises may lack what it draws from; alone it raises InputError.
         """
-        made: dict[str, Evaluation] = {}
+        folder = output or self.folder.eval
+        raw: Evaluation | None = None
         for noise in noises:
-            evaluation = self.evaluator.evaluate(self.model, split, noise=noise, progress=True)
-            if noise != "none":
-                raw = made.get(self._name(split)) or read_evaluation(self.folder.eval, self._name(split))
-                if raw is not None:
-                    evaluation = beside_raw(evaluation, raw)
-            made[self._name(split, noise)] = evaluation
-            write_evaluation(self.folder.eval, self._name(split, noise), evaluation)
-        return made
+            name, remarks = self._name(split, noise), []
+            try:
+                evaluation = self.evaluator.evaluate(self.model, split, noise=noise, progress=True)
+            except NoSource as error:
+                if len(noises) == 1:
+                    raise
+                yield Scored(name, None, [f"not scored: {error}"])
+                continue
+            if noise == "none":
+                raw = evaluation
+            else:
+                try:
+                    raw = raw or read_evaluation(folder, self._name(split))
+                    evaluation = beside_raw(evaluation, raw) if raw else evaluation
+                except (Damaged, ValueError) as error:
+                    remarks.append(f"no gap and no share of equal answers: {error}")
+            try:
+                write_evaluation(folder, name, evaluation)
+                remarks.append(f"written to {folder / name}.json and predictions-{name}.jsonl beside it")
+            except InputError as error:
+                remarks.append(f"not written: {error}; --output DIR writes it elsewhere")
+            yield Scored(name, evaluation, remarks)
 
     def _name(self, split: str, noise: str = "none") -> str:
         return "-".join(part for part in ("base" if self.base else "", split, noise if noise != "none" else "") if part)
 
-    def answer(self, texts: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-        """Each object (where it stands -> it, with a `text`) again, with `answer` and `items` (raw labels).
+    def answer(self, texts: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+        """Each object (where it stands, and it, with a `text`) again, with `answer` and `items` (raw labels), with
+        `malformed` where pieces of the answer could not be read and `cut` where it reached its limit.
 
-        Raises InputError for one that does not say which data set of a mixture it belongs to.
+        A few batches at a time, as they are done, in the objects' order. Rank 0 alone reads `texts`. Raises InputError
+        for what `check` refuses.
         """
-        sets = [self._set_of(row, where) for where, row in texts.items()]
-        rows = list(texts.values())
-        samples = [_as_sample(row, of, number) for number, (row, of) in enumerate(zip(rows, sets, strict=True), 1)]
-        answers = self.evaluator.answer(self.model, samples, progress="predict")
-        return [
-            {**row, "answer": answer, "items": of.parse(answer).items}
-            for row, of, answer in zip(rows, sets, answers, strict=True)
-        ]
+        source = iter(texts)
+        size = _BATCHES * self.config.eval.batch_size * distributed.world_size()
+        number = 0
+        while chunk := distributed.from_main(lambda: list(islice(source, size))):
+            samples: dict[str, list[tuple[int, Sample]]] = {}
+            for place, (where, row) in enumerate(chunk):
+                of = self.check(row, where)
+                number += 1
+                samples.setdefault(of.name, []).append((place, _as_sample(row, of, number)))
+            answered: dict[int, dict[str, Any]] = {}
+            for name, asked in samples.items():
+                of = self.data[name]
+                answers = self.evaluator.answer(self.model, of, [sample for _, sample in asked])
+                for (place, _), (answer, reply) in zip(asked, answers, strict=True):
+                    parsed = of.parse(answer)
+                    told = {"malformed": parsed.malformed} if parsed.malformed else {}
+                    row = {**chunk[place][1], "answer": answer, "items": parsed.items}
+                    answered[place] = row | told | told_if_cut(reply)
+            yield [answered[place] for place in range(len(chunk))]
 
-    def _set_of(self, row: Mapping[str, Any], where: str) -> DataSet:
+    def check(self, row: Mapping[str, Any], where: str) -> DataSet:
+        """The data set that an object is of. Raises InputError for one of a mixture that does not say it."""
         if len(self.data.sets) == 1:
             return self.data.sets[0]
         names = [s.name for s in self.data.sets]

@@ -6,13 +6,14 @@ It works with every causal LM, and it is what the cached way is held against.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from anit_ds.adversarial.head import AnswerHead
-from anit_ds.evaluation.asking import Question, Reply, evaluating, in_order, stops_of
+from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, evaluating, in_order, stops_of
 from anit_ds.ranks import distributed
 
 
@@ -23,6 +24,7 @@ def ask(
     questions: Sequence[Question],
     *,
     max_new_tokens: int,
+    one_line: bool = False,
     batch_size: int = 16,
     progress: str | None = None,
     heartbeat: Callable[[], None] = lambda: None,
@@ -34,7 +36,8 @@ def ask(
     rounds = -(-len(batches) // ranks)
     most = max((len(question.answers) for question in questions), default=0)
     mine: dict[int, Reply] = {}
-    with evaluating(model):
+    ending = Ending(model, tokenizer, one_line=one_line)
+    with suppress(Interrupted), evaluating(model):
         for turn in tqdm(range(rounds), desc=progress, disable=progress is None or rank != 0, leave=False):
             at = turn * ranks + rank
             # A rank without a batch left repeats one: partitioned weights need every rank in every forward.
@@ -43,7 +46,8 @@ def ask(
             if max_new_tokens:
                 generated = _generate(model, tokenizer, [question.prompt for question in asked], max_new_tokens)
                 for reply, tokens in zip(replies, generated, strict=True):
-                    reply.tokens = tokens
+                    reply.tokens = ending.until(tokens)
+                    reply.cut = not ending(reply.tokens)
             for number in range(most):
                 # A question with fewer answers than another has one scored again, for the same reason.
                 given = [(question.answers or [[0]])[min(number, len(question.answers) - 1)] for question in asked]
@@ -62,7 +66,6 @@ def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_toke
     device = next(model.parameters()).device
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     attended = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    stops = stops_of(model, tokenizer)
     generated = model.generate(
         input_ids=ids,
         attention_mask=attended,
@@ -73,16 +76,12 @@ def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_toke
         top_p=None,
         top_k=None,
         max_new_tokens=max_new_tokens,
-        eos_token_id=stops,
+        eos_token_id=stops_of(model, tokenizer),
         pad_token_id=pad,
         synced_gpus=distributed.world_size() > 1 and hasattr(next(model.parameters()), "ds_id"),
     )
-    return [_until_stop(row, stops) for row in generated[:, width:].tolist()]
-
-
-def _until_stop(tokens: list[int], stops: list[int]) -> list[int]:
-    """The tokens up to the first that stops, which is kept; behind it there is padding."""
-    return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in stops), tokens)
+    rows: list[list[int]] = generated[:, width:].tolist()  # padded behind what ended them
+    return rows
 
 
 def _log_probabilities(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> list[float]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,25 @@ from torch import nn
 
 from anit_ds.config import Config
 from anit_ds.data.examples import Sample
-from anit_ds.data.noise import noisy_split, opposites_for
+from anit_ds.data.noise import noisy_split
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks import Parsed, score
 from anit_ds.data.tasks.classification import CLASSIFICATION
+from anit_ds.errors import InputError
 from anit_ds.evaluation.asking import Question, Reply, texts_of
 from anit_ds.evaluation.decode import ask
 from anit_ds.evaluation.likelihood import expected_calibration_error
-from anit_ds.files import write_atomically, write_json
+from anit_ds.files import finite_or_null, json_line, read_json_lines, replacing
 from anit_ds.ranks import distributed
+from anit_ds.sealed import Damaged, check_file, read_sealed, write_sealed
 
-# Tokens beyond the split's longest gold answer before a model is cut off: room for a wrong answer to be wrong in its
-# way.
-_MARGIN = 8
+# What an answer may be longer than the longest one of training before it is cut off: so many tokens, or this share of
+# it where that is more. Room for a wrong answer to be wrong in its way, and for a right one that training had no like
+# of.
+_MARGIN, _SHARE = 8, 0.25
+_COUNTED_AT_ONCE = 10_000
+_PREDICTIONS = "predictions_sha256"
 # More labels than this are not scored one by one: their passes would take longer than the answers.
 _MOST_LABELS = 16
 
@@ -43,15 +49,24 @@ class Evaluation:
     def micro_f1(self) -> float:
         return float(self.report["micro_f1"])
 
+    @property
+    def broken(self) -> bool:
+        """Whether no gold answer has a finite probability: such a model's answers mean nothing."""
+        return self.report["n"] > 0 and self.report["nonfinite"] == self.report["n"]
+
 
 class Evaluator:
-    """Decodes and scores splits of a run's data with one tokenizer and prompt style."""
+    """Decodes and scores splits of a run's data with one tokenizer and prompt style.
 
-    def __init__(self, config: Config, data: RunData, tokenizer: Any) -> None:
+    `answer_limits`: of each data set the tokens that an answer may have; counted where they are not given.
+    """
+
+    def __init__(
+        self, config: Config, data: RunData, tokenizer: Any, answer_limits: Mapping[str, int] | None = None
+    ) -> None:
         self.config, self.data, self.tokenizer = config, data, tokenizer
-        self.encoder = PromptEncoder(
-            tokenizer, style=config.prompt.style, order=config.prompt.order, max_length=config.data.max_length
-        )
+        self._limits = answer_limits
+        self.encoder = PromptEncoder.of(config, tokenizer)
 
     def evaluate(
         self,
@@ -66,6 +81,7 @@ class Evaluator:
 
         Beside the score of greedy answers the report has `nll` and `nll_per_token`, the gold answers' mean negative
         log-likelihood, and for classification `ece`, the expected calibration error of the labels' probabilities.
+        `nonfinite` counts gold answers whose likelihood is NaN or infinite; then these three are None.
         Several data sets: each is scored, and `micro_f1` is their mean. `heartbeat` is called after every
         batch. All ranks call this together.
         """
@@ -74,7 +90,8 @@ class Evaluator:
             return parts[0]
         mean = sum(p.micro_f1 for p in parts) / len(parts)
         by_set = {s.name: p.report for s, p in zip(self.data.sets, parts, strict=True)}
-        report = {"micro_f1": mean, "n": sum(p.report["n"] for p in parts), "datasets": by_set}
+        n, nonfinite = (sum(p.report[key] for p in parts) for key in ("n", "nonfinite"))
+        report = {"micro_f1": mean, "n": n, "nonfinite": nonfinite, "datasets": by_set}
         return Evaluation(report, [row for p in parts for row in p.predictions])
 
     def _one_set(
@@ -90,20 +107,23 @@ class Evaluator:
         samples = self.samples(data_set, split, noise)
         asked, gold = self.questions(data_set, samples)
         bar = f"{split} {data_set.name}" if progress else None
-        replies = self._ask(model, samples, asked, progress=bar, heartbeat=heartbeat)
+        replies = self._ask(model, data_set, asked, progress=bar, heartbeat=heartbeat)
         answers = texts_of(replies, self.tokenizer)
         parsed = [data_set.parse(answer) for answer in answers]
         result = score([s.items for s in samples], parsed)
+        likelihood = _likelihood(asked, replies, gold)
         report = {
             **result.to_dict(),
-            **_likelihood(asked, replies, gold),
+            "cut": sum(reply.cut for reply in replies),
+            **likelihood,
             "dataset": data_set.name,
             "split": split,
             "noise": noise or "none",
-            "notes": data_set.noisy.manifest["notes"],
+            "notes": [*data_set.notes(split), *_warnings(likelihood["nonfinite"], len(samples))],
             "seconds": round(time.perf_counter() - started, 3),
         }
-        return Evaluation(report, [_row(*of) for of in zip(samples, answers, parsed, strict=True)])
+        told = zip(samples, answers, parsed, replies, strict=True)
+        return Evaluation(report, [_row(s, answer, items) | told_if_cut(reply) for s, answer, items, reply in told])
 
     def samples(self, data_set: DataSet, split: str, noise: str | None) -> Sequence[Sample]:
         """The split's samples, their instructions raw or all of them bent by `noise`."""
@@ -111,49 +131,50 @@ class Evaluator:
         if noise in (None, "none"):
             return samples
         settings = self.config.noise
-        opposites = opposites_for(
-            data_set.instructions,
-            data_set.version,
-            settings.model_copy(update={"kind": noise}),
-        )
+        opposites = data_set.opposites(settings) if noise == "opposite" else ()
         return noisy_split(samples, noise, settings.omega, self.config.train.seed, opposites=opposites)
 
-    def answer(
-        self,
-        model: nn.Module,
-        samples: Sequence[Sample],
-        *,
-        progress: str | None = None,
-        heartbeat: Callable[[], None] = lambda: None,
-    ) -> list[str]:
-        """Greedy answers to samples, in their order."""
+    def answer(self, model: nn.Module, data_set: DataSet, samples: Sequence[Sample]) -> list[tuple[str, Reply]]:
+        """The greedy answer to each sample of one data set, in their order, and the reply it is made from."""
         asked = [Question(prompt) for prompt in self.encoder.encode_prompts(samples)]
-        replies = self._ask(model, samples, asked, progress=progress, heartbeat=heartbeat)
-        return texts_of(replies, self.tokenizer)
+        replies = self._ask(model, data_set, asked)
+        return list(zip(texts_of(replies, self.tokenizer), replies, strict=True))
 
     def _ask(
         self,
         model: nn.Module,
-        samples: Sequence[Sample],
+        data_set: DataSet,
         asked: Sequence[Question],
         *,
-        progress: str | None,
-        heartbeat: Callable[[], None],
+        progress: str | None = None,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> list[Reply]:
         return ask(
             model,
             self.tokenizer,
             asked,
-            max_new_tokens=self.max_new_tokens(samples),
+            max_new_tokens=self.answer_limits[data_set.name],
+            one_line=True,
             batch_size=self.config.eval.batch_size,
             progress=progress,
             heartbeat=heartbeat,
         )
 
-    def max_new_tokens(self, samples: Sequence[Sample]) -> int:
-        """`eval.max_new_tokens`, or the longest gold answer's tokens and a margin."""
-        longest = max((len(ids) for ids in self._ids([" " + s.answer for s in samples])), default=0)
-        return self.config.eval.max_new_tokens or longest + _MARGIN
+    @property
+    def answer_limits(self) -> Mapping[str, int]:
+        """Of each data set the tokens that an answer may have: `eval.max_new_tokens`, or what the longest answer of
+        training has and a margin."""
+        if self._limits is None:
+            given = self.config.eval.max_new_tokens
+            self._limits = {s.name: given or self._room_for(s.split("train")) for s in self.data.sets}
+        return self._limits
+
+    def _room_for(self, samples: Sequence[Sample]) -> int:
+        longest = 0
+        for start in range(0, len(samples), _COUNTED_AT_ONCE):
+            answers = {sample.answer for sample in samples[start : start + _COUNTED_AT_ONCE]}
+            longest = max(longest, *(len(ids) - 1 for ids in self._answers(list(answers))))  # without EOS
+        return longest + max(_MARGIN, math.ceil(_SHARE * longest))
 
     def questions(self, data_set: DataSet, samples: Sequence[Sample]) -> tuple[list[Question], list[int]]:
         """Each sample's prompt with its gold answer, or with all labels where an answer is one of a few; and which of
@@ -170,39 +191,65 @@ class Evaluator:
         """Answers as training writes them, ended by EOS."""
         return self.encoder.encode_answers(texts) if texts else []
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return ids
+
+def told_if_cut(reply: Reply) -> dict[str, bool]:
+    """What an answer's row says more where the answer was cut off at its limit."""
+    return {"cut": True} if reply.cut else {}
 
 
 def write_evaluation(folder: Path, name: str, evaluation: Evaluation) -> None:
-    """eval/NAME.json and eval/predictions-NAME.jsonl, on rank 0."""
+    """eval/predictions-NAME.jsonl and then eval/NAME.json, which knows its checksum, on rank 0.
+
+    Raises InputError when the folder cannot be written to.
+    """
     if distributed.rank() != 0:
         return
-    write_json(folder / f"{name}.json", evaluation.report)
-    lines = [json.dumps(row, ensure_ascii=False) for row in evaluation.predictions]
-    write_atomically(folder / f"predictions-{name}.jsonl", "".join(line + "\n" for line in lines))
+    predictions = folder / f"predictions-{name}.jsonl"
+    digest = hashlib.sha256()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error.strerror})") from error
+    with replacing(predictions) as file:
+        for row in evaluation.predictions:
+            line = json_line(row)
+            file.write(line)
+            digest.update(line)
+    write_sealed(folder / f"{name}.json", {**evaluation.report, _PREDICTIONS: digest.hexdigest()})
 
 
 def read_evaluation(folder: Path, name: str) -> Evaluation | None:
-    """What `write_evaluation` wrote under this name, or None."""
-    report, predictions = folder / f"{name}.json", folder / f"predictions-{name}.jsonl"
-    if not (report.is_file() and predictions.is_file()):
+    """What `write_evaluation` wrote under this name, or None. Raises Damaged where it is not that any more."""
+    path, predictions = folder / f"{name}.json", folder / f"predictions-{name}.jsonl"
+    if not (path.is_file() and predictions.is_file()):
         return None
-    rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
-    return Evaluation(json.loads(report.read_text(encoding="utf-8")), rows)
+    report = read_sealed(path)
+    digest = report.pop(_PREDICTIONS, None)
+    if digest is not None:
+        check_file(predictions, digest)
+    try:
+        return Evaluation(report, read_json_lines(predictions))
+    except InputError as error:
+        raise Damaged(str(error)) from error
 
 
-def _likelihood(asked: Sequence[Question], replies: Sequence[Reply], gold: Sequence[int]) -> dict[str, float]:
+def _likelihood(asked: Sequence[Question], replies: Sequence[Reply], gold: Sequence[int]) -> dict[str, Any]:
     """The gold answers' mean negative log-likelihood, a sample and a token; with several labels to choose from, `ece`
-    too."""
+    too. None where it is not finite."""
     losses = [-reply.log_probabilities[at] for reply, at in zip(replies, gold, strict=True)]
     tokens = sum(len(question.answers[at]) for question, at in zip(asked, gold, strict=True))
     found = {"nll": sum(losses) / max(1, len(losses)), "nll_per_token": sum(losses) / max(1, tokens)}
     if asked and len(asked[0].answers) > 1:
         scores = torch.tensor([reply.log_probabilities for reply in replies])
-        found["ece"] = expected_calibration_error(scores, torch.tensor(gold))
-    return found
+        # One NaN would leave the bins as any number.
+        finite = bool(scores.isfinite().all())
+        found["ece"] = expected_calibration_error(scores, torch.tensor(gold)) if finite else math.nan
+    nonfinite = sum(not math.isfinite(loss) for loss in losses)
+    return {**finite_or_null(found), "nonfinite": nonfinite}
+
+
+def _warnings(nonfinite: int, n: int) -> list[str]:
+    return [f"nll: the model gives {nonfinite} of {n} gold answers no finite probability"] if nonfinite else []
 
 
 def _row(sample: Sample, answer: str, parsed: Parsed) -> dict[str, Any]:

@@ -6,7 +6,6 @@ OUT/results.json holds the records of all.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,9 @@ from anit_ds.config import identity, same_result
 from anit_ds.experiments.cells import Cell, Chosen
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.statistics import example_counts
-from anit_ds.files import read_json, read_json_lines, write_json
+from anit_ds.files import read_json_lines, write_json
 from anit_ds.runfolder import RunFolder, versions
+from anit_ds.sealed import Damaged, check_file, read_sealed, write_sealed
 
 Result = dict[str, Any]
 """One cell's record in results.json; `status` is "done" or "failed"."""
@@ -36,7 +36,10 @@ class Cells:
         file = self.folder / f"{cell.name}.json"
         if not file.is_file():
             return None
-        content: Result = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            content: Result = read_sealed(file)
+        except Damaged:
+            return None  # the run's folder has it still, so it costs no training
         # Where a source's run lies is no part of a result.
         recorded = {**content["config"], "lora.init_from": cell.config.lora.init_from}
         return content if content["config_hash"] == cell.hash and same_result(recorded, cell.config) else None
@@ -51,14 +54,17 @@ class Cells:
         run = RunFolder(cell.config.out)
         if not run.summary.is_file():
             return self.keep_failure(cell, _last_words(run.path))
-        result = {**_result(cell, run, self.out), "seconds": round(seconds, 1)}
+        try:
+            result = {**_result(cell, run, self.out), "seconds": round(seconds, 1)}
+        except Damaged as error:
+            return self.keep_failure(cell, str(error))
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-        write_json(self.folder / f"{cell.name}.json", result)
+        write_sealed(self.folder / f"{cell.name}.json", result)
         return result
 
     def keep_failure(self, cell: Cell, error: str) -> Result:
         result = {**cell.axes(), **_identity_of(cell), "status": "failed", "error": error}
-        write_json(self.folder / f"{cell.name}.json", result)
+        write_sealed(self.folder / f"{cell.name}.json", result)
         return result
 
 
@@ -102,7 +108,7 @@ def _identity_of(cell: Cell) -> dict[str, Any]:
 
 
 def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
-    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    summary = read_sealed(run.summary)
     after = summary["after"] or {}
     by_set = {name: report["micro_f1"] for name, report in after.get("datasets", {}).items()}
     return {
@@ -114,7 +120,7 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
         "parse_failures": after.get("parse_failures"),
         "dev_micro_f1": (summary["dev"] or {}).get("micro_f1"),
         **_told(after, ""),
-        **_told(read_json(run.eval / "dev.json") if (run.eval / "dev.json").is_file() else {}, "dev_"),
+        **_told(read_sealed(run.eval / "dev.json") if (run.eval / "dev.json").is_file() else {}, "dev_"),
         "beta": summary["beta"],
         "robustness": summary["robustness"],
         "passes": summary["passes"],
@@ -126,15 +132,18 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
         "attack": _attack(run.metrics),
         "run": os.path.relpath(run.path, out),
         "notes": after.get("notes", []),
-        "counts": _counts(run.eval / "predictions-test.jsonl"),
+        "counts": _counts(run.eval, "test"),
         "dev_curve": _dev_curve(run.metrics),
     }
 
 
-def _counts(predictions: Path) -> dict[str, list[list[int]]]:
+def _counts(folder: Path, split: str) -> dict[str, list[list[int]]]:
     """Data set -> [hits, predicted, gold] of each test example, which the intervals are drawn from."""
     counts: dict[str, list[list[int]]] = {}
+    predictions = folder / f"predictions-{split}.jsonl"
     if predictions.is_file():
+        if digest := read_sealed(folder / f"{split}.json").get("predictions_sha256"):
+            check_file(predictions, digest)
         for row in read_json_lines(predictions):
             counts.setdefault(row["dataset"], []).append(example_counts(row))
     return counts

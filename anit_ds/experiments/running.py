@@ -10,6 +10,7 @@ import fcntl
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,8 @@ def _start(context: Any, cell: Cell, train: Train, launcher: str | None, slot: i
 
 def _in_cell(asked: str, train: Train, launcher: str | None, slot: int) -> None:
     """In the cell's process: train, with the output in the run's folder."""
+    # A terminal's Ctrl-C comes to the comparison too, which then tells us by TERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(Path(asked).with_name("output.txt"), "a", encoding="utf-8") as output:
         # A comparison that was killed may have left this cell's process behind, which saves and ends: not two of them
@@ -145,9 +148,30 @@ def _in_cell(asked: str, train: Train, launcher: str | None, slot: int) -> None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     if launcher is not None:
-        sys.exit(subprocess.call([*shlex.split(launcher), "anit", "train", asked]))
+        sys.exit(_launched([*shlex.split(launcher), "anit", "train", asked]))
     os.environ.update(_device_of(slot))
     train(asked)
+
+
+def _launched(command: list[str]) -> int:
+    """The exit code of a launcher, which gets every TERM of ours, and one from the kernel should we be killed.
+
+    A session of its own keeps a terminal's Ctrl-C from it: beside the TERM it would count as the second request.
+    """
+    launchers: list[subprocess.Popen[bytes]] = []
+    told = threading.Event()
+
+    def pass_on(number: int, frame: Any) -> None:
+        told.set()
+        for launcher in launchers:
+            launcher.terminate()
+
+    signal.signal(signal.SIGTERM, pass_on)
+    tether = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    launchers.append(subprocess.Popen([*tether, *command], start_new_session=True))
+    if told.is_set():  # before it was there
+        launchers[0].terminate()
+    return launchers[0].wait()
 
 
 def _device_of(slot: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Ranks: who this process is, how it finds the others, and the few collectives the trainer needs.
 
-`init()` works alone, under the deepspeed launcher, torchrun, ssh and srun alike. Every function here also works before
-`init` and on one rank, where it does nothing and costs nothing.
+`init()` works alone, under the deepspeed launcher, torchrun, ssh and srun alike, and `watched()` is the same with a
+watchdog over it. Every function here also works before them and on one rank, where it does nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from anit_ds.errors import InputError
 from anit_ds.ranks.device import device, on_gpu, use_gpu_of
@@ -27,13 +30,20 @@ from anit_ds.ranks.watchdog import Watchdog
 
 __all__ = [
     "Ranks", "Watchdog", "all_gather_objects", "all_reduce_sum", "any_rank", "barrier", "broadcast_object", "device",
-    "end", "from_main", "init", "logger", "main_first", "rank", "ranks_from", "world_size",
+    "end", "from_main", "heard_anywhere", "init", "logger", "main_first", "rank", "ranks_from", "watched", "world_size",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
 # A second group on gloo: agreeing on a flag between CPUs must not wait for the device's queue.
 _cpu_group: Any = None
+
+
+# Where the ranks met, and the number of the `watched` block they are in.
+_store: Any = None
+_watched = 0
+# Work on one rank may take hours while the others wait; who waits in vain is ended by the watchdog.
+_NEVER = 365 * 24 * 3600.0
 
 
 def init(timeout_seconds: float = 1800.0) -> Ranks:
@@ -43,30 +53,69 @@ def init(timeout_seconds: float = 1800.0) -> Ranks:
     returns the answer again. Raises InputError for variables that are set in part, or do not fit each other or the
     visible GPUs.
     """
-    global _cpu_group
+    ranks = _meet(timeout_seconds)
+    _join(ranks, timeout_seconds)
+    return ranks
+
+
+@contextmanager
+def watched(rank_timeout: float, log_dir: str | Path | None = None) -> Iterator[Watchdog]:
+    """`init`, with a watchdog over every rank from the moment that all have appeared to the end of the block.
+
+    It ends the process when a rank is dead, failed, or has not moved for `rank_timeout` seconds, and so collectives
+    have no time limit of their own. Raises what `init` and `Watchdog` raise.
+    """
+    global _watched
+    ranks = _meet(1800.0)
+    _watched += 1
+    store = None if ranks.world_size == 1 else dist.PrefixStore(f"watchdog-{_watched}", _store)
+    watchdog = Watchdog(ranks, store, timeout_seconds=rank_timeout, log_dir=log_dir)
+    try:
+        with watchdog.working():
+            _join(ranks, _NEVER)
+        yield watchdog
+    finally:
+        watchdog.stop()
+
+
+def _meet(timeout_seconds: float) -> Ranks:
+    """Wait for the other ranks to appear."""
+    global _store
     ranks = ranks_from(os.environ)
+    import deepspeed  # noqa: F401 (seconds in which no other thread may get to speak for this rank)
+
+    if dist.is_initialized() and _store is None:
+        _store = dist.distributed_c10d._get_default_store()  # a program of its own has made the group
+    elif _store is None:
+        # A store inside the process takes no port, so runs side by side cannot collide on one.
+        alone = ranks.world_size == 1
+        _store = (
+            dist.HashStore() if alone else next(rendezvous("env://", timeout=timedelta(seconds=timeout_seconds)))[0]
+        )
+    return ranks
+
+
+def _join(ranks: Ranks, timeout_seconds: float) -> None:
+    global _cpu_group
     if dist.is_initialized():
-        return ranks
+        return
+    import deepspeed
+
     gpu = on_gpu()
     if gpu:
         use_gpu_of(ranks.local_rank)
-    import deepspeed
-
-    if not gpu:
+    else:
         # Compiling this shared-memory all-reduce takes 45 s, and a kill meanwhile leaves a lock that hangs every
         # later run.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend, timeout = "nccl" if gpu else "gloo", timedelta(seconds=timeout_seconds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if ranks.world_size == 1:
-            # A store inside the process takes no port, so runs side by side cannot collide on one.
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=_store, rank=ranks.rank, world_size=ranks.world_size, timeout=timeout)
         # With auto discovery DeepSpeed would look for mpi4py where a variable is missing.
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     _cpu_group = dist.new_group(backend="gloo", timeout=timeout) if gpu else dist.group.WORLD
     atexit.register(_leave)
-    return ranks
 
 
 def _leave() -> None:
@@ -76,12 +125,12 @@ def _leave() -> None:
     gone, it aborts a process that ended well ("terminate called without an active exception"). Only the destructor of
     a group waits for its threads, so nothing may hold a group any more.
     """
-    global _cpu_group
+    global _cpu_group, _store
     if not dist.is_initialized():
         return
     import deepspeed
 
-    _cpu_group = None
+    _cpu_group = _store = None
     deepspeed.comm.destroy_process_group()  # which also forgets DeepSpeed's own references
     gc.collect()
 
@@ -127,6 +176,16 @@ def any_rank(flag: bool) -> bool:
     votes = torch.tensor([int(flag)])
     dist.all_reduce(votes, group=_cpu_group)
     return bool(votes.item())
+
+
+def heard_anywhere(flag: bool) -> bool:
+    """True on every rank soon after it is true on one, and from then on. Ranks need not call it together."""
+    if world_size() == 1:
+        return flag
+    heard = f"heard-{_watched}"
+    if flag:
+        _store.set(heard, "1")
+    return flag or bool(_store.check([heard]))
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from anit_ds.files import replacing_folder
+from anit_ds.modeling import ADAPTER_SEAL
 from anit_ds.ranks import distributed
+from anit_ds.sealed import seal_folder
 from anit_ds.training.checkpoint import trainable
 
 _FILE = "adapter_model.safetensors"
 
 
-def save_adapter(engine: Any, folder: Path) -> None:
-    """Write the module's adapter to `folder`, whole or not at all. All ranks call it; rank 0 writes.
+def save_adapter(engine: Any, folder: Path, about: dict[str, Any]) -> None:
+    """Write the module's adapter to `folder`, whole or not at all, with its checksums and what is to be said `about`
+    it. All ranks call it; rank 0 writes.
 
     Raises RuntimeError when a saved tensor is empty or not finite: an adapter saved empty under ZeRO-3 looks like
     success until somebody loads it.
@@ -32,6 +36,9 @@ def save_adapter(engine: Any, folder: Path) -> None:
         with replacing_folder(folder) as unfinished:
             module.save_pretrained(str(unfinished), state_dict=weights)
             _check(unfinished / _FILE)
+            # safetensors writes for this user alone; an adapter is as readable as what lies beside it.
+            shutil.copymode(unfinished / "adapter_config.json", unfinished / _FILE)
+            seal_folder(unfinished, ADAPTER_SEAL, about)
     distributed.barrier()
 
 

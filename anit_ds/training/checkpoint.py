@@ -4,7 +4,8 @@ load.
 A checkpoint is a folder step-000200/ with
     weights.safetensors     the trainable weights, float32 masters, gathered
     optimizer.safetensors   AdamW's two moments, gathered
-    state.json              step, best dev score, beta, ... and the SHA-256 of the two files
+    adapter/                the best adapter so far, where dev has chosen one
+    state.json              step, best dev score, beta, ... and the SHA-256 of all files, its own content included
 
 It takes its place when complete, so it is whole or absent (see `replacing_folder`). Everything else a run needs
 (schedule, sampler, dropout masks, delta0) is a function of the configuration and the step, and has no state to save.
@@ -13,6 +14,7 @@ It takes its place when complete, so it is whole or absent (see `replacing_folde
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anit_ds.errors import InputError
-from anit_ds.files import read_json, replacing_folder, sha256_of, write_json
+from anit_ds.files import replacing_folder
+from anit_ds.modeling import adapter_folder
 from anit_ds.ranks import distributed
+from anit_ds.sealed import Damaged, read_sealed, read_sealed_folder, seal_folder
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_STATE = "state.json"
+_NAME = re.compile(r"step-[0-9]{6,}")
 logger = logging.getLogger("anit")
 
 
@@ -36,10 +42,13 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], *, keep: int) -> Path:
-    """Write folder/step-NNNNNN from all ranks' parts, then drop all but the `keep` newest. `state` must hold "step".
+def save_checkpoint(
+    engine: Any, folder: Path, state: dict[str, Any], *, keep: int, adapter: Path | None = None
+) -> Path:
+    """Write folder/step-NNNNNN from all ranks' parts, then `prune`. `state` must hold "step".
 
-    Every rank calls it; rank 0 writes. Returns the checkpoint's path.
+    `adapter` is the folder of the best one so far, which a run that goes on from here must have. Every rank calls it;
+    rank 0 writes. Returns the checkpoint's path.
     """
     weights, moments = gather_weights(engine), _gather_moments(engine)
     target = folder / f"step-{state['step']:06d}"
@@ -47,44 +56,73 @@ def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], *, keep: i
         with replacing_folder(target) as unfinished:
             save_file(weights, unfinished / "weights.safetensors")
             save_file(moments, unfinished / "optimizer.safetensors")
-            sums = {f.name: sha256_of(f) for f in sorted(unfinished.iterdir())}
-            write_json(unfinished / "state.json", {**state, "sha256": sums})
-        for old in _newest_first(folder)[keep:]:
-            shutil.rmtree(old)
+            if adapter is not None:
+                shutil.copytree(adapter, unfinished / "adapter")
+            seal_folder(unfinished, _STATE, state)
+        prune(folder, target, keep=keep)
     distributed.barrier()
     return target
+
+
+def prune(folder: Path, current: Path, *, keep: int) -> None:
+    """Delete all checkpoints but `current` and the `keep` - 1 before it.
+
+    A later one is of no use: it is damaged, or `current` would not have been resumed from.
+    """
+    newest_first = _newest_first(folder)
+    at = newest_first.index(current)
+    for old in newest_first[:at] + newest_first[at + keep :]:
+        shutil.rmtree(old)
 
 
 def latest_good(folder: Path) -> Path | None:
     """The newest checkpoint whose files have the checksums that were written; a broken one is passed over, and said."""
     for path in _newest_first(folder):
         try:
-            state = read_json(path / "state.json")
-            broken = [name for name, digest in state["sha256"].items() if sha256_of(path / name) != digest]
-        except (OSError, ValueError, KeyError) as error:
-            broken = [str(error)]
-        if not broken:
+            read_sealed_folder(path, _STATE)
+        except Damaged as error:
+            logger.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
+        else:
             return path
-        logger.warning("checkpoint %s is damaged (%s); trying the one before", path, ", ".join(broken))
     return None
 
 
-def load_checkpoint(engine: Any, path: Path) -> dict[str, Any]:
+def load_checkpoint(engine: Any, path: Path, *, configuration: str) -> dict[str, Any]:
     """Put a checkpoint's weights and moments into the engine, whatever its stage and ranks; returns its state.
 
-    Raises InputError where the checkpoint belongs to another set of trainable weights.
+    Raises InputError where the checkpoint belongs to another configuration (by its hash) or set of trainable weights.
     """
+    state = read_sealed(path / _STATE)
+    if state.get("configuration") not in (None, configuration):
+        raise InputError(f"{path}: is a checkpoint of another configuration; take it away, or begin anew with --fresh")
     weights = load_file(path / "weights.safetensors")
     moments = load_file(path / "optimizer.safetensors")
     names = set(trainable(engine.module))
     if names != set(weights):
         odd = sorted(names ^ set(weights))[0]
         raise InputError(f"{path}: holds other trainable weights than this run (such as {odd})")
-    state: dict[str, Any] = read_json(path / "state.json")
     load_weights(engine, weights, masters=True)
     if moments:
         _load_moments(engine, moments, state["optimizer_steps"])
     return state
+
+
+def restore_adapter(checkpoint: Path, adapter: Path) -> bool:
+    """Put the best adapter that a checkpoint knows of where a run has its own, whatever has become of that.
+
+    A checkpoint of an older version holds none: then whether the run's own is what was saved; False, and said, where it
+    is not, so that the evaluations on dev to come choose anew.
+    """
+    if (checkpoint / "adapter").is_dir():
+        with replacing_folder(adapter) as unfinished:
+            shutil.copytree(checkpoint / "adapter", unfinished, dirs_exist_ok=True)
+        return True
+    try:
+        adapter_folder(adapter)
+    except InputError as error:
+        logger.warning("the best adapter so far is lost, so dev chooses anew from here on: %s", error)
+        return False
+    return True
 
 
 def gather_weights(engine: Any) -> dict[str, Tensor]:
@@ -187,4 +225,6 @@ def _set_full(p: Any, value: Tensor, moment: str | None) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
+    """The checkpoints in a folder, by the number of their step; whatever else lies there is not ours."""
+    ours = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(ours, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)

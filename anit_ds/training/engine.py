@@ -25,7 +25,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config, TrainConfig
-from anit_ds.errors import InputError, shown
+from anit_ds.errors import InputError, TrainingFailed, shown
 from anit_ds.files import json_problem
 from anit_ds.training.deepspeed_fields import check_deepspeed_config
 
@@ -74,6 +74,10 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
             f"{source}: ZeRO stage 0 with bfloat16 counts AdamW's steps twice in DeepSpeed 0.19; use stage "
             "1, or float32"
         )
+    # Off, these let a gradient with a NaN in it into the weights.
+    for part, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if part in result and result[part].get(key) is False:
+            raise InputError(f"{source}: {part}.{key} is false, but it guards the weights; remove it from the JSON")
     result.setdefault("steps_per_print", 2**31)
     # Its throughput timer waits for the device six times in a step, the attack's passes included.
     result.setdefault("timers", {"throughput": {"enabled": False}})
@@ -159,6 +163,7 @@ def learning_rate(train: TrainConfig, step: int, total_steps: int) -> float:
 def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any]) -> PerturbableLM:
     """The model under DeepSpeed, ready for a method: `lm.engine` is the engine, `lm.module` its module."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").addFilter(_is_no_skipped_step)
     tree = config.method.schedule == "prefix_tree"
     lm = PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context) if tree else PerturbableLM(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -168,6 +173,47 @@ def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any]) ->
     lm.run_under(engine)
     engine.train()
     return lm
+
+
+def _is_no_skipped_step(record: logging.LogRecord) -> bool:
+    """One line for each skipped step, for as long as they go on; the monitor says it better and not without end."""
+    return "OVERFLOW! Skipping step" not in record.getMessage()
+
+
+def take_step(engine: Any) -> float:
+    """`engine.step()` behind a micro-batch's backward; returns the gradient's global norm behind the last one, else 0.
+
+    Infinite or NaN where the gradient is not finite: such a gradient is thrown away and neither weights nor moments
+    move. All ranks find the same. Raises TrainingFailed where float16's loss scale has nowhere left to go.
+    """
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return 0.0
+    if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled():
+        return _take_plain_step(engine)
+    try:
+        engine.step()
+    except Exception as error:  # DeepSpeed raises no narrower one
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise TrainingFailed(
+            "every step overflows in float16, at the smallest loss scale too; try model.dtype=bfloat16 or float32, or "
+            "a smaller train.lr"
+        ) from error
+    return float(engine.get_global_grad_norm())
+
+
+def _take_plain_step(engine: Any) -> float:
+    """At stage 0 PyTorch's own optimizer runs, which looks at nothing, where ZeRO's and float16's look first."""
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]  # averaged over ranks by now
+    norm = float(nn.utils.get_total_norm(gradients))
+    if math.isfinite(norm):
+        engine.step()
+        return norm
+    without = engine.optimizer.register_step_pre_hook(lambda optimizer, *_: optimizer.zero_grad())
+    engine.step()
+    without.remove()
+    return norm
 
 
 @contextmanager

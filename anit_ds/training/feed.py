@@ -49,6 +49,10 @@ class Feed:
         batches = math.ceil(config.train.epochs * self.per_epoch / self.replays)
         self.total = config.train.max_steps or batches * self.replays
 
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 0, that the optimizer step `step` (from 0) belongs to."""
+        return step // self.replays // self.per_epoch
+
     def samples_of(self, step: int) -> np.ndarray:
         """The indices into `encoded` of the step's global batch."""
         epoch, place = divmod(step // self.replays, self.per_epoch)

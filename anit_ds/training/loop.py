@@ -7,9 +7,10 @@ to the method, and calls `engine.step`. What surrounds it is loading, resuming, 
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import platform
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ import torch
 from torch import nn
 
 from anit_ds.adversarial import Method, PerturbableLM, StepStats, build_method, embedding_scale
-from anit_ds.config import Config
+from anit_ds.config import Config, configuration_hash
 from anit_ds.data.prompts import PromptEncoder
-from anit_ds.data.rundata import RunData
-from anit_ds.evaluation import Evaluator
-from anit_ds.files import write_atomically, write_json
+from anit_ds.data.rundata import RunData, forget_epochs
+from anit_ds.errors import InputError, TrainingFailed
+from anit_ds.evaluation import Evaluator, Interrupted
+from anit_ds.files import write_atomically
 from anit_ds.modeling import (
     add_adapter,
     load_model,
@@ -30,9 +32,11 @@ from anit_ds.modeling import (
     resolve_dtype,
     use_activation_checkpointing,
 )
+from anit_ds.onewriter import only_writer
 from anit_ds.ranks import distributed
 from anit_ds.ranks.signals import Signals
 from anit_ds.runfolder import RunFolder, log_to
+from anit_ds.sealed import Damaged, read_sealed, write_sealed
 from anit_ds.training.adapter import read_adapter, save_adapter
 from anit_ds.training.batching import accumulation
 from anit_ds.training.checkpoint import (
@@ -40,6 +44,8 @@ from anit_ds.training.checkpoint import (
     load_checkpoint,
     load_weights,
     optimizer_steps,
+    prune,
+    restore_adapter,
     save_checkpoint,
 )
 from anit_ds.training.engine import (
@@ -47,10 +53,12 @@ from anit_ds.training.engine import (
     deepspeed_config,
     learning_rate,
     sharded_loading,
+    take_step,
     whole_weights,
     zero_stage,
 )
 from anit_ds.training.feed import Feed
+from anit_ds.training.lost import LostSteps
 from anit_ds.training.monitor import Monitor, peak_memory_mb
 from anit_ds.training.schedule import choose_schedule
 from anit_ds.training.scores import Best, Scores
@@ -63,15 +71,23 @@ def train(config: Config, *, fresh: bool = False, signals: Signals | None = None
     Raises InputError for anything wrong in the configuration or the data.
     """
     signals = signals or Signals()
-    distributed.init()
+    with distributed.watched(config.train.rank_timeout, config.out) as watchdog:
+        return _train(config, watchdog, signals, fresh=fresh)
+
+
+def _train(config: Config, watchdog: distributed.Watchdog, signals: Signals, *, fresh: bool) -> dict[str, Any] | None:
     run = RunFolder(config.out)
-    distributed.from_main(lambda: run.begin(config, fresh=fresh))
-    log_to(run.path, distributed.rank())
-    if run.summary.exists():
-        distributed.logger().info("%s is finished; --fresh trains it again", run.path)
-        summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
-        return summary
-    return Trainer(config, run).run_to_the_end(signals)
+    with ExitStack() as held:
+        distributed.from_main(lambda: held.enter_context(only_writer(run.path)))
+        config = distributed.from_main(lambda: run.begin(config, fresh=fresh))
+        log_to(run.path, distributed.rank())
+        summary = distributed.from_main(lambda: finished(run))
+        if summary is not None:
+            distributed.logger().info("%s is finished; --fresh trains it again", run.path)
+            return summary
+        with watchdog.working():
+            trainer = Trainer(config, run, watchdog)
+        return trainer.run_to_the_end(signals)
 
 
 class Trainer:
@@ -85,13 +101,16 @@ class Trainer:
     method: Method
     scores: Scores
     step: int  # optimizer steps made
+    saved: int  # those that the last checkpoint has
     spent: float  # seconds of training before this start
     before: float | None  # the untouched model's score, where it was asked for
+    dev_due: bool  # whether a signal cut the evaluation on dev short that belongs to this step
+    signals: Signals
     monitor: Monitor
     watchdog: distributed.Watchdog
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
-        self.config, self.run = config, run
+    def __init__(self, config: Config, run: RunFolder, watchdog: distributed.Watchdog) -> None:
+        self.config, self.run, self.watchdog, self.step = config, run, watchdog, 0
         ranks = distributed.world_size()
         micro_batches = accumulation(config.train.global_batch, config.train.micro_batch, ranks)
         device = distributed.device()
@@ -101,22 +120,53 @@ class Trainer:
         tokenizer = load_tokenizer(config.model)
         self.encoder = PromptEncoder.of(config, tokenizer)
         self.feed = Feed(
-            config, self.encoder, lambda epoch: load_data(config, run, epoch=epoch), accumulation=micro_batches,
-            pad_id=tokenizer.pad_token_id, device=device,
+            config, self.encoder, self._load_data, accumulation=micro_batches, pad_id=tokenizer.pad_token_id,
+            device=device,
         )  # fmt: skip
-        self.scores = Scores(Evaluator(config, self.feed.data, tokenizer), run, self._beat)
+        self.truncated, self.left_out = self._count_what_is_cut()
+        limits = distributed.from_main(lambda: Evaluator(config, self.feed.data, tokenizer).answer_limits)
+        self.scores = Scores(Evaluator(config, self.feed.data, tokenizer, limits), run, self._beat_in_evaluation)
+        distributed.from_main(lambda: run.note(config, data=self.feed.data.identities, answer_limits=dict(limits)))
         self.lm, self.method = self._load_model(ds_config)
         state = self._resume()
-        self.step = state.get("step", 0)
+        self.step = self.saved = state.get("step", 0)
         self.spent = state.get("train_seconds", 0.0)
         self.before = state.get("before")
-        if not state and config.eval.before:
-            self.before = self.scores.untouched(self.module)
+        self.lost = LostSteps(float16=self.dtype is torch.float16, **state.get("lost", {}))
+        self.dev_due = state.get("dev_due", False)
         self.monitor = Monitor(
-            run, total_steps=self.feed.total, start=self.step, log_every=config.train.log_every,
+            run, self.lost, total_steps=self.feed.total, start=self.step, log_every=config.train.log_every,
             config_text=run.config.read_text(encoding="utf-8"),
         )  # fmt: skip
-        self.watchdog = distributed.Watchdog(timeout_seconds=config.train.rank_timeout, run_dir=run.path)
+
+    def _count_what_is_cut(self) -> tuple[dict[str, int], int]:
+        """(texts of each split that lose their end, training samples left out), as of the first epoch.
+
+        Counted before anything is trained: whoever resumes counts the same, and a prompt of dev or test without room
+        is refused now and not after hours.
+        """
+        encoder, splits = self.encoder, ("dev", "test")
+        for data_set, split in itertools.product(self.feed.data.sets, splits):
+            encoder.encode_prompts(data_set.split(split), split)
+        cut = {split: len(encoder.cut[split]) for split in ("train", *splits)}
+        if any(cut.values()):
+            distributed.logger().warning(
+                "texts cut to fit data.max_length %d: %s", encoder.max_length,
+                ", ".join(f"{count} of {split}" for split, count in cut.items()),
+            )  # fmt: skip
+        return cut, len(encoder.left_out)
+
+    def _load_data(self, epoch: int) -> RunData:
+        """The data as of an epoch. Noise that was drawn for earlier ones goes, but for what the last checkpoint is in:
+        it can be drawn again."""
+        run = self.run
+        with self.watchdog.working():
+            data = distributed.main_first(
+                lambda: RunData.load(self.config, run.data, epoch=epoch, begun=run.begun_data())
+            )
+        if epoch and distributed.rank() == 0:
+            forget_epochs(self.run.data, but={epoch, self.feed.epoch_of(self.saved)})
+        return data
 
     def _load_model(self, ds_config: dict[str, Any]) -> tuple[PerturbableLM, Method]:
         config = self.config
@@ -168,43 +218,72 @@ class Trainer:
             torch.manual_seed(_mix(self.config.train.seed, self.step, number, distributed.rank()))
             self.method.foresee(batches[number + 1] if number + 1 < len(batches) else None)
             stats.merge(self.method.backward(self.lm, batch))
-            engine.step()
+            grad_norm = take_step(engine)
         self.step += 1
         seconds = time.perf_counter() - started
         self.monitor.step(self.step, stats, {
             "data/beta": float(np.mean([feed.beta(feed.encoded[i]) for i in indices])),
             "lr": lr,
-            "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+            "grad_norm": grad_norm,
             "tokens_per_second": sum(feed.lengths[i] for i in indices) / seconds,
             "step_seconds": seconds,
             "memory": peak_memory_mb(feed.device),
-        })  # fmt: skip
+        }, ", ".join(sorted({feed.encoded[i].dataset for i in indices})))  # fmt: skip
 
     def run_to_the_end(self, signals: Signals) -> dict[str, Any] | None:
         """Train, evaluate, save. Returns the summary, or None after a signal (state saved, requeue written)."""
+        self.signals = signals
         if distributed.rank() == 0:
             self.run.requeue.unlink(missing_ok=True)
         self._say_what_begins()
         total, started = self.feed.total, time.perf_counter()
         try:
+            if self.config.eval.before and self.before is None:
+                self.before = self.scores.untouched(self.module)
+            if self.dev_due:
+                self._evaluate_dev()
             while self.step < total:
                 self._optimizer_step()
                 self._beat()
+                self._go_on_only_with_hope()
                 stop = distributed.any_rank(signals.received is not None) and self._between_minibatches()
                 if self._evaluates_now():
                     self._evaluate_dev()
                 if stop or self._checkpoints_now():
                     self._save(self.spent + time.perf_counter() - started)
                 if stop and self.step < total:
-                    self._ask_for_requeue(signals.received or "a signal on another rank")
+                    self._ask_for_requeue()
                     return None
             self.monitor.flush()
-            if self.scores.best.step == 0:
-                save_adapter(self.lm.engine, self.run.adapter)
+            if not self.scores.best.step:
+                raise TrainingFailed(self._why_it_failed())
             return self._finish(self.spent + time.perf_counter() - started)
+        except Interrupted:
+            if self.dev_due:
+                self._save(self.spent + time.perf_counter() - started)
+            self._ask_for_requeue()
+            return None
         finally:
-            self.watchdog.stop()
             self.monitor.close()
+
+    def _go_on_only_with_hope(self) -> None:
+        hopeless = self.lost.hopeless(an_epoch=self.feed.per_epoch, total=self.feed.total)
+        if hopeless and not self.scores.best.step:
+            raise TrainingFailed(self._why_it_failed())
+
+    def _why_it_failed(self) -> str:
+        train, lost = self.config.train, self.lost
+        what = f"{lost.nonfinite} of {self.step} steps (from step {lost.first} on) had none"
+        if not lost.finite:
+            what = f"not one of {self.step} steps had one"
+        elif not lost.nonfinite:
+            what = "all steps had one, but after them no dev answer has a finite probability"
+        cure = "" if self.dtype is torch.float32 else ", or model.dtype=float32"
+        return (
+            f"{self.run.path}: training found no finite loss and gradient: {what}; there is no adapter to keep. Try a "
+            f"smaller train.lr (it is {train.lr:g}, with train.grad_clip {train.grad_clip:g} in {_name(self.dtype)})"
+            f"{cure}, and look for texts or weights that are broken"
+        )
 
     def _say_what_begins(self) -> None:
         distributed.logger().info(
@@ -217,12 +296,24 @@ class Trainer:
     def _beat(self) -> None:
         self.watchdog.beat(self.step)
 
+    def _beat_in_evaluation(self) -> None:
+        """Raises Interrupted once a signal has come, where the run may stop: on every rank after the same pass where
+        weights are partitioned, else where each of them is."""
+        self._beat()
+        heard = self.signals.received is not None
+        together = hasattr(next(self.module.parameters()), "ds_id")
+        if self._between_minibatches() and (distributed.any_rank if together else distributed.heard_anywhere)(heard):
+            raise Interrupted
+
     def _resume(self) -> dict[str, Any]:
         path = distributed.from_main(lambda: latest_good(self.run.checkpoints))
         if path is None:
             return {}
-        state = load_checkpoint(self.lm.engine, path)
+        state = load_checkpoint(self.lm.engine, path, configuration=configuration_hash(self.config))
         self.scores.best = Best(**state["best"])
+        if self.scores.best.step and not distributed.from_main(lambda: restore_adapter(path, self.run.adapter)):
+            self.scores.best = Best()
+        distributed.from_main(lambda: prune(self.run.checkpoints, path, keep=self.config.train.keep))
         distributed.logger().info("resumed from %s", path)
         return state
 
@@ -233,11 +324,18 @@ class Trainer:
             "optimizer_steps": optimizer_steps(self.lm.engine),
             "best": vars(self.scores.best),
             "before": self.before,
+            "dev_due": self.dev_due,
             "train_seconds": seconds,
             "betas": self.feed.data.betas,
             "ranks": distributed.world_size(),
+            "configuration": configuration_hash(self.config),
+            "lost": self.lost.counts(),
         }
-        save_checkpoint(self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep)
+        adapter = self.run.adapter if self.scores.best.step else None
+        save_checkpoint(
+            self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep, adapter=adapter
+        )  # fmt: skip
+        self.saved = self.step
 
     def _between_minibatches(self) -> bool:
         """Where a run may stop: a minibatch's replays share a delta that no checkpoint holds."""
@@ -254,20 +352,25 @@ class Trainer:
         every = self.config.eval.every
         return every is not None and self.step % max(1, round(every * self.feed.per_epoch)) == 0
 
-    def _ask_for_requeue(self, why: str) -> None:
+    def _ask_for_requeue(self) -> None:
+        why = self.signals.received or "a signal on another rank"
         if distributed.rank() == 0:
             write_atomically(self.run.requeue, f"{why} at step {self.step}\n")
         distributed.logger().info("%s: saved at step %d of %d; start again to go on", why, self.step, self.feed.total)
 
     def _evaluate_dev(self) -> None:
         self.monitor.flush()
-        evaluation, better = self.scores.dev(self.module, self.step)
-        if evaluation is None:
-            return
+        self.dev_due = True
+        evaluation, better = self.scores.dev(self.module, self.step, usable=self.lost.finite > 0)
         self.monitor.scalar(self.step, "dev/micro_f1", evaluation.micro_f1)
         self.monitor.say(f"step {self.step}: dev micro-F1 {evaluation.micro_f1:.4f}")
         if better:
-            save_adapter(self.lm.engine, self.run.adapter)
+            self._keep_adapter()
+        self.dev_due = False
+
+    def _keep_adapter(self) -> None:
+        about = {"step": self.step, "configuration": configuration_hash(self.config)}
+        save_adapter(self.lm.engine, self.run.adapter, about)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         after: dict[str, Any] | None = None
@@ -288,20 +391,34 @@ class Trainer:
             "beta": self.feed.data.betas,
             "steps": self.feed.total,
             "train_seconds": round(seconds, 3),
+            "nonfinite_steps": self.lost.nonfinite,
+            "scaler_skips": self.lost.scaler_skips,
             "passes": self.method.passes,
-            "truncated": self.encoder.truncated,
+            "truncated": self.truncated,
+            "left_out": self.left_out,
             "ranks": distributed.world_size(),
             "dtype": _name(self.dtype),
         }
         if distributed.rank() == 0:
-            write_json(self.run.summary, summary)
+            write_sealed(self.run.summary, summary)
         distributed.barrier()
         return summary
 
 
-def load_data(config: Config, run: RunFolder, *, epoch: int = 0) -> RunData:
-    """The run's data: rank 0 makes what is not there yet, then every rank reads it."""
-    return distributed.main_first(lambda: RunData.load(config, run.data, epoch=epoch))
+def finished(run: RunFolder) -> dict[str, Any] | None:
+    """The summary of a run that is finished. A damaged one is made again where the last checkpoint is there.
+
+    Raises InputError where it is not.
+    """
+    if not run.summary.exists():
+        return None
+    try:
+        return read_sealed(run.summary)
+    except Damaged as error:
+        if latest_good(run.checkpoints) is None:
+            raise InputError(f"{error}; without a checkpoint only --fresh makes it again") from error
+        distributed.logger().warning("%s; it is made again from the last checkpoint", error)
+        return None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from anit_ds.data.noise import NoSource
 from anit_ds.evaluation import Evaluation, Evaluator, beside_raw, write_evaluation
 from anit_ds.modeling import adapter_off
+from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
 
 
@@ -23,7 +25,8 @@ class Best:
 
 @dataclass
 class Scores:
-    """The evaluations of a run; all ranks call its methods together. `beat` is called after every batch of answers."""
+    """The evaluations of a run; all ranks call its methods together. `beat` is called after every batch of answers
+    and may raise Interrupted, which they pass on."""
 
     evaluator: Evaluator
     run: RunFolder
@@ -33,16 +36,17 @@ class Scores:
     def untouched(self, model: nn.Module) -> float:
         """The base model's micro-F1 on test."""
         with adapter_off(model):
-            evaluation = self.evaluator.evaluate(model, "test", progress=True)
+            evaluation = self.evaluator.evaluate(model, "test", progress=True, heartbeat=self.beat)
         write_evaluation(self.run.eval, "before", evaluation)
         return evaluation.micro_f1
 
-    def dev(self, model: nn.Module, step: int) -> tuple[Evaluation | None, bool]:
-        """(the evaluation on dev, whether it is the best so far); None where there is no dev split."""
-        if not any(len(s.split("dev")) for s in self.evaluator.data.sets):
-            return None, False
+    def dev(self, model: nn.Module, step: int, *, usable: bool) -> tuple[Evaluation, bool]:
+        """(the evaluation on dev, whether it is the best so far).
+
+        Never the best is a model that is not `usable`, and one that gives no gold answer a finite probability.
+        """
         evaluation = self.evaluator.evaluate(model, "dev", heartbeat=self.beat)
-        better = evaluation.micro_f1 > self.best.micro_f1
+        better = usable and not evaluation.broken and evaluation.micro_f1 > self.best.micro_f1
         if better:
             self.best = Best(evaluation.micro_f1, step)
             write_evaluation(self.run.eval, "dev", evaluation)
@@ -54,7 +58,11 @@ class Scores:
         write_evaluation(self.run.eval, "test", raw)
         robustness: dict[str, dict[str, float]] = {}
         for noise in self.evaluator.config.eval.noises:
-            bent = self.evaluator.evaluate(model, "test", noise=noise, progress=True, heartbeat=self.beat)
+            try:
+                bent = self.evaluator.evaluate(model, "test", noise=noise, progress=True, heartbeat=self.beat)
+            except NoSource as error:
+                distributed.logger().warning("test-%s is not scored: %s", noise, error)
+                continue
             bent = beside_raw(bent, raw)
             write_evaluation(self.run.eval, f"test-{noise}", bent)
             robustness[noise] = {key: bent.report[key] for key in ("micro_f1", "gap", "consistency")}

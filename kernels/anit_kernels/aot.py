@@ -2,7 +2,8 @@
 
 Prints, for each kernel, dtype and target: registers, spills, shared memory, widths of the bulk loads and stores,
 instructions per element by unit, bytes per element, warps per SM, and the roofline they imply. With --json, the same as
-JSON; with --update, in a checkout, into results/kernels/aot_figures.json, which the tests hold later figures against.
+JSON; with --update, in a checkout, into results/kernels/aot_figures.json, which the tests hold later figures against:
+the rows of the Triton that is installed, beside those of other versions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ TARGETS = {
 }
 DTYPES = ("bf16", "fp16", "fp32")
 WIDTHS = (576, 4096)  # SmolLM2-135M; 7B and 8B models.
+PASSES = ("reduce", "apply")
+KERNELS = ("init", *PASSES, "one_launch")
+CUT_ROWS = "D not a multiple of 8"
 
 # Kernel arguments by their type; {0} is the embeddings' dtype.
 ARGUMENTS = {
@@ -59,7 +63,6 @@ class Case:
     target: str
     width: int
     ball: str = "frobenius"
-    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,16 @@ class Row:
     issue_ps: float | None
     binds: str
 
+    @property
+    def name(self) -> tuple[str, ...]:
+        """What tells a row from all others of its version of Triton."""
+        return self.name_of(self)
+
+    @staticmethod
+    def name_of(row: Row | Case) -> tuple[str, ...]:
+        """The same for the case that a row is measured from."""
+        return row.target, row.kernel, row.role, row.dtype, str(row.width)
+
 
 def cases(
     targets: tuple[str, ...] = tuple(TARGETS),
@@ -91,21 +104,16 @@ def cases(
     widths: tuple[int, ...] = WIDTHS,
     mains_only: bool = False,
 ) -> Iterator[Case]:
-    """Everything the table holds; variants are compiled in bfloat16 at the last width."""
+    """Everything the table holds. Other dtypes and variants change the two passes alone; once each is enough."""
     for target in targets:
         for dtype in dtypes:
-            # The dtype changes what is read and converted, the width next to nothing: once each is enough.
             for width in widths if dtype == "bf16" else widths[-1:]:
-                for kernel in ("init", "reduce", "apply", "one_launch"):
+                for kernel in KERNELS if dtype == "bf16" else PASSES:
                     yield Case(kernel, "main", dtype, target, width)
         if not mains_only and "bf16" in dtypes:
-            width = widths[-1]
-            yield Case("apply", "ball none", "bf16", target, width, ball="none")
-            yield Case("apply", "ball linf", "bf16", target, width, ball="linf")
-            yield Case("reduce", "packed rows", "bf16", target, width, packed=True)
-            yield Case("apply", "packed rows", "bf16", target, width, packed=True)
-            yield Case("reduce", "D not a multiple of 8", "bf16", target, 641)
-            yield Case("apply", "D not a multiple of 8", "bf16", target, 641)
+            yield Case("apply", "ball linf", "bf16", target, widths[-1], ball="linf")
+            for kernel in PASSES:
+                yield Case(kernel, CUT_ROWS, "bf16", target, 641)
 
 
 def compile_case(case: Case) -> MachineCode:
@@ -115,8 +123,7 @@ def compile_case(case: Case) -> MachineCode:
     function = {"init": init_kernel, "reduce": reduce_kernel}.get(case.kernel, apply_kernel)
     constants: dict[str, Any] = tiling(case.width, warps * target.warp_size)._asdict()
     constants |= {"D": case.width, "BALL": case.ball, "FUSED": case.kernel == "one_launch", "EPS_PER_SAMPLE": True}
-    if not case.packed:
-        constants["cu_seqlens"] = None
+    constants["cu_seqlens"] = None
     names = function.arg_names
     signature = {n: "constexpr" if n in constants else ARGUMENTS[n].format(case.dtype) for n in names}
     source = ASTSource(
@@ -137,9 +144,8 @@ def measure(case: Case) -> Row:
     tile = tiling(case.width, warps * TARGETS[case.target].warp_size)
     loads, stores = code.accesses("load"), code.accesses("store")
     # One turn of a loop is UNROLL tiles, one cell per thread; the last tile of a row may reach beyond D.
-    row = case.width // tile.CHANNELS
-    full = row / (-(-row // tile.CELLS) * tile.CELLS)
-    elements = tile.CHANNELS * tile.UNROLL * full
+    full = case.width / 8 / tile.ROW
+    elements = 8 * tile.UNROLL * full
     pipes = {name: count / elements for name, count in sorted(code.by_pipe().items())}
     traffic = sum(loads + stores) / 8 / elements * full
     limit = bound(GPUS[case.target], traffic, pipes) if case.target in GPUS else None
@@ -164,18 +170,6 @@ def measure(case: Case) -> Row:
     )
 
 
-def step_total(rows: list[Row], target: str, dtype: str, width: int) -> dict[str, float]:
-    """Both passes of `nrm_step` in two launches: instructions, bytes and the two bounds, an element."""
-    passes = [
-        row
-        for row in rows
-        if (row.role, row.target, row.dtype, row.width) == ("main", target, dtype, width)
-        and row.kernel in ("reduce", "apply")
-    ]
-    fields = ("sass_per_element", "bytes_per_element", "bandwidth_ps", "issue_ps")
-    return {name: round(sum(getattr(row, name) or 0.0 for row in passes), 2) for name in fields}
-
-
 def _warps(case: Case) -> int:
     return ONE_LAUNCH_WARPS if case.kernel == "one_launch" else CHUNK_WARPS
 
@@ -198,36 +192,81 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def totals(rows: list[Row]) -> str:
-    """`nrm_step` as a whole on each GPU, as Markdown."""
-    lines = ["| GPU | dtype | D | instr/el | bytes/el | bandwidth ps | issue ps | binds |", "|" + "---|" * 8]
-    keys = dict.fromkeys((row.target, row.dtype, row.width) for row in rows if row.role == "main")
-    for target, dtype, width in keys:
-        if target in GPUS:
-            total = step_total(rows, target, dtype, width)
-            binds = "bandwidth" if total["bandwidth_ps"] >= total["issue_ps"] else "issue"
-            numbers = " | ".join(f"{value:.2f}" for value in total.values())
-            lines.append(f"| {GPUS[target].name} | {dtype} | {width} | {numbers} | {binds} |")
+def totals(figures: dict[str, list[Row]]) -> str:
+    """Both passes of `nrm_step` on each GPU with each version of Triton, as Markdown."""
+    head = (
+        "GPU",
+        "Triton",
+        "dtype",
+        "D",
+        "reduce + apply",
+        "instr/el",
+        "spills",
+        "bytes/el",
+        "bandwidth ps",
+        "issue ps",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    steps: dict[tuple[str, ...], dict[str, Row]] = {}
+    for version, rows in figures.items():
+        for row in rows:
+            if row.kernel in PASSES and row.role in ("main", CUT_ROWS):
+                steps.setdefault((row.target, row.dtype, str(row.width), version), {})[row.kernel] = row
+    for (target, dtype, width, version), step in sorted(steps.items(), key=lambda item: _order(item[0])):
+        if set(step) != set(PASSES):
+            continue
+        both = [step[kernel] for kernel in PASSES]
+        instructions = [row.sass_per_element for row in both]
+        cells = [
+            GPUS[target].name if target in GPUS else target, version, dtype, width,
+            " + ".join(f"{count:.1f}" for count in instructions), f"{sum(instructions):.1f}",
+            sum(row.spills for row in both), f"{sum(row.bytes_per_element for row in both):.1f}",
+            *(_sum([getattr(row, name) for row in both]) for name in ("bandwidth_ps", "issue_ps")),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def _order(name: tuple[str, ...]) -> tuple[int, int, int, str]:
+    target, dtype, width, version = name
+    return list(TARGETS).index(target), DTYPES.index(dtype), int(width), version
+
+
+def _sum(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return _picoseconds(sum(known) if known else None)
 
 
 def _picoseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def as_figures(rows: list[Row]) -> Mapping[str, Any]:
-    """What aot_figures.json holds: figures belong to a version of Triton, whose compiler made them."""
-    return {"triton": triton.__version__, "rows": [asdict(row) for row in rows]}
+def recorded() -> dict[str, list[Row]]:
+    """The rows of each version of Triton in FIGURES: they belong to the version, whose compiler made them."""
+    return {name: [Row(**row) for row in rows] for name, rows in json.loads(FIGURES.read_text()).items()}
+
+
+def record(rows: list[Row]) -> None:
+    """Put rows among those of this Triton, in the order of `cases`; rows that `cases` does not know go."""
+    figures = recorded() if FIGURES.exists() else {}
+    known = {row.name: row for row in [*figures.get(triton.__version__, []), *rows]}
+    names = [Row.name_of(case) for case in cases()]
+    figures[triton.__version__] = [known[name] for name in names if name in known]
+    content = {version: [asdict(row) for row in figures[version]] for version in sorted(figures)}
+    FIGURES.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m anit_kernels.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--update", action="store_true", help=f"write all rows into {FIGURES.name}")
+    parser.add_argument(
+        "--update", action="store_true", help=f"write the rows into {FIGURES.name}, among those of this Triton"
+    )
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this target (repeatable)")
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="only this dtype (repeatable)")
     parser.add_argument("--width", action="append", type=int, help="embeddings of this width (repeatable)")
+    parser.add_argument("--kernel", action="append", choices=KERNELS, help="only this kernel (repeatable)")
     parser.add_argument("--main", action="store_true", help="only what the trainer launches for padded rows")
     arguments = parser.parse_args()
     if arguments.update and not FIGURES.parent.is_dir():
@@ -241,13 +280,15 @@ def main() -> None:
         tuple(arguments.width or WIDTHS),
         arguments.main,
     )
-    rows = [measure(case) for case in chosen]
+    rows = [measure(case) for case in chosen if case.kernel in (arguments.kernel or KERNELS)]
     if arguments.update:
-        FIGURES.write_text(json.dumps(as_figures(rows), indent=1) + "\n")
+        record(rows)
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     else:
-        print(table(rows), "\nnrm_step, two launches (both passes):\n", totals(rows), sep="\n")
+        print(table(rows))
+        if {row.kernel for row in rows} >= set(PASSES):
+            print("\nnrm_step, two launches:\n", totals({triton.__version__: rows}), sep="\n")
 
 
 if __name__ == "__main__":

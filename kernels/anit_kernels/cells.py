@@ -1,11 +1,12 @@
 """Cells, the unit the Triton kernels work in: their noise, and how they are read and written.
 
 A cell is the eight neighbouring channels of one token that one generator call serves; it is also one 128-bit access in
-bfloat16. A tile of cells is a tuple of eight tensors [TOKENS, CELLS], one for each channel of a cell, so that a thread
-holds whole cells and exchanges nothing with its neighbours.
+bfloat16. A tile of cells is a tuple of eight flat tensors, one for each channel of a cell, so that a thread holds whole
+cells and exchanges nothing with its neighbours. Flat, because the order of two dimensions is the compiler's choice:
+Triton 3.6 orders those of a load otherwise than those of the noise, and all of it went through shared memory.
 
-Where 8 does not divide D a call straddles tokens: then a cell is one channel (CHANNELS == 1), makes a call of its own
-and keeps an eighth of it. Slow and right; widths of real models are multiples of 8.
+Where 8 does not divide D, a call straddles tokens. A row then has cells that its ends cut; the call is made for both
+tokens, and a cell is read and written one channel at a time, since it starts anywhere.
 """
 
 from __future__ import annotations
@@ -47,37 +48,59 @@ def _centred(half):
 
 
 @triton.jit
-def noise(rank, cell, counter, D: tl.constexpr, CHANNELS: tl.constexpr):
-    """u of the cells `cell` of the tokens of rank `rank`; `counter` = (step, sample id low, high, key low, high)."""
-    step, id_low, id_high, key_low, key_high = counter
-    if CHANNELS == 8:
-        call = (rank * (D // 8) + cell).to(tl.uint32)
-        w0, w1, w2, w3 = philox_words(call, step, id_low, id_high, key_low, key_high, ROUNDS)
-        return (
-            _centred(w0),
-            _centred(w0 >> 16),
-            _centred(w1),
-            _centred(w1 >> 16),
-            _centred(w2),
-            _centred(w2 >> 16),
-            _centred(w3),
-            _centred(w3 >> 16),
-        )
+def first_cell(rank, D: tl.constexpr):
+    """The generator call of the first cell of a token's row, and that cell's first channel (at most 0)."""
+    if D % 8 == 0:
+        return rank * (D // 8), tl.zeros_like(rank)
     else:
-        element = rank.to(tl.int64) * D + cell
-        call = (element // 8).to(tl.uint32)
-        lane = (element % 8).to(tl.uint32)
-        w0, w1, w2, w3 = philox_words(call, step, id_low, id_high, key_low, key_high, ROUNDS)
-        word = tl.where(lane < 4, tl.where(lane < 2, w0, w1), tl.where(lane < 6, w2, w3))
-        return (_centred(word >> (lane % 2 * 16)),)
+        element = rank.to(tl.int64) * D
+        return (element // 8).to(tl.int32), -(element % 8).to(tl.int32)
 
 
 @triton.jit
-def _load_quad(cells, mask):
+def _inside(channel, i: tl.constexpr, mask, D: tl.constexpr):
+    """`mask` for channel i of the cells whose first is `channel`, where the ends of a row cut cells."""
+    return mask & (channel >= -i) & (channel < D - i)
+
+
+@triton.jit
+def only_inside(value, channel, i: tl.constexpr, mask, D: tl.constexpr):
+    """Channel i of each cell, 0 where a row's end cuts it off; nothing to do where 8 divides D."""
+    return value if D % 8 == 0 else tl.where(_inside(channel, i, mask, D), value, 0.0)
+
+
+@triton.jit
+def redirected(place, wanted, elsewhere, D: tl.constexpr):
+    """`place` where it is wanted, else `elsewhere`: with the mask of a load go the moves that clear its registers.
+
+    Only where 8 divides D; else cells are read one channel at a time and need their masks.
+    """
+    return tl.multiple_of(tl.where(wanted, place, elsewhere), 8) if D % 8 == 0 else place
+
+
+@triton.jit
+def noise(call, counter):
+    """u of the cells that the generator calls `call` serve; `counter` = (step, sample id low, high, key low, high)."""
+    step, id_low, id_high, key_low, key_high = counter
+    w0, w1, w2, w3 = philox_words(call, step, id_low, id_high, key_low, key_high, ROUNDS)
+    return (
+        _centred(w0),
+        _centred(w0 >> 16),
+        _centred(w1),
+        _centred(w1 >> 16),
+        _centred(w2),
+        _centred(w2 >> 16),
+        _centred(w3),
+        _centred(w3 >> 16),
+    )
+
+
+@triton.jit
+def _load_quad(cells, mask, CLEARED: tl.constexpr):
     """Four neighbouring 32-bit words from each address."""
-    addresses = cells[:, :, None] + tl.arange(0, 4)[None, None, :]
-    quad = tl.load(addresses, mask=mask[:, :, None], other=0)
-    even, odd = tl.split(tl.reshape(quad, [quad.shape[0], quad.shape[1], 2, 2]))
+    addresses = cells[:, None] + tl.arange(0, 4)[None, :]
+    quad = tl.load(addresses, mask=mask[:, None], other=0) if CLEARED else tl.load(addresses)
+    even, odd = tl.split(tl.reshape(quad, [quad.shape[0], 2, 2]))
     w0, w2 = tl.split(even)
     w1, w3 = tl.split(odd)
     return w0, w1, w2, w3
@@ -95,16 +118,24 @@ def _widen(word, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def load(cells, mask, CHANNELS: tl.constexpr):
-    """The channels of each cell as float32; masked ones are 0."""
+def load(cells, channel, mask, D: tl.constexpr, CLEARED: tl.constexpr):
+    """The channels of each cell as float32; outside the mask and the row they are 0 if CLEARED, else anything.
+
+    Not CLEARED, cells outside the mask are read where 8 divides D: clearing registers for them costs instructions.
+    """
     DTYPE: tl.constexpr = cells.dtype.element_ty
-    if CHANNELS == 1:
-        return (tl.load(cells, mask=mask, other=0).to(tl.float32),)
+    if D % 8 != 0:
+        values = ()
+        for i in tl.static_range(8):
+            here = _inside(channel, i, mask, D)
+            value = tl.load(cells + i, mask=here, other=0) if CLEARED else tl.load(cells + i, mask=here)
+            values = values + (value.to(tl.float32),)
+        return values
     elif tl.float32 == DTYPE:
-        return _load_quad(cells, mask) + _load_quad(cells + 4, mask)
+        return _load_quad(cells, mask, CLEARED) + _load_quad(cells + 4, mask, CLEARED)
     else:
         words = cells.to(tl.pointer_type(tl.uint32), bitcast=True)
-        w0, w1, w2, w3 = _load_quad(words, mask)
+        w0, w1, w2, w3 = _load_quad(words, mask, CLEARED)
         return _widen(w0, DTYPE) + _widen(w1, DTYPE) + _widen(w2, DTYPE) + _widen(w3, DTYPE)
 
 
@@ -123,22 +154,23 @@ def _narrow(value, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def store(cells, x, mask, CHANNELS: tl.constexpr):
-    """Round the channels of each cell to the output's dtype and write them, 128 bits at a time."""
+def store(cells, x, channel, mask, D: tl.constexpr):
+    """Round the channels of each cell to the output's dtype and write them, 128 bits at a time where D allows it."""
     DTYPE: tl.constexpr = cells.dtype.element_ty
-    if CHANNELS == 1:
-        tl.store(cells, _narrow(x[0], DTYPE), mask=mask)
+    if D % 8 != 0:
+        for i in tl.static_range(8):
+            tl.store(cells + i, _narrow(x[i], DTYPE), mask=_inside(channel, i, mask, D))
     else:
-        shape: tl.constexpr = mask.shape
+        count: tl.constexpr = mask.shape[0]
         if tl.float32 == DTYPE:
-            addresses = cells[:, :, None] + tl.arange(0, 4)[None, None, :]
-            first = tl.reshape(_join_quad(x[0], x[1], x[2], x[3]), [shape[0], shape[1], 4])
-            last = tl.reshape(_join_quad(x[4], x[5], x[6], x[7]), [shape[0], shape[1], 4])
-            tl.store(addresses, first, mask=mask[:, :, None])
-            tl.store(addresses + 4, last, mask=mask[:, :, None])
+            addresses = cells[:, None] + tl.arange(0, 4)[None, :]
+            first = tl.reshape(_join_quad(x[0], x[1], x[2], x[3]), [count, 4])
+            last = tl.reshape(_join_quad(x[4], x[5], x[6], x[7]), [count, 4])
+            tl.store(addresses, first, mask=mask[:, None])
+            tl.store(addresses + 4, last, mask=mask[:, None])
         else:
-            addresses = cells[:, :, None] + tl.arange(0, 8)[None, None, :]
+            addresses = cells[:, None] + tl.arange(0, 8)[None, :]
             even = _join_quad(x[0], x[2], x[4], x[6])
             odd = _join_quad(x[1], x[3], x[5], x[7])
-            values = tl.reshape(tl.join(even, odd), [shape[0], shape[1], 8])
-            tl.store(addresses, _narrow(values, DTYPE), mask=mask[:, :, None])
+            values = tl.reshape(tl.join(even, odd), [count, 8])
+            tl.store(addresses, _narrow(values, DTYPE), mask=mask[:, None])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .cells import load, noise, store
+from .cells import first_cell, load, noise, only_inside, redirected, store
 from .interface import INIT_SCALE, MIN_GRAD_NORM
 
 GRID_HALF_WIDTH: tl.constexpr = tl.constexpr(32768.0)
@@ -78,48 +78,61 @@ def _counter(sample, sample_ids, step, key_low, key_high):
 
 
 @triton.jit
-def _tokens(mask, attended, start, t0, last, before, TOKENS: tl.constexpr):
-    """A tile's rows; whether they exist; whether they are in scope (1 or 0); their ranks, and the rank that follows."""
+def _spread(value, CELLS: tl.constexpr):
+    """A token's value [TOKENS] for each of its cells in the tile, flat."""
+    return tl.reshape(tl.broadcast_to(value[:, None], [value.shape[0], CELLS]), [value.shape[0] * CELLS])
+
+
+@triton.jit
+def _tokens(mask, attended, start, t0, last, before, D: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr):
+    """The first step of a tile of tokens, flat [TOKENS * CELLS], and the rank that follows the tile.
+
+    For each cell: its place in memory; whether its token exists; whether that is in scope (1 or 0); its generator call;
+    its first channel. A token behind `last` has the place of the one before `last`, so that reading it is harmless.
+    """
     t = t0 + tl.arange(0, TOKENS)
     exists = t < last
     present = tl.load(attended + start + t, mask=exists, other=0).to(tl.int32)
     scope = tl.load(mask + start + t, mask=exists, other=0).to(tl.int32) & present
-    rank = before + tl.cumsum(present, 0) - present
-    return (start + t)[:, None], exists[:, None], scope[:, None], rank[:, None], before + tl.sum(present, 0)
-
-
-@triton.jit
-def _inside(rows, cell, D: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr):
-    """`rows` [TOKENS, 1] for each cell; where a cell is one channel, the last cells of a tile may lie beyond D."""
-    inside = tl.broadcast_to(rows, [rows.shape[0], CELLS])
-    return inside & (cell < D) if CHANNELS == 1 else inside
+    rank = _spread(before + tl.cumsum(present, 0) - present, CELLS)
+    cell = tl.arange(0, TOKENS * CELLS) % CELLS
+    call, channel = first_cell(rank, D)
+    call += cell
+    channel += cell * 8
+    place = _spread(start + tl.minimum(t, last - 1), CELLS) * D + channel
+    return place, _spread(exists, CELLS), _spread(scope, CELLS), call, channel, before + tl.sum(present, 0)
 
 
 @triton.jit
 def _reduce(
     grad, mask, attended, start, first, last, before, counter,
-    D: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr, UNROLL: tl.constexpr,
+    D: tl.constexpr, ROW: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """<u, u>, <u, g> and <g, g> over the tokens in scope from `first` to `last`: one read of g."""
-    uu = tl.zeros([TOKENS, CELLS], tl.float32)
-    ug = tl.zeros([TOKENS, CELLS], tl.float32)
-    gg = tl.zeros([TOKENS, CELLS], tl.float32)
+    uu = tl.zeros([TOKENS * CELLS], tl.float32)
+    ug = tl.zeros([TOKENS * CELLS], tl.float32)
+    gg = tl.zeros([TOKENS * CELLS], tl.float32)
     for t0 in range(first, last, TOKENS):
-        row, _, scope, rank, before = _tokens(mask, attended, start, t0, last, before, TOKENS)
-        place = row * D + tl.arange(0, CELLS)[None, :] * CHANNELS
-        for c0 in tl.range(0, D // CHANNELS, CELLS, loop_unroll_factor=UNROLL):
-            cell = c0 + tl.arange(0, CELLS)[None, :]
-            inside = _inside(scope != 0, cell, D, CELLS, CHANNELS)
-            u = noise(rank, cell, counter, D, CHANNELS)
-            g = load(grad + place + c0 * CHANNELS, inside, CHANNELS)
-            cell_uu = u[0] * u[0]
-            for i in tl.static_range(CHANNELS):
-                if i > 0:
-                    cell_uu += u[i] * u[i]
-                ug += u[i] * g[i]
-                gg += g[i] * g[i]
-            # g is 0 outside the scope, u is not.
-            uu += cell_uu * inside.to(tl.float32)
+        place, _, scope, call, channel, before = _tokens(mask, attended, start, t0, last, before, D, TOKENS, CELLS)
+        row_uu = tl.zeros([TOKENS * CELLS], tl.float32)
+        row_ug = tl.zeros([TOKENS * CELLS], tl.float32)
+        row_gg = tl.zeros([TOKENS * CELLS], tl.float32)
+        wanted = scope != 0
+        place = redirected(place, wanted, start * D, D)
+        for turn in range(0, ROW, UNROLL * CELLS):
+            for k in tl.static_range(0, UNROLL * CELLS, CELLS):
+                u = noise((call + turn + k).to(tl.uint32), counter)
+                g_channel = channel + turn * 8 + k * 8
+                g = load(grad + place + turn * 8 + k * 8, g_channel, wanted, D, D % 8 != 0)
+                for i in tl.static_range(8):
+                    u_i = only_inside(u[i], g_channel, i, wanted, D)
+                    row_uu += u_i * u_i
+                    row_ug += u_i * g[i]
+                    row_gg += g[i] * g[i]
+        # Rows out of scope have read another row: their sums go, were they NaN.
+        uu += tl.where(scope != 0, row_uu, 0.0)
+        ug += tl.where(scope != 0, row_ug, 0.0)
+        gg += tl.where(scope != 0, row_gg, 0.0)
     return tl.sum(uu), tl.sum(ug), tl.sum(gg)
 
 
@@ -151,7 +164,7 @@ def _project(uu, ug, gg, scale, eps, alpha, BALL: tl.constexpr):
 def _write(
     x, grad, embeddings, mask, attended, start, first, last, before, counter,
     noise_factor, grad_factor, finite, eps,
-    D: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr, UNROLL: tl.constexpr,
+    D: tl.constexpr, ROW: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, UNROLL: tl.constexpr,
     BALL: tl.constexpr,
 ):  # fmt: skip
     """Write x = e + noise_factor * u + grad_factor * g from token `first` to `last`; under `linf` delta is clamped.
@@ -159,40 +172,37 @@ def _write(
     Without a gradient (None) that is x0. Returns, under `linf`, ||delta||^2, <delta, g> and the largest |element| of
     delta before the clamp.
     """
-    squares = tl.zeros([TOKENS, CELLS], tl.float32)
-    dots = tl.zeros([TOKENS, CELLS], tl.float32)
-    peaks = tl.zeros([TOKENS, CELLS], tl.float32)
+    squares = tl.zeros([TOKENS * CELLS], tl.float32)
+    dots = tl.zeros([TOKENS * CELLS], tl.float32)
+    peaks = tl.zeros([TOKENS * CELLS], tl.float32)
     for t0 in range(first, last, TOKENS):
-        row, exists, scope, rank, before = _tokens(mask, attended, start, t0, last, before, TOKENS)
+        place, exists, scope, call, channel, before = _tokens(mask, attended, start, t0, last, before, D, TOKENS, CELLS)
         weight = scope.to(tl.float32) * noise_factor
-        place = row * D + tl.arange(0, CELLS)[None, :] * CHANNELS
-        for c0 in tl.range(0, D // CHANNELS, CELLS, loop_unroll_factor=UNROLL):
-            cell = c0 + tl.arange(0, CELLS)[None, :]
-            inside = _inside(exists, cell, D, CELLS, CHANNELS)
-            u = noise(rank, cell, counter, D, CHANNELS)
-            e = load(embeddings + place + c0 * CHANNELS, inside, CHANNELS)
-            values = ()
-            if grad is None:
-                for i in tl.static_range(CHANNELS):
-                    values = values + (e[i] + u[i] * weight,)
-            else:
-                # A gradient that is not finite is not read: 0 * inf would be NaN.
-                wanted = _inside((scope & finite) != 0, cell, D, CELLS, CHANNELS)
-                g = load(grad + place + c0 * CHANNELS, wanted, CHANNELS)
-                for i in tl.static_range(CHANNELS):
-                    if BALL == "linf":
-                        delta = u[i] * weight + g[i] * grad_factor
-                        if CHANNELS == 1:
-                            delta = tl.where(inside, delta, 0.0)
-                        peaks = tl.maximum(peaks, tl.abs(delta))
-                        delta = tl.clamp(delta, -eps, eps)
-                        squares += delta * delta
-                        dots += delta * g[i]
-                        values = values + (e[i] + delta,)
-                    else:
-                        # Added to e one after the other, each is a single fused multiply-add.
-                        values = values + ((e[i] + u[i] * weight) + g[i] * grad_factor,)
-            store(x + place + c0 * CHANNELS, values, inside, CHANNELS)
+        # A gradient that is not finite is not read: 0 * inf would be NaN.
+        wanted = (scope & finite) != 0
+        for turn in range(0, ROW, UNROLL * CELLS):
+            for k in tl.static_range(0, UNROLL * CELLS, CELLS):
+                u = noise((call + turn + k).to(tl.uint32), counter)
+                first_channel = channel + turn * 8 + k * 8
+                e = load(embeddings + place + turn * 8 + k * 8, first_channel, exists, D, False)
+                values = ()
+                if grad is None:
+                    for i in tl.static_range(8):
+                        values = values + (e[i] + u[i] * weight,)
+                else:
+                    g = load(grad + place + turn * 8 + k * 8, first_channel, wanted, D, True)
+                    for i in tl.static_range(8):
+                        if BALL == "linf":
+                            delta = only_inside(u[i] * weight + g[i] * grad_factor, first_channel, i, exists, D)
+                            peaks = tl.maximum(peaks, tl.abs(delta))
+                            delta = tl.clamp(delta, -eps, eps)
+                            squares += delta * delta
+                            dots += delta * g[i]
+                            values = values + (e[i] + delta,)
+                        else:
+                            # Added to e one after the other, each is a single fused multiply-add.
+                            values = values + ((e[i] + u[i] * weight) + g[i] * grad_factor,)
+                store(x + place + turn * 8 + k * 8, values, first_channel, exists, D)
     return tl.sum(squares), tl.sum(dots), tl.max(peaks)
 
 
@@ -209,7 +219,7 @@ def _record(statistics, norms, flags, sample, samples):
 def init_kernel(
     x, embeddings, mask, attended, sample_ids, eps, beta, cu_seqlens,
     length, chunk, step: tl.uint32, key_low: tl.uint32, key_high: tl.uint32,
-    D: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr, UNROLL: tl.constexpr,
+    D: tl.constexpr, ROW: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, UNROLL: tl.constexpr,
     EPS_PER_SAMPLE: tl.constexpr,
 ):  # fmt: skip
     """x0 = e + delta0 for `chunk` tokens of a sample; programs (chunks, samples)."""
@@ -220,14 +230,14 @@ def init_kernel(
     scale = _scale(in_scope, _radius(eps, sample, EPS_PER_SAMPLE), tl.load(beta + sample), D)
     counter = _counter(sample, sample_ids, step, key_low, key_high)
     _write(x, None, embeddings, mask, attended, start, first, tl.minimum(first + chunk, length), before, counter,
-           scale, 0.0, 0, 0.0, D, TOKENS, CELLS, CHANNELS, UNROLL, "none")  # fmt: skip
+           scale, 0.0, 0, 0.0, D, ROW, TOKENS, CELLS, UNROLL, "none")  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["length", "chunk", "step", "key_low", "key_high"])
 def reduce_kernel(
     partials, grad, mask, attended, sample_ids, cu_seqlens,
     length, chunk, step: tl.uint32, key_low: tl.uint32, key_high: tl.uint32,
-    D: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr, UNROLL: tl.constexpr,
+    D: tl.constexpr, ROW: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """The three sums over `chunk` tokens of a sample into partials [3, S, chunks]; programs (chunks, samples)."""
     sample = tl.program_id(1)
@@ -236,7 +246,7 @@ def reduce_kernel(
     _, before = _count(mask, attended, start, length, first)
     counter = _counter(sample, sample_ids, step, key_low, key_high)
     uu, ug, gg = _reduce(grad, mask, attended, start, first, tl.minimum(first + chunk, length), before, counter,
-                         D, TOKENS, CELLS, CHANNELS, UNROLL)  # fmt: skip
+                         D, ROW, TOKENS, CELLS, UNROLL)  # fmt: skip
     place = partials + sample * tl.num_programs(0) + tl.program_id(0)
     plane = tl.num_programs(0) * tl.num_programs(1)
     tl.store(place, uu)
@@ -256,7 +266,7 @@ def _total(partials, sample):
 def apply_kernel(
     x, norms, flags, clamped, partials, grad, embeddings, mask, attended, sample_ids, eps, beta, cu_seqlens, alpha,
     length, chunk, step: tl.uint32, key_low: tl.uint32, key_high: tl.uint32,
-    D: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr, UNROLL: tl.constexpr,
+    D: tl.constexpr, ROW: tl.constexpr, TOKENS: tl.constexpr, CELLS: tl.constexpr, UNROLL: tl.constexpr,
     BALL: tl.constexpr, FUSED: tl.constexpr, EPS_PER_SAMPLE: tl.constexpr,
 ):  # fmt: skip
     """x1 = e + delta1 for `chunk` tokens of a sample and, once a sample, its statistics; programs (chunks, samples).
@@ -275,7 +285,7 @@ def apply_kernel(
     plane = tl.num_programs(0) * tl.num_programs(1)
     if FUSED:
         uu, ug, gg = _reduce(grad, mask, attended, start, first, last, before, counter,
-                             D, TOKENS, CELLS, CHANNELS, UNROLL)  # fmt: skip
+                             D, ROW, TOKENS, CELLS, UNROLL)  # fmt: skip
     else:
         uu = _total(partials, sample)
         ug = _total(partials + plane, sample)
@@ -285,7 +295,7 @@ def apply_kernel(
         _record(statistics, norms, flags, sample, tl.num_programs(1))
     squares, dots, peak = _write(x, grad, embeddings, mask, attended, start, first, last, before, counter,
                                  noise_factor, grad_factor, finite, radius,
-                                 D, TOKENS, CELLS, CHANNELS, UNROLL, BALL)  # fmt: skip
+                                 D, ROW, TOKENS, CELLS, UNROLL, BALL)  # fmt: skip
     if BALL == "linf":
         place = clamped + sample * tl.num_programs(0) + tl.program_id(0)
         tl.store(place, squares)

@@ -28,6 +28,7 @@ ONE_LAUNCH_WARPS = 8
 # 1% of its traffic, and eight samples of 512 x 4096 make more programs than any GPU runs at once.
 CHUNK_ELEMENTS = 16384
 CHUNK_WARPS = 4
+WARP_SIZE = 64 if torch.version.hip else 32
 
 # A row's loop is unrolled up to this often: addresses become constant offsets, and keys that sit in uniform registers
 # are moved once for several cells. More only fills the instruction cache.
@@ -35,11 +36,14 @@ MAX_UNROLL = 10
 
 
 class Tiling(NamedTuple):
-    """A tile of TOKENS x CELLS cells of CHANNELS channels, and how often the loop over a row of cells is unrolled."""
+    """A tile of TOKENS x CELLS cells, one a thread, walks along rows of ROW cells, UNROLL steps in a turn of the loop.
 
+    Where CELLS does not divide a row, ROW includes the cells of the last step that lie beyond it.
+    """
+
+    ROW: int
     TOKENS: int
     CELLS: int
-    CHANNELS: int
     UNROLL: int
 
 
@@ -52,20 +56,24 @@ class Split(NamedTuple):
 
 
 def tiling(width: int, threads: int) -> Tiling:
-    """The tile for embeddings of `width` channels: one cell a thread.
+    """The tile for embeddings of `width` channels.
 
-    A row of cells is walked in seven steps or more where that leaves 8 cells (128 bytes of bfloat16) side by side: what
-    is done once a token (its rank, its mask, its addresses) is then spread over the steps.
+    A row is walked in nine steps or more where that leaves 8 cells (128 bytes of bfloat16) side by side: what is done
+    once a token (its rank, its mask, its addresses) is then spread over the steps.
     """
-    if width % UNIFORMS_A_CALL:
-        cells = min(triton.next_power_of_2(width), threads)
-        return Tiling(threads // cells, cells, 1, 1)
-    row = width // UNIFORMS_A_CALL
+    # Where 8 does not divide the width, a row may begin and end inside a cell.
+    cut = width % UNIFORMS_A_CALL != 0
+    row = (width + UNIFORMS_A_CALL - 2) // UNIFORMS_A_CALL + 1 if cut else width // UNIFORMS_A_CALL
     cells = 1
-    while row % (2 * cells) == 0 and 2 * cells <= threads and (cells < 8 or row // (2 * cells) >= 7):
+    while row % (2 * cells) == 0 and 2 * cells <= threads and (cells < 8 or row // (2 * cells) >= 9):
         cells *= 2
-    steps = row // cells
-    return Tiling(threads // cells, cells, UNIFORMS_A_CALL, max(n for n in range(1, MAX_UNROLL + 1) if steps % n == 0))
+    if cut:  # Small steps: the last may lie half beyond the row.
+        cells = min(4, triton.next_power_of_2(row))
+    steps = triton.cdiv(row, cells)
+    # A cell of a cut row takes eight accesses, masked one by one, where others take one.
+    most = MAX_UNROLL // 3 if cut else MAX_UNROLL
+    unroll = max(n for n in range(1, most + 1) if steps % n == 0)
+    return Tiling(steps * cells, threads // cells, cells, unroll)
 
 
 def one_launch(length: int, width: int) -> Split:
@@ -74,8 +82,10 @@ def one_launch(length: int, width: int) -> Split:
 
 
 def many_programs(length: int, width: int) -> Split:
-    """Programs of about CHUNK_ELEMENTS elements, at most MAX_CHUNKS a sample."""
+    """Programs of about CHUNK_ELEMENTS elements, at most MAX_CHUNKS a sample, whose last tile is full."""
+    tokens = tiling(width, CHUNK_WARPS * WARP_SIZE).TOKENS
     chunk = max(triton.cdiv(CHUNK_ELEMENTS, width), triton.cdiv(length, MAX_CHUNKS.value), 1)
+    chunk = triton.cdiv(chunk, tokens) * tokens
     return Split(max(triton.cdiv(length, chunk), 1), chunk, CHUNK_WARPS)
 
 
@@ -124,7 +134,6 @@ def _arguments(embeddings: Tensor, samples: Samples, split: Split) -> dict[str, 
     """What every launch is given."""
     key_low, key_high = split_words(samples.seed)
     width = embeddings.shape[-1]
-    warp_size = 64 if torch.version.hip else 32
     return {
         # Bytes 0 and 1: a bool would be compared with zero once more.
         "mask": samples.mask.contiguous().view(torch.uint8),
@@ -137,7 +146,7 @@ def _arguments(embeddings: Tensor, samples: Samples, split: Split) -> dict[str, 
         "key_low": key_low,
         "key_high": key_high,
         "D": width,
-        **tiling(width, split.warps * warp_size)._asdict(),
+        **tiling(width, split.warps * WARP_SIZE)._asdict(),
         "num_warps": split.warps,
         # Its default differs between versions of Triton, and the kernels count on a * b + c being one instruction.
         "enable_fp_fusion": True,

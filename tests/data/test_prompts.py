@@ -78,7 +78,7 @@ def test_a_long_sample_loses_the_end_of_its_text_and_nothing_else(style: str, or
     made, text = tokenizer("bos"), "é😀 many words " * 40
     encoder = PromptEncoder(made, style=style, order=order, max_length=220)
     whole, cut = encoder.encode([SAMPLE, replace(SAMPLE, text=text)])
-    assert encoder.truncated == 1
+    assert len(encoder.cut["train"]) == 1
     assert 220 - 4 <= len(cut) <= 220  # a character is at most four bytes, and none is cut in two
     assert cut.answer == whole.answer
     assert made.decode(cut.prompt[slice(*cut.instruction)]) == SAMPLE.instruction
@@ -99,7 +99,7 @@ def test_an_answer_without_room_for_its_prompt_is_left_out_and_counted(caplog: p
     for _ in range(2):  # two epochs
         (encoded,) = encoder.encode([long, SAMPLE])
         assert encoded.key == sample_key(SAMPLE.id)
-    assert encoder.left_out == {sample_key("a/2")} and encoder.truncated == 0
+    assert encoder.left_out == {sample_key("a/2")} and len(encoder.cut["train"]) == 0
     assert caplog.text.count("1 training samples are left out") == 1
     assert len(encoder.encode_prompts([long])[0]) <= 220  # it is asked all the same
     with pytest.raises(InputError, match="data.max_length: sample a/2 needs"):
@@ -114,7 +114,7 @@ def test_cut_texts_count_once_and_for_each_split() -> None:
         encoder.encode_prompts(long[2:3], "dev")
         encoder.encode_prompts(long[2:], "test")
     assert {split: len(keys) for split, keys in encoder.cut.items()} == {"train": 2, "dev": 1, "test": 3}
-    assert encoder.truncated == 2
+    assert len(encoder.cut["train"]) == 2
 
 
 CONTROL = ["<eos>", "<pad>", "</s>", "<|im_end|>", "<|user|>", "<|assistant|>", "<think>"]
@@ -201,9 +201,9 @@ def test_a_shared_encoder_counts_the_training_samples_alone() -> None:
     encoder = PromptEncoder(tokenizer("plain"), max_length=220)
     long = replace(SAMPLE, text="many words " * 40)
     encoder.encode_prompts([long])
-    assert encoder.truncated == 0
+    assert len(encoder.cut["train"]) == 0
     encoder.encode([long])
-    assert encoder.truncated == 1
+    assert len(encoder.cut["train"]) == 1
 
 
 def test_the_encoder_of_a_configuration(make_config: Callable[..., Config]) -> None:

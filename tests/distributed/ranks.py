@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import random
@@ -17,14 +18,24 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["anit_ds.training"])
 
 
-def start(ranks: int, *configs: Config, die_in_save_at: int | None = None) -> list[multiprocessing.process.BaseProcess]:
+def start(
+    ranks: int,
+    *configs: Config,
+    die_in_save_at: int | None = None,
+    stop_in: tuple[int, str] = (-1, ""),
+    port: int | None = None,
+    **environment: str,
+) -> list[multiprocessing.process.BaseProcess]:
     """Start `ranks` processes that train the configurations one after the other over gloo.
 
-    With `die_in_save_at` rank 0 gets SIGKILL inside the save of that step: weights and moments written, nothing else.
+    They meet at `port` (a free one by default) and have the variables of `environment`. With `die_in_save_at` rank 0
+    gets SIGKILL in the save of that step: weights and moments written, nothing else. With `stop_in` a rank gets SIGSTOP
+    where it first calls MODULE:NAME.
     """
-    port = free_port()
+    environment |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
     processes = [
-        _CONTEXT.Process(target=_rank, args=(rank, ranks, port, configs, die_in_save_at)) for rank in range(ranks)
+        _CONTEXT.Process(target=_rank, args=(rank, environment, configs, die_in_save_at, stop_in))
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()
@@ -42,11 +53,15 @@ def free_port() -> int:
 
 def run(ranks: int, *configs: Config) -> None:
     """Start them, wait, and demand that every rank ends well."""
-    processes = start(ranks, *configs)
+    finish(start(ranks, *configs), *configs)
+
+
+def finish(processes: list[multiprocessing.process.BaseProcess], *configs: Config) -> None:
+    """Wait, and demand that every rank ends well."""
     for process in processes:
         process.join(timeout=500)
     codes = [process.exitcode for process in processes]
-    assert codes == [0] * ranks, f"exit codes {codes}\n" + "\n".join(_said(Path(configs[0].out)))
+    assert codes == [0] * len(codes), f"exit codes {codes}\n" + "\n".join(_said(Path(configs[0].out)))
 
 
 def _said(out: Path) -> list[str]:
@@ -55,10 +70,14 @@ def _said(out: Path) -> list[str]:
     return [f"--- {file.name}\n{file.read_text()[-1500:]}" for file in files]
 
 
-def _rank(rank: int, ranks: int, port: int, configs: tuple[Config, ...], die_in_save_at: int | None) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def _rank(
+    rank: int,
+    environment: dict[str, str],
+    configs: tuple[Config, ...],
+    die_in_save_at: int | None,
+    stop_in: tuple[int, str],
+) -> None:
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     Path(configs[0].out).mkdir(parents=True, exist_ok=True)
     with open(Path(configs[0].out) / f"rank{rank}.out", "a") as output:
         os.dup2(output.fileno(), 1)
@@ -67,19 +86,27 @@ def _rank(rank: int, ranks: int, port: int, configs: tuple[Config, ...], die_in_
 
         if rank == 0 and die_in_save_at is not None:
             _die_in_save(die_in_save_at)
+        if rank == stop_in[0]:
+            module, _, path = stop_in[1].partition(":")
+            *within, name = path.split(".")
+            setattr(functools.reduce(getattr, within, sys.modules[module]), name, _stop)
         for config in configs:
             train(config)
         sys.stdout.flush()
 
 
+def _stop(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _die_in_save(step: int) -> None:
     from anit_ds.training import checkpoint
 
-    write = checkpoint.write_json
+    seal = checkpoint.seal_folder
 
-    def die_or_write(path: Path, content: dict) -> None:
+    def die_or_seal(folder: Path, name: str, content: dict) -> None:
         if content["step"] == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(path, content)
+        seal(folder, name, content)
 
-    checkpoint.write_json = die_or_write
+    checkpoint.seal_folder = die_or_seal

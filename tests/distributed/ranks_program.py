@@ -2,8 +2,9 @@
 
     python ranks_program.py RUN_DIR TIMEOUT FAULT@RANK@STEP
 
-FAULT: kill, stop, sleep, raise (an error of its own), agree (the same error on every rank), none. Or crowd: many
-watchdogs of one step each on a machine so crowded that their threads may lose the processor at any line.
+FAULT: kill, stop, sleep, raise (an error of its own), agree (the same error on every rank), none; work (long, and
+without a beat, by itself and by a child). Or crowd: many watchdogs of one step each on a machine so crowded that their
+threads may lose the processor at any line.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -25,22 +27,18 @@ from anit_ds.ranks import distributed, watchdog
 
 def main() -> None:
     run_dir, timeout, (fault, at_rank, at_step) = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3].split("@")
-    ranks = distributed.init()
     if fault == "crowd":
-        random.seed(ranks.rank)
+        random.seed(os.environ["RANK"])
         sys.settrace(lose_the_processor)
         threading.settrace(lose_the_processor)
     for _ in range(12 if fault == "crowd" else 1):
-        watched = distributed.Watchdog(timeout_seconds=timeout, run_dir=run_dir)
-        try:
-            for step in range(1, {"none": 6, "crowd": 2}.get(fault, 1001)):
-                if step == int(at_step) and (ranks.rank == int(at_rank) or fault == "agree"):
-                    misbehave(fault)
+        with distributed.watched(timeout, run_dir) as watching:
+            for step in range(1, {"none": 6, "work": 6, "crowd": 2}.get(fault, 1001)):
+                if step == int(at_step) and (distributed.rank() == int(at_rank) or fault == "agree"):
+                    misbehave(fault, watching, timeout)
                 distributed.all_reduce_sum(torch.ones(4))
-                watched.beat(step)
-        finally:
-            watched.stop()
-    print(f"rank {ranks.rank} done", flush=True)
+                watching.beat(step)
+    print(f"rank {distributed.rank()} done", flush=True)
 
 
 def lose_the_processor(frame: FrameType, event: str, argument: Any) -> Any:
@@ -52,7 +50,7 @@ def lose_the_processor(frame: FrameType, event: str, argument: Any) -> Any:
     return lose_the_processor
 
 
-def misbehave(fault: str) -> None:
+def misbehave(fault: str, watching: distributed.Watchdog, timeout: float) -> None:
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "stop":
@@ -61,6 +59,12 @@ def misbehave(fault: str) -> None:
         time.sleep(600)
     elif fault in ("raise", "agree"):
         raise KeyError("no such label")
+    elif fault == "work":
+        with watching.working():
+            until = time.monotonic() + 1.5 * timeout
+            while time.monotonic() < until:
+                pass
+            subprocess.run(["timeout", str(1.5 * timeout), "sh", "-c", "while :; do :; done"], check=False)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+import ranks
 from ranks import free_port
 
-from anit_ds.ranks.watchdog import Seen, Status, Watchdog, judge
+from anit_ds.config import Config
+from anit_ds.ranks.environment import Ranks
+from anit_ds.ranks.verdict import Seen, Status, judge
+from anit_ds.ranks.watchdog import Watchdog
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 TIMEOUT = 3.0
@@ -87,6 +92,34 @@ def test_a_hung_main_thread_is_told_from_those_that_wait_for_it(tmp_path: Path, 
         assert f"rank {1 - victim} (" not in line
 
 
+def test_long_work_of_one_rank_is_no_standstill_of_those_that_wait_for_it(tmp_path: Path) -> None:
+    """Three times the timeout, half of it below a child."""
+    codes, outputs = Run(tmp_path, "work@0@3", ranks=2).ended()
+    assert codes == [0, 0], "\n".join(outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "function"),
+    [
+        (0, "anit_ds.training.loop:RunData.load"),
+        (1, "anit_ds.training.loop:load_model"),
+        (1, "anit_ds.evaluation.score:Evaluator.evaluate"),
+    ],
+    ids=["building", "loading", "evaluating"],
+)
+def test_a_rank_that_is_stopped_outside_of_training_is_named_too(
+    make_config: Callable[..., Config], rank: int, function: str
+) -> None:
+    config = make_config(**{"train.rank_timeout": 6.0, "train.micro_batch": 4, "train.max_steps": 1})
+    processes = ranks.start(2, config, stop_in=(rank, function))
+    other = processes[1 - rank]
+    other.join(timeout=90)
+    processes[rank].kill()
+    assert other.exitcode == 1
+    assert re.search(rf"ending the run: rank {rank} \(.*\) has not answered", verdict(Path(config.out), 1 - rank))
+
+
 def test_a_rank_that_fails_alone_ends_the_others_with_its_error(tmp_path: Path) -> None:
     codes, outputs = Run(tmp_path, "raise@1@7", ranks=3).ended()
     assert codes == [1, 1, 1]
@@ -124,7 +157,7 @@ def test_a_stop_that_takes_its_time_is_a_good_end(tmp_path: Path) -> None:
         time.sleep(0.25)
         return slowly
 
-    watchdog = Watchdog(timeout_seconds=1.0, run_dir=tmp_path)  # its thread wakes every 0.2 s
+    watchdog = Watchdog(Ranks(0, 0, 1), None, timeout_seconds=1.0, log_dir=tmp_path)  # its thread wakes every 0.2 s
     before = sys.gettrace()
     sys.settrace(slowly)
     try:
@@ -159,6 +192,25 @@ def test_the_furthest_behind_is_blamed_although_another_has_stood_longer() -> No
     behind = seen(1, step=5, heard=109, progressed=95, waiting=True)
     found = judge([ahead, behind], timeout=10, now=110)
     assert found is not None and found.ranks == (1,)
+
+
+def test_who_waits_in_a_stream_is_not_blamed_but_who_has_begun_one_collective_less() -> None:
+    waits = seen(0, heard=109, progressed=90, collectives=8, waiting=False)
+    missing = seen(1, heard=109, progressed=91, collectives=7, waiting=False)
+    found = judge([waits, missing], timeout=10, now=110)
+    assert found is not None and found.ranks == (1,)
+
+
+def test_nobody_is_blamed_for_waiting_while_the_one_they_wait_for_moves() -> None:
+    waits = [seen(rank, heard=109, progressed=0, collectives=8, waiting=True) for rank in (1, 2)]
+    moves = seen(0, heard=109, progressed=105, collectives=7)
+    assert judge([moves, *waits], timeout=10, now=110) is None
+    moves.status.collectives = 9
+    assert judge([moves, *waits], timeout=10, now=111) is None, "it has overtaken them just now"
+    for one in (moves, *waits):
+        one.heard = 121
+    found = judge([moves, *waits], timeout=10, now=121)
+    assert found is not None and found.ranks == (1, 2)
 
 
 def test_a_silent_rank_is_blamed_for_the_standstill_of_all() -> None:

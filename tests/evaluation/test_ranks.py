@@ -50,7 +50,7 @@ def test_two_ranks_answer_as_one(order: str, model_folder: Path, make_config: Ca
     ours = {name: both(folder, name) for name in names}
     for name in names:
         split, _, noise = name.partition("-")
-        FinishedRun(config.out).evaluate(split, [noise or "none"])
+        list(FinishedRun(config.out).evaluate(split, [noise or "none"]))
         (report, rows), (expected, expected_rows) = ours[name], both(folder, name)
         assert rows == expected_rows and len(rows) == 6
         for key in ("nll", "nll_per_token", "ece"):

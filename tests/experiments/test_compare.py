@@ -196,6 +196,32 @@ def test_a_killed_grid_resumes_without_repeating_a_finished_cell(
     assert [r["status"] for r in results(file)] == ["done"] * 4
 
 
+LAUNCHER = """
+trap 'touch {0}/told; kill $child' TERM
+sleep 600 & child=$!
+touch {0}/started
+wait
+touch {0}/saved
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+def test_a_launcher_ends_with_the_comparison(write, tmp_path: Path, ended_by: signal.Signals):
+    (tmp_path / "launcher.sh").write_text(LAUNCHER.format(tmp_path))
+    file = write(grid={"methods": ["sft"]}, launcher=f"bash {tmp_path}/launcher.sh")
+    process = subprocess.Popen([sys.executable, "-m", "anit_ds.commands.cli", "compare", str(file)])
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(ended_by)
+    assert process.wait(60) == (130 if ended_by == signal.SIGTERM else -ended_by)
+    while _training_under(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _training_under(tmp_path)
+    assert (tmp_path / "told").exists() and (tmp_path / "saved").exists(), "it may save before it ends"
+
+
 @pytest.mark.slow
 def test_a_cell_waits_for_the_process_that_an_earlier_comparison_left_in_its_folder(write):
     file = write(grid={"methods": ["sft"]})

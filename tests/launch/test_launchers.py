@@ -120,6 +120,46 @@ def test_shellcheck_is_silent() -> None:
     assert done.returncode == 0, done.stdout
 
 
+PDSH = """#!/usr/bin/env bash
+# What pdsh -R ssh does, without ssh: the command for a host's shell, on this one.
+while [[ $# -gt 0 ]]; do
+    case $1 in -R | -w) shift 2 ;; -N | -S) shift ;; *) command+=" $1"; shift ;; esac
+done
+command=${command//%%/@percent@} command=${command//%n/0} command=${command//@percent@/%}
+script=$(find "$RUNS" -name start.sh)
+(stat -c %a "$(dirname "$script")" "$script"; cat "$script") >"$SEEN"
+exec bash -c "$command"
+"""
+
+
+def test_ssh_runs_no_text_of_the_user_s_as_a_command_and_forwards_only_what_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pdsh").write_text(PDSH)
+    (tmp_path / "bin" / "pdsh").chmod(0o755)
+    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    runs = tmp_path / "runs"
+    given = {"HF_AUTH": "hunter2", "HF_TOKEN": "hunter3", "NCCL_DEBUG": 'it\'s "quoted"', "MINE": "hunter4"}
+    given |= {"RUNS": str(runs), "SEEN": str(tmp_path / "seen"), "FORWARD": "MINE"}
+    code, _, said = launch(
+        "ssh.sh", "--hostfile", tmp_path / "hosts", "anit", "config",
+        f"{runs}/a'; touch {tmp_path}/pwned; echo 'b $(touch {tmp_path}/pwned) 100%n",
+        PATH=f"{tmp_path}/bin:{os.environ['PATH']}", **given,
+    )  # fmt: skip
+    seen = (tmp_path / "seen").read_text()
+    assert not (tmp_path / "pwned").exists()
+    assert code == 2 and "cannot read the configuration" in said, "the host's ranks ran"
+    assert seen.splitlines()[:2] == ["700", "600"]
+    assert "hunter2" not in seen and "hunter3" not in seen and "MINE=hunter4" in seen and "NCCL_DEBUG=" in seen
+    assert not list(runs.glob("**/ssh.*")), "nothing of it is left"
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=x", "node[1-3]", "a;b", "^file"])
+def test_what_is_no_host_is_refused(tmp_path: Path, config: Path, host: str) -> None:
+    (tmp_path / "hosts").write_text(f"{host} slots=1\n")
+    code, _, said = launch("ssh.sh", "--hostfile", tmp_path / "hosts", "--dry-run", "anit", "train", config)
+    assert code == 2 and f"hosts:1: '{host}' is no name or address of a host" in said
+
+
 def node(logs: Path, program: str, ranks: int = 2) -> tuple[int, str, str]:
     """A node whose ranks are shell programs."""
     place = ["--first", 0, "--ranks", ranks, "--world", ranks, "--master", "127.0.0.1:29500", "--logs", logs]

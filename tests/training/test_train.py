@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from anit_ds.config import Config
 from anit_ds.errors import InputError
+from anit_ds.sealed import read_sealed
 from anit_ds.training import train
 
 TAGS = {
@@ -47,7 +48,7 @@ def test_a_run_leaves_what_it_promises(make_config: MakeConfig):
     config = make_config(**{"eval.before": True, "eval.every": 1.0})
     summary = train(config)
     out = Path(config.out)
-    assert summary is not None and json.loads((out / "summary.json").read_text()) == summary
+    assert summary is not None and read_sealed(out / "summary.json") == summary
     assert summary["passes"] == 3 and summary["steps"] == 6 and set(summary["before"]) == {"micro_f1"}
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()

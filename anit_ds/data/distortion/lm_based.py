@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from anit_ds.data.distortion.cache import EmbeddingCache, Vector
 from anit_ds.data.distortion.embedders import Embedder, LocalEmbedder, ServiceEmbedder
+from anit_ds.errors import ServiceError, shown
 from anit_ds.files import user_cache
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class LmDistortion:
         with tqdm(total=len(missing), unit="text", desc="embedding", disable=None) as bar:
             for batch in self._batches(missing):
                 made = dict(zip(batch, self._embedder.embed(batch), strict=True))
+                if odd := next((text for text, vector in made.items() if not np.isfinite(vector).all()), None):
+                    raise ServiceError(f"{self._config.model} gave a vector with NaN or infinity for {shown(odd)}")
                 self._cache.put(made)
                 vectors.update(made)
                 bar.update(len(batch))
@@ -102,7 +105,10 @@ def estimated_tokens(text: str) -> int:
 
 
 def cosine_distance(a: Vector, b: Vector) -> float:
-    """1 - cos(a, b), clipped to [0, 1]; 1 where a vector is zero."""
+    """1 - cos(a, b), clipped to [0, 1]; 1 where a vector is zero. Raises ValueError for NaN and infinity, which would
+    count as no distance at all."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("an embedding is not finite, so it is at no distance from another")
     if np.array_equal(a, b):
         return 0.0
     first, second = a.astype(np.float64), b.astype(np.float64)

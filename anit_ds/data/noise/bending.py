@@ -15,6 +15,10 @@ POOL_SIZE = 10_000
 """Texts that `padding` draws from: enough variety, and the same memory for a set of any size."""
 
 
+class NoSource(InputError):
+    """A noise that lacks what it draws from, such as `opposite` where the instructions have no opposites."""
+
+
 class Draw(NamedTuple):
     """A sample's own randomness: the seed of its noise, and a number in [0, 1) that is held against phi."""
 
@@ -37,12 +41,12 @@ def running_text(texts: Sequence[Example] | Sequence[Sample]) -> tuple[str, ...]
 def bend(kind: str, instruction: str, omega: float, noise_seed: int, sources: Sources, text: str) -> str:
     """The instruction under one noise; `text` is the sample's own.
 
-    Raises InputError when the noise lacks what it draws from.
+    Raises NoSource when the noise lacks what it draws from.
     """
     try:
         return NOISES[kind](instruction, omega, noise_seed, sources=sources, text=text)
     except ValueError as error:
-        raise InputError(f"noise.kind {kind}: {error}") from error
+        raise NoSource(f"noise.kind {kind}: {error}") from error
 
 
 def noisy_split(
@@ -51,7 +55,7 @@ def noisy_split(
     """Dev or test samples with noisy instructions, every one of them, for the score under a noise.
 
     `opposites` is needed for the noise `opposite` only. A sample's `distortion` is its distance by length.
-    Raises InputError when the noise lacks what it draws from.
+    Raises NoSource when the noise lacks what it draws from.
     """
     samples = list(samples)
     sources = Sources(running_text=running_text(samples), opposites=opposites)

@@ -4,30 +4,40 @@
     noisy.train[0].instruction, noisy.beta, noisy.manifest
 
 In a folder it writes train.jsonl, dev.jsonl, test.jsonl (one `Sample` per line) and, last, manifest.json; asked again
-for the same it reads what is there. Without a folder everything stays in memory.
+for the same it reads what is there. Without a folder everything stays in memory. `read_noisy_set` needs the folder
+alone, and writes nothing.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from anit_ds.data.corpora import Corpus
 from anit_ds.data.distortion import DistanceTally
 from anit_ds.data.examples import Sample
 from anit_ds.data.noise.making import SampleMaker, training_samples
-from anit_ds.data.noise.manifest import MANIFEST, existing_manifest, facts_of, fingerprint, manifest_of
+from anit_ds.data.noise.manifest import (
+    MANIFEST,
+    existing_manifest,
+    facts_of,
+    fingerprint,
+    manifest_of,
+    refuse_other_data,
+)
 from anit_ds.data.noise.measuring import measurement
 from anit_ds.data.noise.parts import make_parts
 from anit_ds.data.noise.recipe import Recipe
 from anit_ds.data.recordfile import RecordFile
 from anit_ds.errors import InputError
-from anit_ds.files import replacing, write_json
+from anit_ds.files import replacing
+from anit_ds.sealed import check_file, read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
@@ -42,21 +52,71 @@ class NoisySet:
 
 
 def build_noisy_set(
-    corpus: Corpus, recipe: Recipe, *, out: Path | str | None = None, workers: int | None = None
+    corpus: Corpus,
+    recipe: Recipe,
+    *,
+    out: Path | str | None = None,
+    workers: int | None = None,
+    begun: str | None = None,
 ) -> NoisySet:
     """Make the training split noisy, measure the distortion, and keep dev and test raw.
 
-    `workers` processes make a large set in a folder. Raises InputError: a label without words, a folder that cannot be
-    written, a noise without its source.
+    `workers` processes make a large set in a folder. `begun` is the identity (manifest.py) of the set that a run in
+    this folder has begun with. Raises InputError: a label without words, a folder that cannot be written, a noise
+    without its source, another set than the one that the run has begun with.
     """
     maker = SampleMaker.of(corpus, recipe)
     facts = facts_of(corpus, maker)
     if out is None:
         return _in_memory(corpus, maker, facts)
     folder = Path(out)
-    manifest = existing_manifest(folder, facts) or _write(corpus, maker, facts, folder, workers)
+    if begun is not None:
+        refuse_other_data(begun, facts, corpus, recipe, folder)
+    manifest = existing_manifest(folder, facts, begun=begun is not None)
+    manifest = manifest or _write(corpus, maker, facts, folder, workers)
     train, dev, test = (RecordFile(folder / f"{split}.jsonl", Sample.from_json) for split in ("train", "dev", "test"))
     return NoisySet(train, dev, test, manifest["distortion"]["beta"], manifest)
+
+
+def read_noisy_set(folder: Path) -> NoisySet:
+    """The set that was made in a folder; a split's file is checked when its first sample is asked for.
+
+    Raises InputError: no set here, or one that is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: no data here ({MANIFEST} is missing); anit data or anit train make it")
+    manifest = read_sealed(folder / MANIFEST)
+    try:
+        names = [f"{split}.jsonl" for split in ("train", "dev", "test")]
+        train, dev, test = (CheckedSamples(folder / name, manifest["outputs"][name]["sha256"]) for name in names)
+        return NoisySet(train, dev, test, manifest["distortion"]["beta"], manifest)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / MANIFEST}: damaged, it lacks {error}") from error
+
+
+class CheckedSamples(Sequence[Sample]):
+    """A split's file, opened at its first use if it has the SHA-256 of the manifest. Raises Damaged then if not."""
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path, self.digest = path, digest
+
+    @cached_property
+    def _records(self) -> RecordFile[Sample]:
+        check_file(self.path, self.digest)
+        return RecordFile(self.path, Sample.from_json)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        return self._records[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._records)
 
 
 def _in_memory(corpus: Corpus, maker: SampleMaker, facts: dict[str, Any]) -> NoisySet:
@@ -65,7 +125,7 @@ def _in_memory(corpus: Corpus, maker: SampleMaker, facts: dict[str, Any]) -> Noi
     measuring = measurement(maker.recipe.distortion, tally)
     train = measuring.measured(made)
     dev, test = ([maker.evaluation_sample(example) for example in split] for split in (corpus.dev, corpus.test))
-    manifest = manifest_of(corpus, facts, tally, measuring, outputs={})
+    manifest = manifest_of(corpus, maker, facts, tally, measuring, outputs={})
     return NoisySet(train, dev, test, manifest["distortion"]["beta"], manifest)
 
 
@@ -92,8 +152,8 @@ def _write(
     outputs = {name: _write_pieces(unfinished / name, lines) for name, lines in pieces.items()}
     for name in outputs:
         os.replace(unfinished / name, folder / name)
-    manifest = manifest_of(corpus, facts, tally, measuring, outputs)
-    write_json(folder / MANIFEST, manifest)
+    manifest = manifest_of(corpus, maker, facts, tally, measuring, outputs)
+    write_sealed(folder / MANIFEST, manifest)
     for leftover in folder.glob(".parts-*"):
         shutil.rmtree(leftover)
     return manifest

@@ -1,4 +1,7 @@
-"""manifest.json: what a noisy set follows from, what came out, and whether a folder holds that very set."""
+"""manifest.json: what a noisy set follows from, what came out, and whether a folder holds that very set.
+
+It also holds what a prompt and an answer are made of, so that a run's folder can be asked without the data's source.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ from anit_ds.data.distortion import DistanceTally
 from anit_ds.data.examples import Example
 from anit_ds.data.noise.making import SampleMaker
 from anit_ds.data.noise.measuring import Measurement
+from anit_ds.data.noise.recipe import Recipe
 from anit_ds.data.recordfile import RecordFile
-from anit_ds.files import read_json, sha256_of
+from anit_ds.errors import InputError
+from anit_ds.files import sha256_of
+from anit_ds.sealed import Damaged, check_file, read_sealed
 
 if TYPE_CHECKING:
     from anit_ds.config import DistortionConfig
@@ -64,14 +70,48 @@ def fingerprint(facts: dict[str, Any]) -> str:
     return sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
 
 
+def identity_of(facts: dict[str, Any]) -> str:
+    """One hash of what a run may not change under way: data, instructions, noise and seed, of facts or a manifest.
+
+    Neither the version that made the set nor the epoch it was made for is part of it.
+    """
+    kept = {key: facts[key] for key in ("dataset", "task", "instructions", "noise", "measure", "inputs")}
+    return fingerprint({**kept, "seed": facts["seeds"]["run"]})
+
+
+def refuse_other_data(begun: str, facts: dict[str, Any], corpus: Corpus, recipe: Recipe, folder: Path) -> None:
+    """Raises InputError, naming the file at fault, where the facts are not those a run has `begun` with."""
+    if identity_of(facts) == begun:
+        return
+    try:
+        manifest = read_sealed(folder / MANIFEST)
+    except Damaged:
+        manifest = {}
+    before, inputs = manifest.get("sources", {}), manifest.get("inputs", {})
+    changed = [of["path"] for split, of in corpus.sources.items() if of != before.get(split)]
+    if not changed and inputs.get("instructions") != facts["inputs"]["instructions"]:
+        changed = [recipe.instructions_from]
+    raise InputError(
+        f"{changed[0] if changed else corpus.dataset}: is not what the run in this folder began with; "
+        "put back what it was, or begin anew with --fresh"
+    )
+
+
 def manifest_of(
-    corpus: Corpus, facts: dict[str, Any], tally: DistanceTally, measuring: Measurement, outputs: dict[str, Any]
+    corpus: Corpus,
+    maker: SampleMaker,
+    facts: dict[str, Any],
+    tally: DistanceTally,
+    measuring: Measurement,
+    outputs: dict[str, Any],
 ) -> dict[str, Any]:
     """The manifest of a set that has been made; `outputs` maps each file's name to its SHA-256 and number of lines."""
     noisy = tally.counts.total()
     return {
         **facts,
         "fingerprint": fingerprint(facts),
+        "prompt": maker.recipe.instructions.model_dump(mode="json"),
+        "opposites": list(maker.sources.opposites) if maker.recipe.noise.kind == "opposite" else [],
         "counts": {
             "train": len(corpus.train),
             "dev": len(corpus.dev),
@@ -92,13 +132,18 @@ def manifest_of(
     }
 
 
-def existing_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest in `folder` when it says that these facts made it and every file it lists is there unchanged."""
+def existing_manifest(folder: Path, facts: dict[str, Any], *, begun: bool = False) -> dict[str, Any] | None:
+    """The manifest in `folder` when it says that these facts made it and every file it lists is there unchanged.
+
+    A run that has begun keeps a set that another version made.
+    """
     try:
-        manifest: dict[str, Any] = read_json(folder / MANIFEST)
-        intact = manifest["fingerprint"] == fingerprint(facts) and all(
-            sha256_of(folder / name) == output["sha256"] for name, output in manifest["outputs"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_sealed(folder / MANIFEST)
+        asked = {**facts, "version": manifest["version"]} if begun else facts
+        if manifest["fingerprint"] != fingerprint(asked):
+            return None
+        for name, output in manifest["outputs"].items():
+            check_file(folder / name, output["sha256"])
+    except (Damaged, KeyError, TypeError, AttributeError):
         return None
-    return manifest if intact else None
+    return manifest

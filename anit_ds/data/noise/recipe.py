@@ -16,7 +16,7 @@ class Recipe:
     """What the noisy set follows from, apart from the corpus: one corpus and one recipe make one set, to the last bit.
 
     `version` and `paraphrases` (all by default) say which of the instructions are used. `epoch` draws other noise from
-    the same seed (`noise.resample: epoch`).
+    the same seed (`noise.resample: epoch`). `instructions_from` says in a message where the instructions stand.
     """
 
     instructions: Instructions
@@ -26,3 +26,4 @@ class Recipe:
     seed: int
     epoch: int = 0
     paraphrases: int | None = None
+    instructions_from: str = "the instructions"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +17,7 @@ from anit_ds.data.examples import Example, Sample
 from anit_ds.data.instructions import load_instructions
 from anit_ds.data.noise import NOISES, NoisySet, Recipe, build_noisy_set, noisy_split, parts
 from anit_ds.errors import InputError
+from anit_ds.sealed import read_sealed
 
 SPLITS = ("train", "dev", "test")
 
@@ -92,7 +92,7 @@ def test_the_folder_holds_what_memory_would(tmp_path: Path) -> None:
 
 def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
     noisy = build(tmp_path, kind="replacement", omega=0.3, phi=0.5)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = read_sealed(tmp_path / "manifest.json")
     assert manifest == noisy.manifest
     distances = Counter(s.distance for s in noisy.train if s.noise != "none")
     assert manifest["noise"] == {"kind": "replacement", "omega": 0.3, "phi": 0.5}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 
 from anit_kernels import nrm_init, nrm_step, nrm_triton
 
@@ -53,3 +57,73 @@ def test_the_step_by_hand_is_the_same_step(benchmark: ModuleType) -> None:
     by_hand = benchmark.eager_step(grad, e, delta0, samples["mask"][..., None], samples["eps"])
     x1, _ = nrm_step(grad, e, **samples, alpha=benchmark.ALPHA, ball=benchmark.BALL)
     torch.testing.assert_close(x1, by_hand)
+
+
+class Clock:
+    """torch.cuda as far as the benchmark uses it: a captured graph replays its calls, and each takes a millisecond."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.capturing, self.captured = 0, False, []
+        for name in ("Stream", "current_stream", "CUDAGraph"):
+            monkeypatch.setattr(torch.cuda, name, lambda: self)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(self))
+
+    def wait_stream(self, stream: Clock) -> None:
+        assert stream is self
+
+    @contextmanager
+    def graph(self, graph: Clock) -> Iterator[None]:
+        self.capturing, self.captured = True, []
+        yield
+        self.capturing = False
+
+    def call(self, name: object) -> None:
+        if self.capturing:
+            self.captured.append(name)
+
+    def replay(self) -> None:
+        assert self.captured
+        self.now += len(self.captured)
+
+
+class Event:
+    """A moment on a Clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.at = clock, -1
+
+    def record(self) -> None:
+        self.at = self.clock.now
+
+    def synchronize(self) -> None:
+        assert self.at >= 0
+
+    def elapsed_time(self, later: Event) -> float:
+        return later.at - self.at
+
+
+def test_what_is_timed_is_a_replay_divided_by_its_calls(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert benchmark.graph_ms([partial(clock.call, i) for i in range(7)], repeats=3) == 1.0
+    assert clock.captured == list(range(7))
+
+
+def test_the_gpu_run_rehearsed(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the GPU: gate, every contender warmed up, captured and timed, on its own inputs."""
+    clock = Clock(monkeypatch)
+    clone = Tensor.clone
+    monkeypatch.setattr(Tensor, "clone", lambda tensor, **how: clock.call("copy") or clone(tensor, **how))
+    for name in ("nrm_init", "nrm_step"):
+        timed = getattr(benchmark, name)
+        monkeypatch.setattr(benchmark, name, lambda *a, f=timed, **k: clock.call(f.__name__) or f(*a, **k))
+    by_hand = benchmark.eager_step
+    monkeypatch.setattr(benchmark, "eager_step", lambda *a: clock.call("by hand") or by_hand(*a))
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(benchmark, "GPU_SHAPES", [(2, 16, 64)])
+    monkeypatch.setattr(benchmark, "ROTATED_BYTES", 3 * 2 * 2 * 16 * 64 * 4)
+    rows = benchmark.on_gpu(torch.float32, "cpu")
+    assert [row["what"] for row in rows] == ["copy", "nrm_init", "nrm_step", "eager step", "compiled step"]
+    assert {row["ms"] for row in rows} == {1.0}
+    assert [row["of_copy"] for row in rows] == [1, 1, 2, 2, 2]

@@ -115,6 +115,7 @@ def test_kernel_philox_equals_the_reference() -> None:
 def test_tiles_cover_a_row_once(width: int, warps: int) -> None:
     tile = nrm_triton.tiling(width, 32 * warps)
     assert 32 * warps == tile.TOKENS * tile.CELLS
-    row = width // tile.CHANNELS
-    assert row * tile.CHANNELS == width
-    assert tile.CHANNELS == 1 or row % (tile.CELLS * tile.UNROLL) == 0
+    assert tile.ROW % (tile.CELLS * tile.UNROLL) == 0
+    cells = max((rank * width + width - 1) // 8 - rank * width // 8 + 1 for rank in range(8))
+    assert cells <= tile.ROW < cells + tile.CELLS
+    assert width % 8 or cells == tile.ROW
