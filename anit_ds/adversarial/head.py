@@ -63,31 +63,43 @@ class AnswerHead:
 
 
 class _FrozenHead(torch.autograd.Function):
-    """hidden [A, H] -> float32 logits [A, V] for a frozen weight in half precision, a slice of it in float32 at a time.
+    """hidden [A, H] -> float32 logits [A, V] for a frozen weight in half precision, without a float32 copy of it.
 
-    Half-precision logits near 20 are 1/8 apart, which is the size of the differences the attack lives on. A float32
-    copy of the whole weight would be 2 GB for Llama 3 8B, and takes time: with SmolLM2's weight on a CPU the logits of
-    24 answer tokens need 68 ms with it and 18 ms in slices, those of 300 tokens 238 and 193.
+    Half-precision logits near 20 are 1/8 apart, which is the size of the differences the attack lives on. A CUDA
+    device multiplies halves exactly and sums them in float32 by itself. Elsewhere a slice of the weight at a time is
+    converted: a float32 copy of all of it would be 2 GB for Llama 3 8B, and takes time: with SmolLM2's weight on a CPU
+    the logits of 24 answer tokens need 68 ms with it and 18 ms in slices, those of 300 tokens 238 and 193.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.dtype = hidden.dtype
-        logits = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=torch.float32)
-        exact, rows = hidden.float(), _rows_of_a_slice(weight)
-        for into, part in zip(logits.split(rows, dim=1), weight.split(rows), strict=True):
-            torch.mm(exact, part.float().t(), out=into)
+        if _sums_in_float32(hidden, weight):
+            logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        else:
+            logits = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=torch.float32)
+            exact, rows = hidden.float(), _rows_of_a_slice(weight)
+            for into, part in zip(logits.split(rows, dim=1), weight.split(rows), strict=True):
+                torch.mm(exact, part.float().t(), out=into)
         return logits if bias is None else logits.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
+        # In bfloat16 only: float16 would lose a gradient below 6e-8, as most of a softmax's are.
+        if _sums_in_float32(grads[0], weight) and ctx.dtype is torch.bfloat16:
+            return torch.mm(grads[0].to(ctx.dtype), weight, out_dtype=torch.float32).to(ctx.dtype), None, None
         gradient = grads[0].new_zeros(grads[0].shape[0], weight.shape[1])
         rows = _rows_of_a_slice(weight)
         for back, part in zip(grads[0].split(rows, dim=1), weight.split(rows), strict=True):
             gradient.addmm_(back, part.float())
         return gradient.to(ctx.dtype), None, None
+
+
+def _sums_in_float32(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether torch.mm takes halves and gives float32 here: only CUDA devices have it."""
+    return tensor.is_cuda and torch.version.hip is None and weight.dtype in (torch.bfloat16, torch.float16)
 
 
 def _rows_of_a_slice(weight: Tensor) -> int:

@@ -34,10 +34,11 @@ def evaluate(run: str, split: str, noise: str | None, base: bool, output: str | 
     folder = Path(output) if output else None
     if folder is not None:
         _make(folder)
-    for name, evaluation, remarks in FinishedRun(run, base=base, dtype=dtype).evaluate(split, noises, output=folder):
-        if distributed.rank() == 0:
-            said = [describe_evaluation(name, evaluation.report)] if evaluation else [f"{name}:"]
-            click.echo("\n".join([*said, *remarks]))
+    with FinishedRun.watched(run, base=base, dtype=dtype) as asked:
+        for name, evaluation, remarks in asked.evaluate(split, noises, output=folder):
+            if distributed.rank() == 0:
+                said = [describe_evaluation(name, evaluation.report)] if evaluation else [f"{name}:"]
+                click.echo("\n".join([*said, *remarks]))
 
 
 def _make(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -37,24 +37,23 @@ def predict(run: str, source: str, output: str, max_new_tokens: int | None, dtyp
     from anit_ds.evaluation.finished import FinishedRun
     from anit_ds.ranks import distributed
 
-    asked = FinishedRun(run, dtype=dtype, max_new_tokens=max_new_tokens)
-    check: Callable[[Row], object] = lambda row: asked.check(row[1], row[0])  # noqa: E731
-    main = distributed.rank() == 0
-    if main and source != "-":
-        with _opened(source) as file:  # what is wrong in line 90,000 is said before the first is answered
-            for row in _rows(file, source):
-                check(row)
-    asked.model  # noqa: B018 (what is wrong with it is said before the output is emptied)
-    count = cut = unread = 0
-    with _opened(source) as file, _written(output if main else os.devnull, source) as out:
-        for answered in asked.answer(_rows(file, source)):
-            out.write(b"".join(map(json_line, answered)))
-            out.flush()
-            count += len(answered)
-            cut += sum("cut" in row for row in answered)
-            unread += sum("malformed" in row for row in answered)
-    if main:
-        click.echo(f"{count} answers: {cut} cut at the limit, {unread} not parsed whole", err=True)
+    with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens) as asked:
+        main = distributed.rank() == 0
+        if main and source != "-":
+            with _opened(source) as file:  # what is wrong in line 90,000 is said before the first is answered
+                for where, row in _rows(file, source):
+                    asked.check(row, where)
+        asked.model  # noqa: B018 (what is wrong with it is said before the output is emptied)
+        count = cut = unread = 0
+        with _opened(source) as file, _written(output if main else os.devnull, source) as out:
+            for answered in asked.answer(_rows(file, source)):
+                out.write(b"".join(map(json_line, answered)))
+                out.flush()
+                count += len(answered)
+                cut += sum("cut" in row for row in answered)
+                unread += sum("malformed" in row for row in answered)
+        if main:
+            click.echo(f"{count} answers: {cut} cut at the limit, {unread} not parsed whole", err=True)
 
 
 @contextmanager

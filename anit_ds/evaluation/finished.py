@@ -6,6 +6,7 @@ Nothing but the folder and the model is read, and nothing but evaluations is wri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -52,6 +53,14 @@ class FinishedRun:
         self.config = self.folder.load_config()
         self.data = RunData.stored(self.config, self.folder.data)
         self.base, self.dtype, self.max_new_tokens = base, dtype, max_new_tokens
+
+    @classmethod
+    @contextmanager
+    def watched(cls, path: str | Path, **how: Any) -> Iterator[FinishedRun]:
+        """A FinishedRun whose ranks look after each other for as long as the block lasts, as those of a training do."""
+        timeout = RunFolder(path).load_config().train.rank_timeout
+        with distributed.watched(timeout) as watchdog, watchdog.working():
+            yield cls(path, **how)
 
     @cached_property
     def model(self) -> nn.Module:

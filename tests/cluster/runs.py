@@ -39,7 +39,7 @@ class Launches:
             text=True,
         )
 
-    def run(self, *command: object, timeout: float = 120, **more: str) -> tuple[int, str]:
+    def run(self, *command: object, timeout: float = 600, **more: str) -> tuple[int, str]:
         """(exit code, output) of a command that must end by itself."""
         process = self.start(*command, **more)
         output, _ = process.communicate(timeout=timeout)
