@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint shellcheck clean
+.PHONY: setup demo test gpu-test lint shellcheck clean
 
 setup: .venv/.installed
 
@@ -26,6 +26,11 @@ demo: setup
 # One worker a core, one thread a worker.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not cluster"
+
+# What only a GPU can show: the compiled kernels, every mode's gradients against the CPU's, a training at each ZeRO stage.
+gpu-test: setup
+	ANIT_KERNEL_DEVICE=cuda DS_ACCELERATOR=cuda $(BIN)/python -m pytest tests/kernels/interpreted
+	DS_ACCELERATOR=cuda $(BIN)/python -m pytest tests/gpu
 
 lint: setup
 	$(BIN)/ruff check .

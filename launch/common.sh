@@ -15,6 +15,7 @@ hostfile=
 master_addr=
 master_port=
 grace=300
+srun_args=
 
 say() { printf 'launch: %s\n' "$*" >&2; }
 
@@ -44,6 +45,7 @@ parse_options() {
             --master-addr) master_addr=$2 ;;
             --hostfile) hostfile=$2 ;;
             --cluster) cluster=$2 ;;
+            --srun-args) srun_args=$2 ;;
             *) refuse "no option $1; see --help" ;;
         esac
         shift 2

@@ -14,15 +14,16 @@
 #   --help            this text
 #
 # PDSH_SSH_ARGS_APPEND holds further options of ssh (-p 2222). The variables listed below, and those that FORWARD names
-# (NAME, or PREFIX*), go to the hosts in a file that only you can read, and that is gone afterwards. Ctrl-C, TERM, USR1 and USR2 make the run save
-# and end with 0. If this machine dies the hosts' ranks save and end too. Exit code: 0 done, 1 failed, 2 wrong input.
+# (NAME, or PREFIX*), go to the hosts in a file that only you can read, and that is gone afterwards. Ctrl-C, TERM, USR1
+# and USR2 make the run save and end with 0. If this machine dies the hosts' ranks save and end too. Exit code: 0 done,
+# 1 failed, 2 wrong input.
 set -uo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # A list of what may go, as no list of names finds every secret.
 forward=(
-    PATH LD_LIBRARY_PATH 'NCCL_*' 'GLOO_*' 'TORCH_NCCL_*' 'FI_*' 'UCX_*' 'OMP_*' 'MKL_*' 'CUDA_*' 'ANIT_*' DS_ACCELERATOR
-    HF_HOME HF_HUB_CACHE HF_HUB_OFFLINE HF_DATASETS_CACHE HF_DATASETS_OFFLINE TRANSFORMERS_OFFLINE TORCH_HOME
+    PATH LD_LIBRARY_PATH 'NCCL_*' 'GLOO_*' 'TORCH_NCCL_*' 'PYTORCH_*' 'FI_*' 'UCX_*' 'OMP_*' 'MKL_*' 'CUDA_*' 'ANIT_*'
+    DS_ACCELERATOR HF_HOME HF_HUB_CACHE HF_HUB_OFFLINE HF_DATASETS_CACHE HF_DATASETS_OFFLINE TRANSFORMERS_OFFLINE TORCH_HOME
     TORCH_EXTENSIONS_DIR TRITON_CACHE_DIR
 )
 read -ra more <<<"${FORWARD:-}"

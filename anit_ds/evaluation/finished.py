@@ -71,7 +71,7 @@ class FinishedRun:
             if of not in (None, configuration_hash(self.config)):
                 raise InputError(f"{self.folder.adapter}: is the adapter of another configuration than config.yaml's")
         device = distributed.device()
-        model = load_model(self.config.model, resolve_dtype(self.dtype or self.config.model.dtype, device.type))
+        model = load_model(self.config.model, resolve_dtype(self.dtype or self.config.model.dtype, device.type), device)
         if not self.base:
             model = load_adapter(model, self.folder.path)
         return model.to(device).eval()

@@ -35,7 +35,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: torch.dtype) -> dict[str, Any]:
     """The dictionary given to `deepspeed.initialize`, with every "auto" decided.
 
-    Raises InputError: no such file, not JSON, a value that contradicts the YAML, ZeRO 0 with bfloat16.
+    Raises InputError: no such file, not JSON, a value that contradicts the YAML, ZeRO 0 in half precision.
     """
     source, json_config = read_deepspeed_json(config.deepspeed)
     for key in ("bf16", "fp16", "zero_optimization", "data_types", "timers"):
@@ -69,9 +69,9 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
         result["zero_optimization"] = _without_auto(result["zero_optimization"])
     check_deepspeed_config(source, {key: value for key, value in result.items() if key != "train_batch_size"})
     stage = zero_stage(result)
-    if stage == 0 and dtype is torch.bfloat16:
+    if stage == 0 and dtype is not torch.float32:
         raise InputError(
-            f"{source}: ZeRO stage 0 with bfloat16 counts AdamW's steps twice in DeepSpeed 0.19; use stage "
+            f"{source}: ZeRO stage 0 with {_name(dtype)} counts AdamW's steps twice in DeepSpeed 0.19; use stage "
             "1, or float32"
         )
     # Off, these let a gradient with a NaN in it into the weights.
@@ -189,7 +189,7 @@ def take_step(engine: Any) -> float:
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
         return 0.0
-    if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled():
+    if engine.zero_optimization_stage() == 0:
         return _take_plain_step(engine)
     try:
         engine.step()
@@ -204,7 +204,7 @@ def take_step(engine: Any) -> float:
 
 
 def _take_plain_step(engine: Any) -> float:
-    """At stage 0 PyTorch's own optimizer runs, which looks at nothing, where ZeRO's and float16's look first."""
+    """At stage 0 PyTorch's own optimizer runs, which looks at nothing, where ZeRO's looks first."""
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]  # averaged over ranks by now
     norm = float(nn.utils.get_total_norm(gradients))
     if math.isfinite(norm):

@@ -171,7 +171,8 @@ class Trainer:
     def _load_model(self, ds_config: dict[str, Any]) -> tuple[PerturbableLM, Method]:
         config = self.config
         with sharded_loading(ds_config):
-            model = load_model(config.model, self.dtype)
+            # ZeRO 3 takes each weight apart as it is loaded, and wants it on the host.
+            model = load_model(config.model, self.dtype, self.feed.device if zero_stage(ds_config) < 3 else None)
         scale = 1.0
         if config.method.eps_unit != "absolute":
             with whole_weights(model.get_input_embeddings()):  # type: ignore[operator]

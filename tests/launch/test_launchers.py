@@ -70,6 +70,13 @@ def test_a_slurm_dry_run_shows_what_sbatch_asks_for_and_the_step() -> None:
     assert "launch/node.sh --first SLURM --ranks 8 --world SLURM" in text
 
 
+def test_srun_gets_the_job_s_cpus_and_options_of_its_own() -> None:
+    image = "--container-image=a/b:1 --mpi=none"
+    line = ("--srun-args", image, "--dry-run", "anit", "train", "c.yaml")
+    _, text, _ = launch("slurm.sbatch", *line, SLURM_CPUS_PER_TASK="6")
+    assert text.splitlines()[-1].endswith(f"--label --cpus-per-task=6 {image} anit train c.yaml")
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
@@ -128,7 +135,8 @@ done
 command=${command//%%/@percent@} command=${command//%n/0} command=${command//@percent@/%}
 script=$(find "$RUNS" -name start.sh)
 (stat -c %a "$(dirname "$script")" "$script"; cat "$script") >"$SEEN"
-exec bash -c "$command"
+[[ -p $SEEN.in ]] || mkfifo "$SEEN.in"
+exec bash -c "$command" <>"$SEEN.in" # an input that never ends, as ssh's: its end would be told to the ranks as TERM
 """
 
 
@@ -147,7 +155,7 @@ def test_ssh_runs_no_text_of_the_user_s_as_a_command_and_forwards_only_what_is_l
     )  # fmt: skip
     seen = (tmp_path / "seen").read_text()
     assert not (tmp_path / "pwned").exists()
-    assert code == 2 and "cannot read the configuration" in said, "the host's ranks ran"
+    assert code == 2 and "cannot read the configuration" in said, said  # the host's ranks ran
     assert seen.splitlines()[:2] == ["700", "600"]
     assert "hunter2" not in seen and "hunter3" not in seen and "MINE=hunter4" in seen and "NCCL_DEBUG=" in seen
     assert not list(runs.glob("**/ssh.*")), "nothing of it is left"

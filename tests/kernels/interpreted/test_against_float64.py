@@ -41,8 +41,9 @@ def expected(grad: Tensor, e: Tensor, samples: dict[str, Any], alpha: float, bal
         rank = samples["attended"][i].cumsum(0) - 1
         width = e.shape[-1]
         u = uniforms(
-            int(samples["attended"][i].sum()) * width, samples["seed"], samples["step"], int(samples["sample_ids"][i])
-        )
+            int(samples["attended"][i].sum()) * width, samples["seed"], samples["step"], int(samples["sample_ids"][i]),
+            e.device,
+        )  # fmt: skip
         eps = float(samples["eps"][i]) if isinstance(samples["eps"], Tensor) else samples["eps"]
         n = max(int(scope[i].sum()), 1) * width
         noise = u.double().view(-1, width)[rank[scope[i]]]

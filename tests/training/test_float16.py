@@ -1,0 +1,58 @@
+"""float16 at ZeRO 1 to 3, which no CPU is allowed: PyTorch computes it here when DeepSpeed and we let it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from safetensors.torch import load_file
+
+from anit_ds.config import Config
+from anit_ds.training import loop, train
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sft": {"name": "sft"},
+    "anit": {"name": "anit"},
+    "anit, pipelined": {"name": "anit", "schedule": "pipelined"},
+    "anit, tree": {"name": "anit", "schedule": "prefix_tree"},
+    "freelb": {"name": "freelb"},
+}
+
+
+@pytest.fixture(autouse=True)
+def float16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
+    monkeypatch.setattr(loop, "resolve_dtype", lambda name, device: getattr(torch, name))
+
+
+@pytest.mark.parametrize(
+    ("stage", "method"), [(1, "anit"), (2, "sft"), (3, "anit, tree"), (3, "freelb"), (3, "anit, pipelined")]
+)
+def test_losses_are_finite_and_a_resume_is_exact(make_config: Callable[..., Config], stage: int, method: str) -> None:
+    config = make_config(
+        **{
+            "model.dtype": "float16",
+            "deepspeed": {"zero_optimization": {"stage": stage}, "fp16": {"initial_scale_power": 8}},
+            "method": METHODS[method],
+            "train.micro_batch": 4,
+            "eval.test": False,
+        }
+    )
+    summary = train(config)
+    assert summary is not None and summary["nonfinite_steps"] == summary["scaler_skips"] == 0
+    out = Path(config.out)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) >= 6 and all(math.isfinite(line["loss/clean"]) for line in lines if "loss/clean" in line)
+    whole = load_file(out / "adapter" / "adapter_model.safetensors")
+    shutil.rmtree(out / "checkpoints" / "step-000006")
+    (out / "summary.json").unlink()
+    train(config)
+    again = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
