@@ -70,7 +70,7 @@ ZERO3 = {
         "stage3_prefetch_bucket_size": 0,
     }
 }
-STEPS = 4
+STEPS = 2  # the first records the order of modules, by which the second fetches ahead
 # Collective -> (what it is, which arguments hold the counted tensors).
 COLLECTIVES: dict[str, tuple[str, str]] = {
     "all_gather": ("gathered", "tensor_list"),
@@ -97,7 +97,7 @@ def write_inputs(folder: Path, samples: int) -> None:
 
 
 def run_config(folder: Path, mode: str, *, ranks: int, micro_batches: int, padding_free: bool) -> Config:
-    """Four optimizer steps of a method, `micro_batches` of two samples each on every rank."""
+    """Two optimizer steps of a method, `micro_batches` of two samples each on every rank."""
     raw = {
         "model": {"name_or_path": str(folder / "model"), "dtype": "float32"},
         "data": {
@@ -111,7 +111,7 @@ def run_config(folder: Path, mode: str, *, ranks: int, micro_batches: int, paddi
             "max_steps": STEPS, "global_batch": 2 * ranks * micro_batches, "micro_batch": 2, "log_every": 1000,
             "checkpoint_every": 0, "padding_free": padding_free,
         },
-        "eval": {"every": None, "test": False},
+        "eval": {"every": None, "test": False, "max_new_tokens": 1},
         "deepspeed": ZERO3,
         "out": str(folder / mode),
     }  # fmt: skip

@@ -25,7 +25,7 @@ def arguments(tiny_folder: Path, tmp_path: Path) -> list[str]:
         rows = [f"good {'very ' * n}\t{n % 2}\n" for n in range(9)]
         (tmp_path / "sst2" / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(rows))
     own = ["--model", str(tiny_folder), "--data", str(tmp_path), "--json", str(tmp_path / "answers.json")]
-    return [*own, "--datasets", "sst2", "--rounds", "2", "--adapter-steps", "1"]
+    return [*own, "--datasets", "sst2", "--rounds", "1", "--adapter-steps", "1"]
 
 
 def test_a_row_a_workload_and_those_of_an_earlier_call(answers: ModuleType, arguments: list[str], tmp_path: Path):

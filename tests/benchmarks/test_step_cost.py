@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(tiny_folder: Path, data: Path, out: Path, *more: str) -> list[str]:
     own = ["--model", str(tiny_folder), "--data", str(data), "--rows", "4", "--json", str(out)]
-    return [*own, "--datasets", "sst2,agnews", "--steps", "2", *more]
+    return [*own, "--datasets", "sst2,agnews", "--steps", "1", *more]
 
 
 @pytest.mark.slow

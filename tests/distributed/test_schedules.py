@@ -14,7 +14,7 @@ from test_zero import OPTIMIZERS, REPOSITORY
 
 from anit_ds.config import Config
 
-STAGES = ("zero0", "zero1", "zero2", "zero3")
+STAGES = ("zero0", "zero2", "zero3")
 WAYS = {
     "padded": {},
     "padding-free": {"train.padding_free": True},
@@ -30,7 +30,7 @@ def test_every_way_ends_in_the_same_adapter(
     number_of_ranks: int, accumulation: int, make_config: Callable[..., Config]
 ):
     shape = {
-        "data.instructions": "concise", "method.ball": "frobenius", "eval.test": False,
+        "data.instructions": "concise", "method.ball": "frobenius", "eval.test": False, "train.epochs": 1,
         "train.micro_batch": 8 // (number_of_ranks * accumulation), **OPTIMIZERS["sgd"],
     }  # fmt: skip
     weights, _ = plain_loop(make_config("reference", **shape), anit)

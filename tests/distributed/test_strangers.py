@@ -198,7 +198,7 @@ def test_a_run_that_strangers_disturb_ends_in_the_same_adapter(make_config: Call
     port = ranks.free_port()
     processes = ranks.start(2, disturbed, port=port, **{SECRET_VARIABLE: SECRET})
     store = dist.PrefixStore(
-        "watchdog-0", dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
+        "watchdog-1", dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
     )
     host, watching, given_out = json.loads(store.get("address"))
     assert (host, given_out) == ("127.0.0.1", ""), "a launcher's secret is not in the store"

@@ -15,7 +15,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "traffic.py"
 @pytest.mark.slow
 def test_passes_cost_the_sweeps_they_promise(tmp_path: Path):
     report = tmp_path / "traffic.json"
-    done = subprocess.run([sys.executable, str(SCRIPT), "--json", str(report)], capture_output=True, text=True)
+    command = [sys.executable, str(SCRIPT), "--micro-batches", "2", "--json", str(report)]
+    done = subprocess.run(command, capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads(report.read_text())["rows"]
@@ -25,4 +26,4 @@ def test_passes_cost_the_sweeps_they_promise(tmp_path: Path):
     assert gathered["sft_tree"] < 1.01 and gathered["anit_tree"] < 2.9  # the trunk's two sweeps
     # ZeRO-3 fetches ahead by the order of modules it has seen; no method may change it within a step.
     assert {row["mode"]: row["trace_invalidations"] for row in rows} == dict.fromkeys(gathered, 0)
-    assert gathered["anit_pipelined"] < 1.3  # (4 + 1) / 4 sweeps, and the table for the head
+    assert gathered["anit_pipelined"] < 1.6  # (2 + 1) / 2 sweeps, and the table for the head

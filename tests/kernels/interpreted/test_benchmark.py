@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,18 @@ class Clock:
         if self.capturing:
             self.captured.append(name)
 
+    def counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, each call of which is one on this clock, with whatever it calls itself."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            captured = len(self.captured)
+            result = function(*args, **kwargs)
+            if self.capturing:
+                self.captured[captured:] = [function.__name__]
+            return result
+
+        return call
+
     def replay(self) -> None:
         assert self.captured
         self.now += len(self.captured)
@@ -113,13 +126,8 @@ def test_what_is_timed_is_a_replay_divided_by_its_calls(benchmark: ModuleType, m
 def test_the_gpu_run_rehearsed(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but the GPU: gate, every contender warmed up, captured and timed, on its own inputs."""
     clock = Clock(monkeypatch)
-    clone = Tensor.clone
-    monkeypatch.setattr(Tensor, "clone", lambda tensor, **how: clock.call("copy") or clone(tensor, **how))
-    for name in ("nrm_init", "nrm_step"):
-        timed = getattr(benchmark, name)
-        monkeypatch.setattr(benchmark, name, lambda *a, f=timed, **k: clock.call(f.__name__) or f(*a, **k))
-    by_hand = benchmark.eager_step
-    monkeypatch.setattr(benchmark, "eager_step", lambda *a: clock.call("by hand") or by_hand(*a))
+    for where, name in ((Tensor, "clone"), (benchmark, "nrm_init"), (benchmark, "nrm_step"), (benchmark, "eager_step")):
+        monkeypatch.setattr(where, name, clock.counting(getattr(where, name)))
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     monkeypatch.setattr(benchmark, "GPU_SHAPES", [(2, 16, 64)])
     monkeypatch.setattr(benchmark, "ROTATED_BYTES", 3 * 2 * 2 * 16 * 64 * 4)
