@@ -61,12 +61,13 @@ signal_ranks() {
     for rank in "${!running[@]}"; do kill -s "$1" "$2${running[$rank]}" 2>/dev/null; done
 }
 
-told=0
+told_at=
 # shellcheck disable=SC2317 # called by the traps
 tell_ranks() {
-    told=$((told + 1))
     signal_ranks "$1" ""
-    if ((told > 1)) && [[ $1 == TERM ]]; then end_by 0; else end_by "$grace"; fi
+    # One Ctrl-C comes twice, from the terminal and from the launcher that passes it on: only a later one means "now".
+    if [[ $1 == TERM && -n $told_at ]] && ((SECONDS - told_at >= 2)); then end_by 0; else end_by "$grace"; fi
+    told_at=${told_at:-$SECONDS}
 }
 trap 'tell_ranks TERM' TERM INT HUP
 trap 'tell_ranks USR1' USR1

@@ -82,13 +82,13 @@ class TinyRun:
     def finished(self) -> bool:
         return (self.out / "summary.json").exists()
 
-    def await_checkpoint(self, step: int, timeout: float = 90) -> None:
+    def await_checkpoint(self, step: int, timeout: float = 240) -> None:
         until = time.monotonic() + timeout
         while not any(int(p.name.removeprefix("step-")) >= step for p in self.out.glob("checkpoints/step-*")):
             assert time.monotonic() < until, f"no checkpoint of step {step} in {timeout:g} s"
             time.sleep(0.05)
 
-    def await_step(self, step: int, timeout: float = 90) -> None:
+    def await_step(self, step: int, timeout: float = 240) -> None:
         until = time.monotonic() + timeout
         while step not in self.steps():
             assert time.monotonic() < until, f"step {step} not reached in {timeout:g} s"

@@ -22,7 +22,7 @@ def test_a_local_run_survives_a_killed_rank(
     launch = launches.start(LAUNCH / "local.sh", "--ranks", 2, "--restarts", 1, "anit", "train", run.config)
     run.await_checkpoint(4)
     os.kill(launches.rank(victim), signal.SIGKILL)
-    output, _ = launch.communicate(timeout=120)
+    output, _ = launch.communicate(timeout=400)
     assert launch.returncode == 0, output
     assert f"rank {victim} ended with code 137 (SIGKILL)" in output
     assert "restart 1 of 1" in output and "resumed from" in output
@@ -38,7 +38,7 @@ def test_an_ssh_run_survives_a_killed_rank(
     )
     run.await_checkpoint(4)
     os.kill(launches.rank(1), signal.SIGKILL)
-    output, _ = launch.communicate(timeout=120)
+    output, _ = launch.communicate(timeout=400)
     assert launch.returncode == 0, output
     assert "restart 1 of 1" in output and "resumed from" in output
     assert_undisturbed(run, one_process, "ssh, a rank killed and started again")
@@ -51,7 +51,7 @@ def test_a_slurm_job_survives_a_killed_rank(
     job = slurm.submit(launches, run, "--restarts", 1)
     run.await_checkpoint(4)
     os.kill(launches.rank(1, variable="SLURM_PROCID"), signal.SIGKILL)
-    state = slurm.finished(job, timeout=120)
+    state = slurm.finished(job, timeout=400)
     assert state == "COMPLETED", run.slurm_log()
     assert "restart 1 of 1" in run.slurm_log()
     assert_undisturbed(run, one_process, "SLURM, a rank killed and started again")
@@ -73,7 +73,7 @@ def test_a_signal_to_the_launcher_saves_and_the_same_line_goes_on(
     launch = launches.start(*line, **sshd.variables)
     run.await_step(4)
     launch.send_signal(signal.SIGUSR1)
-    output, _ = launch.communicate(timeout=60)
+    output, _ = launch.communicate(timeout=200)
     assert launch.returncode == 0, output
     assert "ended by a signal, state saved" in output
     assert (run.out / "requeue").exists() and not run.finished

@@ -1,0 +1,85 @@
+"""Ctrl-C on a real terminal: once saves and ends with 0, twice ends what does not answer; nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from runs import LAUNCH, REPOSITORY, Launches, TinyRun
+from sshd import Sshd
+
+
+class Terminal:
+    """A command that owns a pseudo-terminal, as a shell in the foreground gives it one."""
+
+    def __init__(self, launches: Launches, *command: object, **more: str) -> None:
+        words = [str(word) for word in command]
+        self.pid, self._master = pty.fork()
+        if self.pid == 0:
+            os.chdir(REPOSITORY)
+            os.execvpe(words[0], words, {**launches.environment, **more})
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._master, b"\x03")
+
+    def ended(self, within: float) -> tuple[int, str]:
+        """(exit code, what it showed); killed, and a failure, when it takes longer."""
+        said, until = b"", time.monotonic() + within
+        while time.monotonic() < until:
+            if select.select([self._master], [], [], 0.1)[0]:
+                try:
+                    said += os.read(self._master, 65536)
+                except OSError:  # the last one who had it open has gone
+                    break
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        while not pid and time.monotonic() < until:
+            time.sleep(0.1)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        text = said.decode(errors="replace")
+        assert pid, f"still there after {within:g} s\n{text}"
+        return os.waitstatus_to_exitcode(status), text
+
+
+def line(way: str, sshd: Sshd, run: TinyRun) -> tuple[object, ...]:
+    train = ("anit", "train", run.config)
+    if way == "local":
+        return (LAUNCH / "local.sh", "--ranks", 2, *train)
+    if way == "ssh":
+        return (LAUNCH / "ssh.sh", "--hostfile", sshd.hostfile, *train)
+    return (REPOSITORY / ".venv/bin/anit", *train[1:])
+
+
+@pytest.mark.parametrize("way", ["alone", "local", "ssh"])
+def test_once_saves_and_the_same_line_goes_on(
+    launches: Launches, sshd: Sshd, tiny_run: Callable[..., TinyRun], way: str
+) -> None:
+    run = tiny_run(max_steps=2000, checkpoint_every=10000)
+    terminal = Terminal(launches, *line(way, sshd, run), **sshd.variables)
+    run.await_step(3)
+    terminal.press_ctrl_c()
+    code, said = terminal.ended(within=120)
+    assert code == 0, said
+    last = run.steps()[-1]
+    assert (run.out / "checkpoints" / f"step-{last:06d}").is_dir() and not run.finished, said
+    assert launches.left_over() == {}
+
+
+@pytest.mark.parametrize("way", ["local", "ssh"])
+def test_twice_ends_what_does_not_answer(
+    launches: Launches, sshd: Sshd, tiny_run: Callable[..., TinyRun], way: str
+) -> None:
+    run = tiny_run(max_steps=2000, checkpoint_every=10000)
+    terminal = Terminal(launches, *line(way, sshd, run), **sshd.variables)
+    run.await_step(3)
+    os.kill(launches.rank(0), signal.SIGSTOP)  # cannot save
+    terminal.press_ctrl_c()
+    time.sleep(5)
+    terminal.press_ctrl_c()
+    code, said = terminal.ended(within=30)
+    assert code == 1 and "rank 0 ended with code 137 (SIGKILL)" in said, said
+    assert launches.left_over() == {}
