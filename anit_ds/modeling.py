@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,16 +13,22 @@ from typing import Any, get_type_hints
 import peft
 import torch
 import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
 from anit_ds.config import Config, LoraConfig, ModelConfig
 from anit_ds.errors import InputError, shown
+from anit_ds.files import read_json
 from anit_ds.sealed import read_sealed_folder
 
 # The names the YAML has for peft.LoraConfig's fields; all other fields keep their own.
 _LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
+# Ways to begin that take the adapter's first value out of the base's own weights. An adapter's folder has no base, and
+# whoever loads it would compute, or draw, another rest.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
@@ -108,6 +115,12 @@ def peft_config(config: LoraConfig) -> peft.LoraConfig:
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise InputError(f"lora.{name}: {reason[:1].lower()}{reason[1:]}, not {shown(value)}") from error
+    begin = given.get("init_lora_weights")
+    if isinstance(begin, str) and begin.startswith(_CHANGE_THE_BASE):
+        raise InputError(
+            f"lora.init_lora_weights: {shown(begin)} changes the base model, which no adapter brings back where it is "
+            "loaded; use true, gaussian, orthogonal or eva"
+        )
     try:
         return peft.LoraConfig(**{"task_type": "CAUSAL_LM", **given})
     except (TypeError, ValueError, LookupError, AttributeError, ImportError) as error:
@@ -140,7 +153,67 @@ def add_adapter(model: nn.Module, config: Config) -> nn.Module:
             raise InputError(f"lora: peft does not take it ({type(error).__name__}: {error})") from error
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise InputError("lora: it leaves nothing to train (inference_mode)")
+    _refuse_a_tied_table(adapted)
     return adapted
+
+
+def _refuse_a_tied_table(adapted: Any) -> None:
+    """Raises InputError where an adapter is on the embeddings or the head and both are one weight: merged it would
+    change both, and only one of them was trained."""
+    base = adapted.get_base_model()
+    if not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
+        return
+    for module, name in ((base.get_output_embeddings(), "head"), (base.get_input_embeddings(), "embeddings")):
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            raise InputError(
+                f"lora: it adapts the {name}, but head and embeddings are one weight in this model, and an adapter of "
+                "one of them cannot be merged; take it out of lora.targets and lora.modules_to_save"
+            )
+
+
+def check_tables(model: Any, pad_id: int, ids: Iterable[int], max_length: int) -> None:
+    """Raises InputError where a token or a position would lie beyond the model's tables."""
+    tokens = model.get_input_embeddings()
+    rows = tokens.num_embeddings
+    if (largest := max(pad_id, max(ids, default=0))) >= rows:
+        what = "the tokenizer's pad token" if largest == pad_id else "a token of the data"
+        raise InputError(
+            f"model.name_or_path: {what} has the id {largest}, but the model's table has {rows} rows; save the model "
+            "again after model.resize_token_embeddings(len(tokenizer)), or use the tokenizer that it was trained with"
+        )
+    # Learned positions are a table too; rotary ones go on beyond what the model was trained with.
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    learned = any(
+        isinstance(module, nn.Embedding) and module is not tokens and module.num_embeddings >= (positions or 0) > 0
+        for module in model.modules()
+    )
+    if learned and positions and max_length > positions:
+        raise InputError(f"data.max_length: {max_length} is more than the {positions} positions that this model has")
+
+
+def with_fields_of_init_from(config: Config) -> Config:
+    """`config` with the fields of the adapter that `lora.init_from` goes on from, which stay what they are.
+
+    Raises InputError: no adapter there, a field of `lora` that was given another value.
+    """
+    if not config.lora.init_from:
+        return config
+    adapter = read_json(adapter_folder(config.lora.init_from) / "adapter_config.json")
+    given = config.lora.model_dump(include=config.lora.model_fields_set - {"init_from"})
+    for field, value in given.items():
+        theirs = adapter.get(_LORA_NAMES.get(field, field))
+        same = value == theirs
+        if field == "targets":  # a pattern is kept as the names that it found
+            same = isinstance(value, str) or (isinstance(theirs, list) and set(value) == set(theirs))
+        if not same:
+            raise InputError(
+                f"lora.{field} is {shown(value)}, but {shown(theirs)} in the adapter that lora.init_from goes on from, "
+                f"where it stays; leave lora.{field} out"
+            )
+    fields = {name: adapter[_LORA_NAMES.get(name, name)] for name in ("r", *_LORA_NAMES) if name not in given}
+    if isinstance(fields.get("targets"), list):
+        fields["targets"] = sorted(fields["targets"])
+    return config.model_copy(update={"lora": config.lora.model_copy(update=fields)})
 
 
 ADAPTER_SEAL = "checksums.json"

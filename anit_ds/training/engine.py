@@ -74,6 +74,12 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
             f"{source}: ZeRO stage 0 with {_name(dtype)} counts AdamW's steps twice in DeepSpeed 0.19; use stage "
             "1, or float32"
         )
+    for field in ("use_dora", "trainable_token_indices"):
+        if stage == 3 and (config.lora.model_extra or {}).get(field):
+            raise InputError(
+                f"{source}: ZeRO stage 3 leaves each rank a part of every weight, and lora.{field} begins from whole "
+                f"ones; use stage 2, or leave lora.{field} out"
+            )
     # Off, these let a gradient with a NaN in it into the weights.
     for part, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
         if part in result and result[part].get(key) is False:

@@ -26,11 +26,13 @@ from anit_ds.evaluation import Evaluator, Interrupted
 from anit_ds.files import write_atomically
 from anit_ds.modeling import (
     add_adapter,
+    check_tables,
     load_model,
     load_tokenizer,
     peft_config,
     resolve_dtype,
     use_activation_checkpointing,
+    with_fields_of_init_from,
 )
 from anit_ds.onewriter import only_writer
 from anit_ds.ranks import distributed
@@ -79,7 +81,7 @@ def _train(config: Config, watchdog: distributed.Watchdog, signals: Signals, *, 
     run = RunFolder(config.out)
     with ExitStack() as held:
         distributed.from_main(lambda: held.enter_context(only_writer(run.path)))
-        config = distributed.from_main(lambda: run.begin(config, fresh=fresh))
+        config = distributed.from_main(lambda: run.begin(with_fields_of_init_from(config), fresh=fresh))
         log_to(run.path, distributed.rank())
         summary = distributed.from_main(lambda: finished(run))
         if summary is not None:
@@ -173,6 +175,8 @@ class Trainer:
         with sharded_loading(ds_config):
             # ZeRO 3 takes each weight apart as it is loaded, and wants it on the host.
             model = load_model(config.model, self.dtype, self.feed.device if zero_stage(ds_config) < 3 else None)
+        ids = (max(*sample.prompt, *sample.answer) for sample in self.feed.encoded)
+        check_tables(model, self.feed.pad_id, ids, config.data.max_length)
         scale = 1.0
         if config.method.eps_unit != "absolute":
             with whole_weights(model.get_input_embeddings()):  # type: ignore[operator]

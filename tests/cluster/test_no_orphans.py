@@ -27,7 +27,7 @@ def test_local(launches: Launches, tiny_run: Callable[..., TinyRun], which: str)
         launch.kill()
     else:
         launch.send_signal(signal.SIGINT)
-    launch.communicate(timeout=60)
+    launch.communicate(timeout=200)
     assert launch.returncode == {"rank": 1, "launcher": -signal.SIGKILL, "interrupt": 0}[which]
     assert launches.left_over() == {}
 
@@ -37,7 +37,7 @@ def test_a_stopped_rank_is_killed_too(launches: Launches, tiny_run: Callable[...
     launch = launches.start(LAUNCH / "local.sh", "--ranks", 2, "anit", "train", run.config)
     run.await_checkpoint(2)
     os.kill(launches.rank(1), signal.SIGSTOP)
-    output, _ = launch.communicate(timeout=60)
+    output, _ = launch.communicate(timeout=200)
     assert launch.returncode == 1
     assert re.search(r"ending the run: rank 1 \(.*\) has not answered for \d+ s, after step \d+", output), output
     assert launches.left_over() == {}
@@ -54,7 +54,7 @@ def test_ssh(sshd: Sshd, launches: Launches, tiny_run: Callable[..., TinyRun], w
         os.kill(launches.rank(0), signal.SIGKILL)
     else:
         launch.kill()
-    launch.communicate(timeout=60)
+    launch.communicate(timeout=200)
     assert launch.returncode == {"rank": 1, "launcher": -signal.SIGKILL}[which]
     assert launches.left_over() == {}
 
@@ -66,9 +66,9 @@ def test_slurm(slurm: Slurm, launches: Launches, tiny_run: Callable[..., TinyRun
     run.await_checkpoint(2)
     if which == "rank":
         os.kill(launches.rank(1, variable="SLURM_PROCID"), signal.SIGKILL)
-        assert slurm.finished(job, timeout=60) == "FAILED"
+        assert slurm.finished(job, timeout=200) == "FAILED"
     else:
         slurm.query("scancel", job)
-        assert slurm.finished(job, timeout=60) == "CANCELLED"
+        assert slurm.finished(job, timeout=200) == "CANCELLED"
     time.sleep(0.5)
     assert launches.left_over() == {}

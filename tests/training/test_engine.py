@@ -55,6 +55,23 @@ def test_a_key_or_value_that_deepspeed_does_not_know(
     assert str(error.value).count("\n") == 0
 
 
+@pytest.mark.parametrize("field", [{"use_dora": True}, {"trainable_token_indices": [5, 6]}], ids=str)
+def test_zero_3_refuses_adapters_that_begin_from_whole_weights(
+    field: dict[str, Any], make_config: Callable[..., Config]
+) -> None:
+    lora = {f"lora.{name}": value for name, value in field.items()}
+    check(make_config(deepspeed={"zero_optimization": {"stage": 2}}, **lora))
+    with pytest.raises(InputError, match=f"lora.{next(iter(field))} begins from whole ones; use stage 2"):
+        check(make_config(deepspeed={"zero_optimization": {"stage": 3}}, **lora))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_zero_0_counts_steps_twice_in_half_precision(dtype: torch.dtype, make_config: Callable[..., Config]) -> None:
+    config = make_config(deepspeed={"zero_optimization": {"stage": 0}})
+    with pytest.raises(InputError, match="ZeRO stage 0 with .*float16 counts AdamW's steps twice"):
+        deepspeed_config(config, ranks=1, accumulation=1, dtype=dtype)
+
+
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
