@@ -27,7 +27,7 @@ from anit_ds.ranks.verdict import Seen, Status, judge
 from anit_ds.ranks.watchdog import Watchdog
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
-TIMEOUT = 3.0
+TIMEOUT = 6.0  # a loaded machine keeps a process from speaking for seconds
 
 
 class Run:
@@ -88,7 +88,7 @@ def test_a_hung_main_thread_is_told_from_those_that_wait_for_it(tmp_path: Path, 
     assert codes == [1, 1]
     for rank in range(2):
         line = verdict(tmp_path, rank)
-        assert re.search(rf"no progress for 3 s after step 6: rank {victim} .*ranks_program.py:\d+ \(misbehave\)", line)
+        assert re.search(rf"no progress for 6 s after step 6: rank {victim} .*ranks_program.py:\d+ \(misbehave\)", line)
         assert f"rank {1 - victim} (" not in line
 
 
@@ -170,7 +170,7 @@ def test_a_stop_that_takes_its_time_is_a_good_end(tmp_path: Path) -> None:
 def test_one_process_alone_is_watched_too(tmp_path: Path) -> None:
     codes, _ = Run(tmp_path, "sleep@0@7", ranks=1).ended()
     assert codes == [1]
-    assert "no progress for 3 s after step 6: rank 0" in verdict(tmp_path, 0)
+    assert "no progress for 6 s after step 6: rank 0" in verdict(tmp_path, 0)
 
 
 def seen(rank: int, *, step: int = 5, heard: float = 100.0, progressed: float = 100.0, **status: object) -> Seen:

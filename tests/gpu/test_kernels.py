@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,14 @@ from torch import Tensor
 
 import anit_kernels
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.fixture(autouse=True)
+def on_the_device() -> Iterator[None]:
+    torch.set_default_device("cuda")
+    yield
+    torch.set_default_device("cpu")
 
 
 def run(grad: Tensor, e: Tensor, samples: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
