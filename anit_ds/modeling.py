@@ -198,7 +198,11 @@ def with_fields_of_init_from(config: Config) -> Config:
     """
     if not config.lora.init_from:
         return config
-    adapter = read_json(adapter_folder(config.lora.init_from) / "adapter_config.json")
+    file = adapter_folder(config.lora.init_from) / "adapter_config.json"
+    try:
+        adapter = dict(read_json(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{file}: not the JSON object that peft writes ({shown(str(error))})") from error
     given = config.lora.model_dump(include=config.lora.model_fields_set - {"init_from"})
     for field, value in given.items():
         theirs = adapter.get(_LORA_NAMES.get(field, field))
@@ -210,7 +214,8 @@ def with_fields_of_init_from(config: Config) -> Config:
                 f"lora.{field} is {shown(value)}, but {shown(theirs)} in the adapter that lora.init_from goes on from, "
                 f"where it stays; leave lora.{field} out"
             )
-    fields = {name: adapter[_LORA_NAMES.get(name, name)] for name in ("r", *_LORA_NAMES) if name not in given}
+    kept = {name: adapter.get(_LORA_NAMES.get(name, name)) for name in ("r", *_LORA_NAMES) if name not in given}
+    fields = {name: value for name, value in kept.items() if value is not None}
     if isinstance(fields.get("targets"), list):
         fields["targets"] = sorted(fields["targets"])
     return config.model_copy(update={"lora": config.lora.model_copy(update=fields)})
