@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -32,7 +34,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        file = unfinished.open("wb")
+        file = _claimed(unfinished)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot write there ({error.strerror})") from error
     try:
@@ -40,10 +42,34 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())  # the rename must not reach the disk before the content does
-        os.replace(unfinished, path)
+            os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _claimed(unfinished: Path) -> BinaryIO:
+    """The file, new, under a lock that tells whoever sweeps that its writer lives."""
+    while True:
+        file = unfinished.open("wb")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        if unfinished.exists():  # not swept between the two lines
+            return file
+        file.close()
+
+
+def remove_unless_written(path: Path, after: float) -> None:
+    """Remove what a killed `replacing` left. Where the file system has no locks, only once it is `after` seconds old."""
+    with suppress(FileNotFoundError), path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            if time.time() - path.lstat().st_mtime < after:
+                return
+        path.unlink()
 
 
 @contextmanager

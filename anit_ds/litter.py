@@ -1,7 +1,7 @@
 """What killed writers left in a run's folder: swept when the next one begins there.
 
 Only names that `replacing`, `replacing_folder` and the making of a noisy set give, and only where a run keeps its own
-files. Whoever sweeps must be the only writer of the run; eval/ alone has others, whose files a moment ago are left.
+files. Whoever sweeps must be the only writer of the run; eval/ alone has others, whose files are left while they live.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import time
 from pathlib import Path
+
+from anit_ds.files import remove_unless_written
 
 _FILE, _FOLDER, _PARTS = (
     re.compile(pattern) for pattern in (r"\.(.+)\.[0-9]+", r"\.(.+)\.(writing|old)", r"\.parts-[0-9a-f]{16}")
@@ -32,8 +33,8 @@ def sweep(run: Path) -> None:
         for path in sorted(folder.rglob(".*")):
             _sweep(path)
     for path in (run / "eval").glob(".*"):
-        if time.time() - path.lstat().st_mtime > _READERS_WRITE_FOR:
-            _sweep(path)
+        if path.is_file() and not path.is_symlink() and _FILE.fullmatch(path.name):
+            remove_unless_written(path, after=_READERS_WRITE_FOR)
 
 
 def _sweep(path: Path) -> None:

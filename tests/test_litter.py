@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
+import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,9 +30,10 @@ def test_only_our_own_half_written_files_go(tmp_path: Path, make_config: Callabl
     for name in [*SWEPT, *KEPT]:
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_text("x")
-    os.utime(run.path / "eval/.dev.json.123", times=(time.time() - 9999,) * 2)
     (run.path / "checkpoints/.step-000006.old").mkdir()
-    run.begin(config)
+    with (run.path / "eval/.test.json.123").open("rb") as written:  # as `replacing` holds what it writes
+        fcntl.flock(written, fcntl.LOCK_SH)
+        run.begin(config)
     left = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     assert left == {*KEPT, "config.yaml"}
     assert not list(run.path.glob("checkpoints/.*")) and not list(run.path.glob("data/.*"))

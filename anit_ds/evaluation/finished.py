@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
 from anit_ds.sealed import Damaged
 
-# Texts that a rank answers before they are given out, in batches: enough to keep a batch full.
+# Most texts that a rank answers before they are given out, in batches: enough to keep a batch full.
 _BATCHES = 4
 
 
@@ -124,13 +124,14 @@ class FinishedRun:
         """Each object (where it stands, and it, with a `text`) again, with `answer` and `items` (raw labels), with
         `malformed` where pieces of the answer could not be read and `cut` where it reached its limit.
 
-        A few batches at a time, as they are done, in the objects' order. Rank 0 alone reads `texts`. Raises InputError
-        for what `check` refuses.
+        As they are done, in the objects' order: first one batch of each rank, then twice as many, up to a few. Rank 0
+        alone reads `texts`. Raises InputError for what `check` refuses.
         """
         source = iter(texts)
-        size = _BATCHES * self.config.eval.batch_size * distributed.world_size()
+        batch = self.config.eval.batch_size * distributed.world_size()
+        sizes = (batch * min(2**turn, _BATCHES) for turn in count())
         number = 0
-        while chunk := distributed.from_main(lambda: list(islice(source, size))):
+        while chunk := distributed.from_main(lambda: list(islice(source, next(sizes)))):
             samples: dict[str, list[tuple[int, Sample]]] = {}
             for place, (where, row) in enumerate(chunk):
                 of = self.check(row, where)

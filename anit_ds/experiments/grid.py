@@ -38,7 +38,7 @@ class MethodSpec(BaseModel):
     set: dict[str, Any] = Field(default_factory=dict)
     """Fields of the run's configuration for this method, such as {train.epochs: 12} for sft at twice the compute."""
     stays: bool = False
-    """With `survivors`: trained with every seed, whatever its loss, as a control is."""
+    """With `survivors`: trained on every rung, whatever its loss, as a control is."""
     tune: dict[str, list[Any]] = Field(default_factory=dict)
     """Fields of the method and the values to try: each combination is a trial on dev, with the first seed, and the best
     one a data set is used there. Every tuned method must have the same number of trials."""
@@ -127,8 +127,9 @@ class CompareConfig(Section):
     transfers: list[Transfer] = Field(default_factory=list)
     """Few-shot transfers between data sets of the grid, in place of the plain grid."""
     survivors: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
-    """Successive halving: how many arms are trained with the first seed, the second and so on, the last number with all
-    others; the best by dev NLL go on. By default every arm is trained with every seed."""
+    """Successive halving: how many arms are trained on the first rung, the second and so on, the last number on all
+    others; the best by dev NLL go on. A rung is one data set with one seed, the data sets of the first seed first. By
+    default every arm is trained everywhere."""
     show: list[Shown] = Field(["methods"])
     """Tables and figures of the report: the paper's by their numbers, `methods` (all against all data sets),
     `robustness`, and `screen` (many settings on dev, no test split read)."""

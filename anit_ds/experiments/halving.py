@@ -1,8 +1,9 @@
-"""Successive halving: later seeds are spent on the arms that did best on earlier ones (Jamieson and Talwalkar 2016).
+"""Successive halving: hours are spent on the arms that did best so far (Jamieson and Talwalkar 2016).
 
-`survivors: [20, 8, 4]` trains 20 arms with the first seed, the best 8 of them with the second, and 4 with every later
-one. An arm is as good as the geometric mean of its dev NLL over the data sets and seeds it has run on, which weighs a
-data set of long answers like one of short ones. Arms marked `stays` are trained with every seed and take no place.
+A rung is one data set with one seed: the data sets in their order with the first seed, then with the second, and so on.
+`survivors: [20, 8, 4]` trains 20 arms on the first rung, the best 8 of them on the second, and 4 on every later one. An
+arm is as good as the geometric mean of its dev NLL over the rungs so far, which weighs a data set of long answers like
+one of short ones. Arms marked `stays` are trained on every rung and take no place.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from anit_ds.experiments.records import Cells
 def standing(config: CompareConfig, grid: Sequence[Cell], results: Cells) -> list[Cell]:
     """The cells of `grid` that are to be trained, as far as `results` tell.
 
-    Without survivors they are all of it; else a seed's cells follow when those of the seeds before it have ended.
+    Without survivors they are all of it; else a rung's cells follow when those of the rungs before it have ended.
     """
     if not config.survivors:
         return list(grid)
     racing = [spec.label for spec in config.grid.methods if not spec.stays]
     kept: list[Cell] = []
-    for number, seed in enumerate(config.grid.seeds):
+    rungs = dict.fromkeys((cell.config.train.seed, cell.dataset) for cell in grid)
+    for number, rung in enumerate(sorted(rungs, key=lambda rung: config.grid.seeds.index(rung[0]))):
         left = config.survivors[min(number, len(config.survivors) - 1)]
         racing = sorted(racing, key=lambda arm: _loss(arm, kept, results))[:left]
         staying = {spec.label for spec in config.grid.methods if spec.stays} | set(racing)
-        kept += [cell for cell in grid if cell.config.train.seed == seed and cell.arm in staying]
+        kept += [cell for cell in grid if (cell.config.train.seed, cell.dataset) == rung and cell.arm in staying]
         if any(results.read(cell) is None for cell in kept):
             break
     return kept
