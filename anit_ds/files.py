@@ -60,7 +60,7 @@ def _claimed(unfinished: Path) -> BinaryIO:
 
 
 def remove_unless_written(path: Path, after: float) -> None:
-    """Remove what a killed `replacing` left. Where the file system has no locks, only once it is `after` seconds old."""
+    """Remove what a killed `replacing` left; where the file system has no locks, only once `after` seconds old."""
     with suppress(FileNotFoundError), path.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

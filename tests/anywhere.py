@@ -108,9 +108,9 @@ def numbers(run: Path) -> dict[str, str]:
     found = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if path.is_file() and name.startswith(("adapter/", "data/", "eval/predictions", "checkpoints/")):
-            if path.suffix in (".jsonl", ".safetensors"):
-                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        decides = name.startswith(("adapter/", "data/", "eval/predictions", "checkpoints/"))
+        if decides and path.suffix in (".jsonl", ".safetensors"):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in sorted((run / "eval").glob("*.json")):
         report = json.loads(path.read_text())
         found[f"eval/{path.name}"] = str((report["micro_f1"], report["nll"], report["n"]))
@@ -141,8 +141,9 @@ def kill(tries: int) -> None:
         ended, _ = forked("train", "c.yaml", before=lambda place=place: at_event(place, Path("unused")))
         code, said = forked("train", "c.yaml")
         same = code == 0 and numbers(Path("run")) == expected
-        told = {"event": place, "killed": ended == -signal.SIGKILL, "exit": code, "same": same,
-                "litter": sorted(names(Path("run")) - files), "missing": sorted(files - names(Path("run")))}  # fmt: skip
+        left = names(Path("run"))
+        told = {"event": place, "killed": ended == -signal.SIGKILL, "exit": code, "same": same}
+        told |= {"litter": sorted(left - files), "missing": sorted(files - left)}
         print(json.dumps(told if same else {**told, "said": said[-500:]}), flush=True)
 
 

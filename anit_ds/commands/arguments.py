@@ -26,3 +26,8 @@ ignored_local_rank = click.option("--local_rank", type=int, hidden=True, expose_
 fresh = click.option("--fresh", is_flag=True, help="Empty the run's folder first.")
 
 dtype = click.option("--dtype", default=None, help="Load the weights in another dtype than the run's.")
+
+threshold = click.option(
+    "--threshold", "thresholds", multiple=True, metavar="LABEL=p", help="Classification: choose LABEL where its "
+    "probability is p or more, and only there; may be given for several labels. Where none is left, the label is null.",
+)  # fmt: skip

@@ -104,6 +104,7 @@ def describe_evaluation(name: str, report: dict[str, Any]) -> str:
             f"recall {r['recall']:.4f}  unparsed answers {r['parse_failures']:.1%}  n {r['n']}"
         )
         lines += [f"  {r['cut']} answers were cut off at their limit"] if r["cut"] else []
+        lines += _describe_labels(r["labels"]) if r.get("labels") else []
         lines += [f"  {note}" for note in r["notes"]]
     if "consistency" in report:
         lines.append(
@@ -112,3 +113,27 @@ def describe_evaluation(name: str, report: dict[str, Any]) -> str:
     if len(rows) > 1:
         lines.append(f"mean micro-F1 {report['micro_f1']:.4f}")
     return "\n".join(lines)
+
+
+def _describe_labels(labels: dict[str, Any]) -> list[str]:
+    """How the labels chosen by probability did, and for a few labels which were taken for which."""
+    said = f"  by probability: micro-F1 {labels['micro_f1']:.4f}  macro-F1 {labels['macro_f1']:.4f}  "
+    said += f"calibration error {labels['ece']:.4f}"
+    if labels["temperature"]:
+        said += f", {labels['ece_calibrated']:.4f} at the temperature {labels['temperature']:.2f} of dev"
+    lines = [said]
+    if labels["thresholds"]:
+        reached = ", ".join(f"{label} from {p:g}" for label, p in labels["thresholds"].items())
+        lines.append(f"  thresholds: {reached}; {labels['abstained']} without a label")
+    names = labels["names"]
+    if len(names) > _MOST_LABELS:
+        return lines
+    columns = [*names, "(none)"] if labels["abstained"] else names
+    rows = [["gold \\ said", *columns, "precision", "recall", "F1"]]
+    for name, counts in zip(names, labels["confusion"], strict=True):
+        of = labels["per_type"].get(name, {"precision": 0.0, "recall": 0.0, "f1": 0.0})
+        rows.append([name, *map(str, counts[: len(columns)]), *(f"{of[k]:.4f}" for k in ("precision", "recall", "f1"))])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        lines.append("    " + "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]))
+    return lines

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from anit_ds.commands.arguments import dtype, ignored_local_rank
+from anit_ds.commands.arguments import dtype, ignored_local_rank, threshold
 
 
 @click.command("eval", short_help="Score a run on dev or test.")
@@ -18,9 +18,18 @@ from anit_ds.commands.arguments import dtype, ignored_local_rank
 @click.option("--base", is_flag=True, help="Score the untouched model, without the adapter.")
 @click.option("--output", type=click.Path(), default=None, metavar="DIR", help="Where the scores and answers are "
               "written; by default eval/ of the run.")  # fmt: skip
+@threshold
 @dtype
 @ignored_local_rank
-def evaluate(run: str, split: str, noise: str | None, base: bool, output: str | None, dtype: str | None) -> None:
+def evaluate(
+    run: str,
+    split: str,
+    noise: str | None,
+    base: bool,
+    output: str | None,
+    thresholds: tuple[str, ...],
+    dtype: str | None,
+) -> None:
     """Greedy answers of a RUN on dev or test, scored: eval/NAME.json and eval/predictions-NAME.jsonl."""
     from anit_ds.commands.describe import describe_evaluation
     from anit_ds.data.noise import NOISES
@@ -34,7 +43,7 @@ def evaluate(run: str, split: str, noise: str | None, base: bool, output: str | 
     folder = Path(output) if output else None
     if folder is not None:
         _make(folder)
-    with FinishedRun.watched(run, base=base, dtype=dtype) as asked:
+    with FinishedRun.watched(run, base=base, dtype=dtype, thresholds=thresholds) as asked:
         for name, evaluation, remarks in asked.evaluate(split, noises, output=folder):
             if distributed.rank() == 0:
                 said = [describe_evaluation(name, evaluation.report)] if evaluation else [f"{name}:"]

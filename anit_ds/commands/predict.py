@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import click
 
-from anit_ds.commands.arguments import dtype, ignored_local_rank
+from anit_ds.commands.arguments import dtype, ignored_local_rank, threshold
 from anit_ds.errors import InputError
 from anit_ds.files import json_line, json_lines
 
@@ -29,31 +29,52 @@ _HALF = re.compile("[\ud800-\udfff]")
               "standard output.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(1), default=None, help="Longest answer in tokens; by default "
               "what training's longest needs and a margin.")  # fmt: skip
+@click.option("--probabilities/--no-probabilities", default=None, help="Classification: score every label too; by "
+              "default where there are 16 or fewer.")  # fmt: skip
+@threshold
 @dtype
 @ignored_local_rank
-def predict(run: str, source: str, output: str, max_new_tokens: int | None, dtype: str | None) -> None:
+def predict(
+    run: str,
+    source: str,
+    output: str,
+    max_new_tokens: int | None,
+    probabilities: bool | None,
+    thresholds: tuple[str, ...],
+    dtype: str | None,
+) -> None:
     """Answers of a RUN for new texts: each input line again, with `answer` and `items`, with `malformed` where pieces
-    of the answer could not be read, and `cut` where it was cut off at its limit."""
+    of the answer could not be read, and `cut` where it was cut off at its limit. Classification: `probabilities` of the
+    labels, at the temperature that dev found, and the `label` chosen by them."""
     from anit_ds.evaluation.finished import FinishedRun
     from anit_ds.ranks import distributed
 
-    with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens) as asked:
+    if thresholds:
+        if probabilities is False:
+            raise InputError("--threshold: needs the labels' probabilities; leave out --no-probabilities")
+        probabilities = True
+    with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens, thresholds=thresholds) as asked:
         main = distributed.rank() == 0
         if main and source != "-":
             with _opened(source) as file:  # what is wrong in line 90,000 is said before the first is answered
                 for where, row in _rows(file, source):
                     asked.check(row, where)
         asked.model  # noqa: B018 (what is wrong with it is said before the output is emptied)
-        count = cut = unread = 0
+        count = cut = unread = scored = without = 0
         with _opened(source) as file, _written(output if main else os.devnull, source) as out:
-            for answered in asked.answer(_rows(file, source)):
+            for answered in asked.answer(_rows(file, source), probabilities=probabilities):
                 out.write(b"".join(map(json_line, answered)))
                 out.flush()
                 count += len(answered)
                 cut += sum("cut" in row for row in answered)
                 unread += sum("malformed" in row for row in answered)
+                scored += sum("probabilities" in row for row in answered)
+                without += sum("probabilities" in row and row["label"] is None for row in answered)
         if main:
-            click.echo(f"{count} answers: {cut} cut at the limit, {unread} not parsed whole", err=True)
+            abstained = f", {without} without a label" if without else ""
+            click.echo(f"{count} answers: {cut} cut at the limit, {unread} not parsed whole{abstained}", err=True)
+            if scored and (note := asked.uncalibrated()):
+                click.echo(note, err=True)
 
 
 @contextmanager

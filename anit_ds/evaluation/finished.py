@@ -18,9 +18,12 @@ from anit_ds.config import configuration_hash
 from anit_ds.data.examples import Sample
 from anit_ds.data.noise import NoSource
 from anit_ds.data.rundata import DataSet, RunData
+from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.errors import InputError
+from anit_ds.evaluation.labels import read_thresholds, temperatures_of
+from anit_ds.evaluation.report import Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
-from anit_ds.evaluation.score import Evaluation, Evaluator, read_evaluation, told_if_cut, write_evaluation
+from anit_ds.evaluation.score import Evaluator
 from anit_ds.modeling import adapter_about, load_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
@@ -41,18 +44,32 @@ class Scored(NamedTuple):
 class FinishedRun:
     """A run's configuration, data and best adapter (with `base` the untouched model); the ranks share the work.
 
-    `dtype` loads the weights in another one than the run's, `max_new_tokens` lets answers be longer or shorter. Raises
-    InputError: no run, a damaged one.
+    `dtype` loads the weights in another one than the run's, `max_new_tokens` lets answers be longer or shorter,
+    `thresholds` (`LABEL=p`) move the choice of a label by its probability. Raises InputError: no run, a damaged one, a
+    threshold for no label of the run.
     """
 
     def __init__(
-        self, path: str | Path, *, base: bool = False, dtype: str | None = None, max_new_tokens: int | None = None
+        self,
+        path: str | Path,
+        *,
+        base: bool = False,
+        dtype: str | None = None,
+        max_new_tokens: int | None = None,
+        thresholds: Sequence[str] = (),
     ) -> None:
         distributed.init()
         self.folder = RunFolder(path)
         self.config = self.folder.load_config()
         self.data = RunData.stored(self.config, self.folder.data)
         self.base, self.dtype, self.max_new_tokens = base, dtype, max_new_tokens
+        self._thresholds = self._read_thresholds(thresholds)
+
+    def _read_thresholds(self, given: Sequence[str]) -> dict[str, float]:
+        classified = [s for s in self.data.sets if s.task is CLASSIFICATION]
+        if given and len(classified) != 1:
+            raise InputError(f"--threshold: is for a run with one classification data set; this has {len(classified)}")
+        return read_thresholds(given, list(classified[0].instructions.labels)) if given else {}
 
     @classmethod
     @contextmanager
@@ -81,7 +98,22 @@ class FinishedRun:
         limits = self.folder.noted().get("answer_limits")
         if self.max_new_tokens:
             limits = {s.name: self.max_new_tokens for s in self.data.sets}
-        return Evaluator(self.config, self.data, load_tokenizer(self.config.model), limits)
+        evaluator = Evaluator(self.config, self.data, load_tokenizer(self.config.model), limits)
+        evaluator.thresholds = self._thresholds
+        return evaluator
+
+    def _calibrate(self) -> None:
+        """Give labels the temperature found on dev, where an evaluation of it is there. Raises Damaged."""
+        try:
+            self.evaluator.temperatures = temperatures_of(self.folder.eval, self._name("dev"))
+        except Damaged as error:
+            raise Damaged(f"{error}; `anit eval {self.folder.path} --split dev` writes it again") from error
+
+    def uncalibrated(self) -> str | None:
+        """What to know of labels' probabilities where dev has found no temperature for them."""
+        if all(s.name in self.evaluator.temperatures for s in self.data.sets if s.task is CLASSIFICATION):
+            return None
+        return f"the probabilities are not calibrated; `anit eval {self.folder.path} --split dev` does it"
 
     def evaluate(
         self, split: str, noises: Sequence[str] = ("none",), *, output: Path | None = None
@@ -91,6 +123,8 @@ class FinishedRun:
         Where the raw answers are at hand (from this call or an earlier one), a noise's report has its gap and
         consistency too. One of several noises may lack what it draws from; alone it raises InputError.
         """
+        if split != "dev":
+            self._calibrate()
         folder = output or self.folder.eval
         raw: Evaluation | None = None
         for noise in noises:
@@ -120,13 +154,16 @@ class FinishedRun:
     def _name(self, split: str, noise: str = "none") -> str:
         return "-".join(part for part in ("base" if self.base else "", split, noise if noise != "none" else "") if part)
 
-    def answer(self, texts: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
-        """Each object (where it stands, and it, with a `text`) again, with `answer` and `items` (raw labels), with
-        `malformed` where pieces of the answer could not be read and `cut` where it reached its limit.
+    def answer(
+        self, texts: Iterable[tuple[str, dict[str, Any]]], *, probabilities: bool | None = None
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Each object (where it stands, and it, with a `text`) again, with what `Evaluator.answer` says of it.
 
         As they are done, in the objects' order: first one batch of each rank, then twice as many, up to a few. Rank 0
         alone reads `texts`. Raises InputError for what `check` refuses.
         """
+        if probabilities is not False:
+            self._calibrate()
         source = iter(texts)
         batch = self.config.eval.batch_size * distributed.world_size()
         sizes = (batch * min(2**turn, _BATCHES) for turn in count())
@@ -139,13 +176,11 @@ class FinishedRun:
                 samples.setdefault(of.name, []).append((place, _as_sample(row, of, number)))
             answered: dict[int, dict[str, Any]] = {}
             for name, asked in samples.items():
-                of = self.data[name]
-                answers = self.evaluator.answer(self.model, of, [sample for _, sample in asked])
-                for (place, _), (answer, reply) in zip(asked, answers, strict=True):
-                    parsed = of.parse(answer)
-                    told = {"malformed": parsed.malformed} if parsed.malformed else {}
-                    row = {**chunk[place][1], "answer": answer, "items": parsed.items}
-                    answered[place] = row | told | told_if_cut(reply)
+                told = self.evaluator.answer(
+                    self.model, self.data[name], [s for _, s in asked], probabilities=probabilities
+                )
+                for (place, _), row in zip(asked, told, strict=True):
+                    answered[place] = {**chunk[place][1], **row}
             yield [answered[place] for place in range(len(chunk))]
 
     def check(self, row: Mapping[str, Any], where: str) -> DataSet:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from anit_ds.evaluation.score import Evaluation
+from anit_ds.evaluation.report import Evaluation
 
 
 def beside_raw(noisy: Evaluation, raw: Evaluation) -> Evaluation:

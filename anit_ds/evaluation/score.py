@@ -1,13 +1,11 @@
-"""Answers of a model on a split, scored: eval/NAME.json and eval/predictions-NAME.jsonl (docs/method.md section 6)."""
+"""Answers of a model on a split, greedy and by label, and their scores (docs/method.md section 6)."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,52 +18,37 @@ from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks import Parsed, score
 from anit_ds.data.tasks.classification import CLASSIFICATION
-from anit_ds.errors import InputError
 from anit_ds.evaluation.asking import Question, Reply, texts_of
 from anit_ds.evaluation.decode import ask
-from anit_ds.evaluation.likelihood import expected_calibration_error
-from anit_ds.files import finite_or_null, json_line, read_json_lines, replacing
-from anit_ds.ranks import distributed
-from anit_ds.sealed import Damaged, check_file, read_sealed, write_sealed
+from anit_ds.evaluation.labels import Labels, fitted_temperature, labels_report
+from anit_ds.evaluation.report import Evaluation
+from anit_ds.files import finite_or_null
 
 # What an answer may be longer than the longest one of training before it is cut off: so many tokens, or this share of
 # it where that is more. Room for a wrong answer to be wrong in its way, and for a right one that training had no like
 # of.
 _MARGIN, _SHARE = 8, 0.25
 _COUNTED_AT_ONCE = 10_000
-_PREDICTIONS = "predictions_sha256"
 # More labels than this are not scored one by one: their passes would take longer than the answers.
 _MOST_LABELS = 16
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A split's score and the answers it was computed from. `report` is what eval/NAME.json holds."""
-
-    report: dict[str, Any]
-    predictions: list[dict[str, Any]]
-
-    @property
-    def micro_f1(self) -> float:
-        return float(self.report["micro_f1"])
-
-    @property
-    def broken(self) -> bool:
-        """Whether no gold answer has a finite probability: such a model's answers mean nothing."""
-        return self.report["n"] > 0 and self.report["nonfinite"] == self.report["n"]
 
 
 class Evaluator:
     """Decodes and scores splits of a run's data with one tokenizer and prompt style.
 
-    `answer_limits`: of each data set the tokens that an answer may have; counted where they are not given.
+    `answer_limits`: of each data set the tokens that an answer may have; counted where they are not given. For labels
+    by probability (labels.py) `temperatures` are those found on dev, by data set, and `thresholds` the caller's.
     """
+
+    temperatures: Mapping[str, float]
+    thresholds: Mapping[str, float]
 
     def __init__(
         self, config: Config, data: RunData, tokenizer: Any, answer_limits: Mapping[str, int] | None = None
     ) -> None:
         self.config, self.data, self.tokenizer = config, data, tokenizer
         self._limits = answer_limits
+        self.temperatures, self.thresholds = {}, {}
         self.encoder = PromptEncoder.of(config, tokenizer)
 
     def evaluate(
@@ -80,8 +63,8 @@ class Evaluator:
         """Score `split` (dev or test) on raw instructions, or with every instruction bent by `noise`.
 
         Beside the score of greedy answers the report has `nll` and `nll_per_token`, the gold answers' mean negative
-        log-likelihood, and for classification `ece`, the expected calibration error of the labels' probabilities.
-        `nonfinite` counts gold answers whose likelihood is NaN or infinite; then these three are None.
+        log-likelihood, and for classification `labels`, what `labels_report` says, and its `ece`. `nonfinite` counts
+        gold answers whose likelihood is NaN or infinite; then these four are None.
         Several data sets: each is scored, and `micro_f1` is their mean. `heartbeat` is called after every
         batch. All ranks call this together.
         """
@@ -112,18 +95,44 @@ class Evaluator:
         parsed = [data_set.parse(answer) for answer in answers]
         result = score([s.items for s in samples], parsed)
         likelihood = _likelihood(asked, replies, gold)
+        by_label, told = self._by_label(data_set, replies, gold, split == "dev" and noise in (None, "none"))
         report = {
             **result.to_dict(),
             "cut": sum(reply.cut for reply in replies),
             **likelihood,
+            **by_label,
             "dataset": data_set.name,
             "split": split,
             "noise": noise or "none",
             "notes": [*data_set.notes(split), *_warnings(likelihood["nonfinite"], len(samples))],
             "seconds": round(time.perf_counter() - started, 3),
         }
-        told = zip(samples, answers, parsed, replies, strict=True)
-        return Evaluation(report, [_row(s, answer, items) | told_if_cut(reply) for s, answer, items, reply in told])
+        rows = [_row(*each) for each in zip(samples, answers, parsed, strict=True)]
+        also = [told_if_cut(reply) for reply in replies]
+        return Evaluation(report, [row | cut | label for row, cut, label in zip(rows, also, told, strict=True)])
+
+    def labels(self, data_set: DataSet) -> Labels | None:
+        """How this data set's labels are chosen by probability; None where its answers are no labels."""
+        if data_set.task is not CLASSIFICATION:
+            return None
+        names = list(data_set.instructions.labels)
+        return Labels(names, self.temperatures.get(data_set.name), self.thresholds)
+
+    def _by_label(
+        self, data_set: DataSet, replies: Sequence[Reply], gold: Sequence[int], fits: bool
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What a report says of the labels chosen by probability, and what each row does; nothing where labels were not
+        scored, or a score is not finite. `fits`: the temperature is this split's own."""
+        labels = self.labels(data_set)
+        scores = torch.tensor([reply.log_probabilities for reply in replies])
+        if labels is None or not len(scores) or scores.shape[1] != len(labels.names):
+            return {}, [{} for _ in replies]
+        if not scores.isfinite().all():
+            return {"ece": None, "labels": None}, [{} for _ in replies]
+        if fits:
+            labels = replace(labels, temperature=fitted_temperature(scores, torch.tensor(gold)))
+        report = labels_report(scores, torch.tensor(gold), labels)
+        return {"ece": report["ece"], "labels": report}, [labels.told(p) for p in labels.probabilities(scores).tolist()]
 
     def samples(self, data_set: DataSet, split: str, noise: str | None) -> Sequence[Sample]:
         """The split's samples, their instructions raw or all of them bent by `noise`."""
@@ -134,11 +143,28 @@ class Evaluator:
         opposites = data_set.opposites(settings) if noise == "opposite" else ()
         return noisy_split(samples, noise, settings.omega, self.config.train.seed, opposites=opposites)
 
-    def answer(self, model: nn.Module, data_set: DataSet, samples: Sequence[Sample]) -> list[tuple[str, Reply]]:
-        """The greedy answer to each sample of one data set, in their order, and the reply it is made from."""
-        asked = [Question(prompt) for prompt in self.encoder.encode_prompts(samples)]
-        replies = self._ask(model, data_set, asked)
-        return list(zip(texts_of(replies, self.tokenizer), replies, strict=True))
+    def answer(
+        self, model: nn.Module, data_set: DataSet, samples: Sequence[Sample], *, probabilities: bool | None = None
+    ) -> list[dict[str, Any]]:
+        """What a row says of each sample of one data set, in their order: the greedy `answer` and its `items`,
+        `malformed` and `cut` where it is; with `probabilities` the `label` chosen by them too (by default where labels
+        are few)."""
+        labels = self.labels(data_set)
+        if labels and not (len(labels.names) <= _MOST_LABELS if probabilities is None else probabilities):
+            labels = None
+        given = self._answers(list(data_set.instructions.labels.values())) if labels else ()
+        replies = self._ask(model, data_set, [Question(p, given) for p in self.encoder.encode_prompts(samples)])
+        rows = []
+        for answer, reply in zip(texts_of(replies, self.tokenizer), replies, strict=True):
+            parsed = data_set.parse(answer)
+            row: dict[str, Any] = {"answer": answer, "items": parsed.items}
+            row |= ({"malformed": parsed.malformed} if parsed.malformed else {}) | told_if_cut(reply)
+            if labels:
+                scores = torch.tensor([reply.log_probabilities])
+                finite = bool(scores.isfinite().all())
+                row |= labels.told(labels.probabilities(scores)[0].tolist()) if finite else {"label": None}
+            rows.append(row)
+        return rows
 
     def _ask(
         self,
@@ -197,53 +223,11 @@ def told_if_cut(reply: Reply) -> dict[str, bool]:
     return {"cut": True} if reply.cut else {}
 
 
-def write_evaluation(folder: Path, name: str, evaluation: Evaluation) -> None:
-    """eval/predictions-NAME.jsonl and then eval/NAME.json, which knows its checksum, on rank 0.
-
-    Raises InputError when the folder cannot be written to.
-    """
-    if distributed.rank() != 0:
-        return
-    predictions = folder / f"predictions-{name}.jsonl"
-    digest = hashlib.sha256()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({error.strerror})") from error
-    with replacing(predictions) as file:
-        for row in evaluation.predictions:
-            line = json_line(row)
-            file.write(line)
-            digest.update(line)
-    write_sealed(folder / f"{name}.json", {**evaluation.report, _PREDICTIONS: digest.hexdigest()})
-
-
-def read_evaluation(folder: Path, name: str) -> Evaluation | None:
-    """What `write_evaluation` wrote under this name, or None. Raises Damaged where it is not that any more."""
-    path, predictions = folder / f"{name}.json", folder / f"predictions-{name}.jsonl"
-    if not (path.is_file() and predictions.is_file()):
-        return None
-    report = read_sealed(path)
-    digest = report.pop(_PREDICTIONS, None)
-    if digest is not None:
-        check_file(predictions, digest)
-    try:
-        return Evaluation(report, read_json_lines(predictions))
-    except InputError as error:
-        raise Damaged(str(error)) from error
-
-
 def _likelihood(asked: Sequence[Question], replies: Sequence[Reply], gold: Sequence[int]) -> dict[str, Any]:
-    """The gold answers' mean negative log-likelihood, a sample and a token; with several labels to choose from, `ece`
-    too. None where it is not finite."""
+    """The gold answers' mean negative log-likelihood, a sample and a token. None where it is not finite."""
     losses = [-reply.log_probabilities[at] for reply, at in zip(replies, gold, strict=True)]
     tokens = sum(len(question.answers[at]) for question, at in zip(asked, gold, strict=True))
     found = {"nll": sum(losses) / max(1, len(losses)), "nll_per_token": sum(losses) / max(1, tokens)}
-    if asked and len(asked[0].answers) > 1:
-        scores = torch.tensor([reply.log_probabilities for reply in replies])
-        # One NaN would leave the bins as any number.
-        finite = bool(scores.isfinite().all())
-        found["ece"] = expected_calibration_error(scores, torch.tensor(gold)) if finite else math.nan
     nonfinite = sum(not math.isfinite(loss) for loss in losses)
     return {**finite_or_null(found), "nonfinite": nonfinite}
 

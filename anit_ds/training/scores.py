@@ -10,9 +10,11 @@ from torch import nn
 
 from anit_ds.data.noise import NoSource
 from anit_ds.evaluation import Evaluation, Evaluator, beside_raw, write_evaluation
+from anit_ds.evaluation.labels import temperatures_of
 from anit_ds.modeling import adapter_off
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
+from anit_ds.sealed import Damaged
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Scores:
 
     def test(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         """(report on the test split, what each noise of `eval.noises` does to it)."""
+        self._calibrate(model)
         raw = self.evaluator.evaluate(model, "test", progress=True, heartbeat=self.beat)
         write_evaluation(self.run.eval, "test", raw)
         robustness: dict[str, dict[str, float]] = {}
@@ -67,3 +70,12 @@ class Scores:
             write_evaluation(self.run.eval, f"test-{noise}", bent)
             robustness[noise] = {key: bent.report[key] for key in ("micro_f1", "gap", "consistency")}
         return raw.report, robustness
+
+    def _calibrate(self, model: nn.Module) -> None:
+        """Give labels the temperature that the best adapter had on dev."""
+        try:
+            self.evaluator.temperatures = distributed.from_main(lambda: temperatures_of(self.run.eval))
+        except Damaged as error:
+            distributed.logger().warning("%s; dev is scored again", error)
+            write_evaluation(self.run.eval, "dev", self.evaluator.evaluate(model, "dev", heartbeat=self.beat))
+            self.evaluator.temperatures = distributed.from_main(lambda: temperatures_of(self.run.eval))

@@ -59,6 +59,50 @@ def test_peft_alone_gives_the_answers_of_predict(run: Config, tmp_path: Path, mo
     assert any(expected) and [row["mine"] for row in rows] == list(range(len(samples)))
 
 
+def test_labels_have_the_probabilities_of_plain_passes_at_the_temperature_of_dev(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    samples = RunData.load(run, RunFolder(run.out).data)["jsonl"].split("test")
+    texts, answers, dev = tmp_path / "texts.jsonl", tmp_path / "answers.jsonl", Path(run.out) / "eval" / "dev.json"
+    texts.write_text("".join(json.dumps({"text": s.text}) + "\n" for s in samples))
+    ask = ("predict", run.out, "--input", texts, "--output", answers)
+    anit(monkeypatch, *ask)
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    temperature = json.loads(dev.read_text())["labels"]["temperature"]
+    model = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(run.model.name_or_path, dtype=torch.float32),
+        str(Path(run.out) / "adapter"),
+    ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.model.name_or_path)
+    for sample, row in zip(samples, rows, strict=True):
+        prompt = tokenizer(render_prompt(sample))["input_ids"]
+        scores = []
+        for label in ("positive", "negative"):
+            answer = [*tokenizer(f" {label}")["input_ids"], tokenizer.eos_token_id]
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
+            scores.append(sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(answer)))
+        expected = (torch.stack(scores) / temperature).softmax(0).tolist()
+        assert list(row["probabilities"].values()) == pytest.approx(expected, abs=2e-4)
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].__getitem__)
+
+    anit(monkeypatch, *ask, "--threshold", "positive=1", "--threshold", "negative=1")
+    assert all(json.loads(line)["label"] is None for line in answers.read_text().splitlines())
+    assert f"{len(rows)} without a label" in capsys.readouterr().err
+    anit(monkeypatch, *ask, "--no-probabilities")
+    assert all("label" not in json.loads(line) for line in answers.read_text().splitlines())
+    anit(monkeypatch, "eval", run.out, "--threshold", "positive=0.01")
+    said = capsys.readouterr().out
+    assert "by probability: micro-F1" in said and "thresholds: positive from 0.01; 0 without a label" in said
+    dev.write_text(dev.read_text().replace('"temperature": ', '"temperature": 1'))
+    with pytest.raises(SystemExit, match="2"):
+        anit(monkeypatch, *ask)
+    assert "dev.json: damaged or edited" in (refused := capsys.readouterr().err) and "--split dev" in refused
+    dev.unlink()
+    anit(monkeypatch, *ask)
+    assert "the probabilities are not calibrated" in capsys.readouterr().err
+
+
 def test_eval_gives_the_score_that_training_wrote(run: Config, monkeypatch: pytest.MonkeyPatch):
     folder = Path(run.out) / "eval"
     trained = json.loads((folder / "test.json").read_text())

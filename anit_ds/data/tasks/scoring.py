@@ -19,6 +19,7 @@ class Score:
 
     `micro_f1`, `precision`, `recall`: from global true and false positives and negatives; the empty set is no item.
     `micro_f1_with_none`: the same where an empty set counts as one item, `None`.
+    `macro_f1`: the mean F1 of the labels that are gold or predicted at least once.
     `parse_failures`: the share of answers with a piece that could not be understood.
     `per_type`: for each label {precision, recall, f1, support}; malformed pieces belong to no label.
     `n`: the number of answers.
@@ -28,6 +29,7 @@ class Score:
     precision: float
     recall: float
     micro_f1_with_none: float
+    macro_f1: float
     parse_failures: float
     per_type: dict[str, dict[str, float]]
     n: int
@@ -78,13 +80,15 @@ def score(gold: Sequence[Sequence[Item]], predicted: Sequence[Parsed]) -> Score:
     for items, answer in zip(gold, predicted, strict=True):
         _count(tallies, Counter(items), Counter(answer.items), answer.malformed)
         failures += answer.malformed > 0
+    per_type = {label: _row(tally) for label, tally in sorted(tallies.by_label.items())}
     return Score(
         micro_f1=tallies.overall.f1,
         precision=tallies.overall.precision,
         recall=tallies.overall.recall,
         micro_f1_with_none=tallies.with_none.f1,
+        macro_f1=sum(row["f1"] for row in per_type.values()) / max(1, len(per_type)),
         parse_failures=failures / len(gold) if gold else 0.0,
-        per_type={label: _row(tally) for label, tally in sorted(tallies.by_label.items())},
+        per_type=per_type,
         n=len(gold),
     )
 

@@ -1,0 +1,121 @@
+"""Labels by probability: what a classifier says when each label is scored, how sure it is, and how sure it may be.
+
+A label's score is the log-probability of its words after the prompt, EOS included. Scores divided by a temperature and
+normalised over the labels are probabilities. The temperature is fitted on dev (Guo et al., 2017), so that of what is
+said with 80% about 80% is right; it changes no label unless a threshold asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anit_ds.data.tasks import Parsed, score
+from anit_ds.errors import InputError
+from anit_ds.evaluation.likelihood import expected_calibration_error
+from anit_ds.sealed import read_sealed
+
+# From a model twenty times too timid to one twenty times too bold, in steps of 1.5%. A dev split without a single error
+# would ask for 0, and one answered at random for infinity.
+_TEMPERATURES = torch.logspace(-1.3, 1.3, 401, dtype=torch.float64)
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How a data set's labels are chosen: `names`, raw and in their order; the temperature, None where none was fitted;
+    and thresholds, of a label the probability that it needs and that suffices for it."""
+
+    names: Sequence[str]
+    temperature: float | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """scores [N, labels] -> probabilities [N, labels] float64, of which each row's sum is 1."""
+        return (scores.double() / (self.temperature or 1.0)).softmax(1)
+
+    def choose(self, probabilities: Sequence[float]) -> str | None:
+        """The most probable of the labels that reach their threshold; else of those that have none; else none."""
+        ranked = sorted(zip(probabilities, self.names, strict=True), key=lambda pair: -pair[0])
+        reached = [name for p, name in ranked if name in self.thresholds and p >= self.thresholds[name]]
+        free = [name for _, name in ranked if name not in self.thresholds]
+        return next(iter([*reached, *free]), None)
+
+    def told(self, probabilities: Sequence[float]) -> dict[str, Any]:
+        """What a row says of one text: the label, None where no label reaches its threshold, and the probabilities."""
+        rounded = {name: round(p, _DIGITS) for name, p in zip(self.names, probabilities, strict=True)}
+        return {"label": self.choose(probabilities), "probabilities": rounded}
+
+
+def fitted_temperature(scores: Tensor, gold: Tensor) -> float | None:
+    """The temperature under which the gold labels are most probable. scores [N, labels], gold [N] the label's place.
+
+    None without scores, or where one is not finite.
+    """
+    if not len(scores) or not scores.isfinite().all():
+        return None
+    losses = [torch.nn.functional.cross_entropy(scores.double() / temperature, gold) for temperature in _TEMPERATURES]
+    return round(float(_TEMPERATURES[torch.stack(losses).argmin()]), 4)
+
+
+def labels_report(scores: Tensor, gold: Tensor, labels: Labels) -> dict[str, Any]:
+    """Scores of the labels chosen by probability: micro- and macro-F1, each label's precision, recall, F1 and support,
+    the calibration error with and without the temperature, and the confusion matrix: a row for each gold label, a
+    column for each chosen one and a last one for none."""
+    chosen = [labels.choose(row) for row in labels.probabilities(scores).tolist()]
+    said = [Parsed(()) if label is None else Parsed(((label,),)) for label in chosen]
+    scored = score([[(labels.names[at],)] for at in gold.tolist()], said)
+    confusion = [[0] * (len(labels.names) + 1) for _ in labels.names]
+    for at, label in zip(gold.tolist(), chosen, strict=True):
+        confusion[at][len(labels.names) if label is None else labels.names.index(label)] += 1
+    calibrated = labels.temperature and expected_calibration_error(scores.double() / labels.temperature, gold)
+    return {
+        "micro_f1": scored.micro_f1,
+        "macro_f1": scored.macro_f1,
+        "abstained": chosen.count(None),
+        "per_type": scored.per_type,
+        "temperature": labels.temperature,
+        "ece": expected_calibration_error(scores, gold),
+        "ece_calibrated": calibrated,
+        "thresholds": dict(labels.thresholds),
+        "names": list(labels.names),
+        "confusion": confusion,
+    }
+
+
+def temperatures_of(folder: Path, name: str = "dev") -> dict[str, float]:
+    """Of each data set the temperature that the evaluation on dev in a run's eval/ has found, where it has.
+
+    Raises Damaged.
+    """
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        return {}
+    report = read_sealed(file)
+    reports = report.get("datasets") or {report.get("dataset"): report}
+    found = {name: (of.get("labels") or {}).get("temperature") for name, of in reports.items()}
+    return {name: temperature for name, temperature in found.items() if temperature}
+
+
+def read_thresholds(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """`LABEL=p` as a command line has them. Raises InputError for what is none, or names another label."""
+    thresholds: dict[str, float] = {}
+    for text in given:
+        label, equals, number = text.rpartition("=")
+        try:
+            probability = float(number)
+        except ValueError:
+            probability = -1.0
+        if not equals or not 0 < probability <= 1:
+            raise InputError(f"--threshold: {text!r} is no LABEL=p with a probability above 0 and up to 1")
+        if label not in names:
+            raise InputError(f"--threshold: no label is called {label!r}; there are {', '.join(names)}")
+        if label in thresholds:
+            raise InputError(f"--threshold: {label!r} has two; give one")
+        thresholds[label] = probability
+    return thresholds

@@ -1,0 +1,68 @@
+"""An evaluation, and how a run's eval/ keeps it: NAME.json, sealed, which vouches for predictions-NAME.jsonl."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anit_ds.errors import InputError
+from anit_ds.files import json_line, read_json_lines, replacing
+from anit_ds.ranks import distributed
+from anit_ds.sealed import Damaged, check_file, read_sealed, write_sealed
+
+_PREDICTIONS = "predictions_sha256"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A split's score and the answers it was computed from. `report` is what eval/NAME.json holds."""
+
+    report: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+    @property
+    def micro_f1(self) -> float:
+        return float(self.report["micro_f1"])
+
+    @property
+    def broken(self) -> bool:
+        """Whether no gold answer has a finite probability: such a model's answers mean nothing."""
+        return self.report["n"] > 0 and self.report["nonfinite"] == self.report["n"]
+
+
+def write_evaluation(folder: Path, name: str, evaluation: Evaluation) -> None:
+    """eval/predictions-NAME.jsonl and then eval/NAME.json, which knows its checksum, on rank 0.
+
+    Raises InputError when the folder cannot be written to.
+    """
+    if distributed.rank() != 0:
+        return
+    predictions = folder / f"predictions-{name}.jsonl"
+    digest = hashlib.sha256()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error.strerror})") from error
+    with replacing(predictions) as file:
+        for row in evaluation.predictions:
+            line = json_line(row)
+            file.write(line)
+            digest.update(line)
+    write_sealed(folder / f"{name}.json", {**evaluation.report, _PREDICTIONS: digest.hexdigest()})
+
+
+def read_evaluation(folder: Path, name: str) -> Evaluation | None:
+    """What `write_evaluation` wrote under this name, or None. Raises Damaged where it is not that any more."""
+    path, predictions = folder / f"{name}.json", folder / f"predictions-{name}.jsonl"
+    if not (path.is_file() and predictions.is_file()):
+        return None
+    report = read_sealed(path)
+    digest = report.pop(_PREDICTIONS, None)
+    if digest is not None:
+        check_file(predictions, digest)
+    try:
+        return Evaluation(report, read_json_lines(predictions))
+    except InputError as error:
+        raise Damaged(str(error)) from error
