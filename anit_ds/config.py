@@ -54,6 +54,23 @@ class ModelConfig(Section):
     """Run modelling code that comes with the checkpoint."""
 
 
+class Columns(Section):
+    """Which columns of a table of your own hold what."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str | tuple[str, ...] = "text"
+    """The text, or several columns that make it up, such as [title, body]."""
+    label: str | None = None
+    """Classification: the label, in words or as a number. Without this and the next two, `label` or `items`."""
+    entities: str | None = None
+    """Entities by their places: a list of {start, end, label} or [start, end, label], or a cell with it as JSON."""
+    items: str | None = None
+    """The answer of any task: a list of [label, span, ...], or a cell with it as JSON."""
+    id: str | None = None
+    """A name for each example, unique in its split; by default they are counted."""
+
+
 class MixItem(Section):
     dataset: str
     """Name of a data set (see data.dataset)."""
@@ -63,14 +80,20 @@ class MixItem(Section):
     """Share of this set's training samples drawn into an epoch: 0.5 takes half of them, 2 takes each twice."""
     instructions: Literal["concise", "detailed"] | None = None
     """Version of the instructions; by default data.instructions."""
+    instructions_file: PathText | None = None
+    """A YAML of your own with this data set's instructions; by default data.instructions_file."""
+    columns: Columns | None = None
+    """Which columns of a table of your own hold what."""
 
 
 class DataConfig(Section):
     dataset: str | None = None
     """Name of a data set: 14lap, 14res, 15res, 16res, agnews, conll2003, nyt24, ontonotes5, scierc, sst2, webnlg,
-    wnut17, movie-reviews, or `jsonl` for files of your own (then give `instructions_file` too)."""
+    wnut17, movie-reviews, or any other name for data of your own (then give `instructions_file` too)."""
     path: PathText | None = None
     """Folder with the usual file names, one file (a split is then carved from it), or a hub id."""
+    columns: Columns | None = None
+    """Data of your own: which columns hold what, such as {text: body, label: stars}."""
     mix: list[MixItem] = Field(default_factory=list)
     """Several data sets in one run, each with its own instructions, noise and beta; in place of dataset and path."""
     instructions: Literal["concise", "detailed"] = "detailed"
@@ -389,6 +412,9 @@ _FREE_TO_CHANGE = {
 }  # fmt: skip
 
 
+_LATER = {"instructions_file", "columns"}
+
+
 def identity(config: Config) -> dict[str, Any]:
     """Everything in a configuration that moves its result, as `path: value`."""
 
@@ -398,6 +424,8 @@ def identity(config: Config) -> dict[str, Any]:
             path = f"{prefix}{key}"
             if path in _FREE_TO_CHANGE:
                 continue
+            if path == "data.mix":  # fields that came later, where they say nothing
+                value = [{k: v for k, v in item.items() if k not in _LATER or v is not None} for item in value]
             out.update(flat(value, f"{path}.") if isinstance(value, dict) else {path: value})
         return out
 
@@ -421,7 +449,10 @@ def configuration_hash(config: Config) -> str:
     """One hash of what a configuration asks for, wherever its files lie: what adapters and checkpoints belong to."""
     kept = {path: value for path, value in chosen(config).items() if path not in _PLACES}
     if "data.mix" in kept:
-        kept["data.mix"] = [{key: value for key, value in item.items() if key != "path"} for item in kept["data.mix"]]
+        kept["data.mix"] = [
+            {key: value for key, value in item.items() if key not in ("path", "instructions_file")}
+            for item in kept["data.mix"]
+        ]
     return content_hash(kept)
 
 
@@ -463,7 +494,12 @@ def with_absolute_paths(config: Config) -> Config:
     data = config.data.model_copy(update={
         "path": absolute(config.data.path),
         "instructions_file": absolute(config.data.instructions_file),
-        "mix": [item.model_copy(update={"path": absolute(item.path)}) for item in config.data.mix],
+        "mix": [
+            item.model_copy(
+                update={"path": absolute(item.path), "instructions_file": absolute(item.instructions_file)}
+            )
+            for item in config.data.mix
+        ],
     })  # fmt: skip
     measure = config.distortion
     return config.model_copy(update={

@@ -13,6 +13,7 @@ from anit_ds.commands.doctor import doctor
 from anit_ds.commands.entry import run
 from anit_ds.commands.evaluate import evaluate
 from anit_ds.commands.export import export
+from anit_ds.commands.init import init
 from anit_ds.commands.plan import plan
 from anit_ds.commands.predict import predict
 from anit_ds.commands.train import train
@@ -24,12 +25,12 @@ def cli() -> None:
     """Adversarial Noisy Instruction Tuning of causal language models on DeepSpeed.
 
     \b
-    Start with:   anit demo
+    Start with:   anit demo;  anit init DIR --data FILE
     A run:        anit data CONFIG;  anit train CONFIG;  anit eval RUN;  anit predict RUN --input FILE
     """
 
 
-for command in (compare, config, data, demo, doctor, evaluate, export, plan, predict, train):
+for command in (compare, config, data, demo, doctor, evaluate, export, init, plan, predict, train):
     cli.add_command(command)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anit_ds.config import Columns
 from anit_ds.data.corpora import Corpus, Cut, dataset_info, load_corpus
 from anit_ds.data.instructions import Instructions, Version, load_instructions
 from anit_ds.data.noise import Recipe
@@ -23,14 +24,22 @@ class Portion:
     path: str | None
     version: Version
     weight: float = 1.0
+    instructions_file: str | None = None
+    columns: Columns | None = None
+
+    @property
+    def own(self) -> Columns | None:
+        """The columns of a table of the user's; whoever gives instructions may give the data set a name."""
+        return self.columns or (Columns() if self.instructions_file else None)
 
     def ingredients(self, config: Config, *, epoch: int = 0) -> tuple[Corpus, Recipe]:
         """What the noisy set is made from. Raises InputError for anything wrong in instructions or data."""
-        data, instructions = config.data, self.instructions(config.data)
+        data, instructions = config.data, self.instructions()
         corpus = load_corpus(
             self.dataset,
             self.path,
             task=instructions.task,
+            own=self.own,
             cut=Cut(data.fraction, data.max_train, data.max_dev, data.max_test),
             seed=config.train.seed,
             on_error=data.on_error,
@@ -43,7 +52,7 @@ class Portion:
             seed=config.train.seed,
             epoch=epoch,
             paraphrases=data.paraphrases,
-            instructions_from=data.instructions_file or f"the instructions of {self.dataset}",
+            instructions_from=self.instructions_file or f"the instructions of {self.dataset}",
         )
         return corpus, recipe
 
@@ -51,9 +60,9 @@ class Portion:
         """Where the set lies under a run's data: in the folder itself, or in one of its own in a mixture."""
         return root / self.dataset if data.mix else root
 
-    def instructions(self, data: DataConfig) -> Instructions:
+    def instructions(self) -> Instructions:
         """The data set's instructions. Raises InputError where there are none."""
-        name = data.instructions_file or dataset_info(self.dataset).instructions
+        name = self.instructions_file or dataset_info(self.dataset, self.own).instructions
         if name is None:
             raise InputError(
                 f"data.instructions_file: {self.dataset} has no instructions of its own; give a YAML with them"
@@ -64,8 +73,26 @@ class Portion:
 def portions(data: DataConfig) -> list[Portion]:
     """The data sets of a run, in the order of the configuration. Raises InputError where one is listed twice."""
     if data.dataset:
-        return [Portion(data.dataset, data.path, data.instructions)]
+        return [
+            Portion(
+                data.dataset,
+                data.path,
+                data.instructions,
+                instructions_file=data.instructions_file,
+                columns=data.columns,
+            )
+        ]
     names = [item.dataset for item in data.mix]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"data.mix: {twice.pop()} is listed twice")
-    return [Portion(item.dataset, item.path, item.instructions or data.instructions, item.weight) for item in data.mix]
+    return [
+        Portion(
+            item.dataset,
+            item.path,
+            item.instructions or data.instructions,
+            item.weight,
+            item.instructions_file or data.instructions_file,
+            item.columns,
+        )
+        for item in data.mix
+    ]

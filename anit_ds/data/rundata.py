@@ -27,7 +27,7 @@ from anit_ds.errors import InputError
 from anit_ds.sealed import Damaged, read_sealed
 
 if TYPE_CHECKING:
-    from anit_ds.config import Config, DataConfig, NoiseConfig
+    from anit_ds.config import Config, NoiseConfig
     from anit_ds.data.mixture import Portion
 
 _logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class RunData:
         sets = []
         for portion in portions(config.data):
             noisy = read_noisy_set(portion.folder(config.data, folder))
-            instructions = _instructions_of(noisy, portion, config.data)
+            instructions = _instructions_of(noisy, portion)
             sets.append(DataSet(portion.dataset, instructions, portion.version, noisy, portion.weight))
         return cls(sets)
 
@@ -149,16 +149,15 @@ class RunData:
         return samples
 
 
-def _instructions_of(noisy: NoisySet, portion: Portion, data: DataConfig) -> Instructions:
+def _instructions_of(noisy: NoisySet, portion: Portion) -> Instructions:
     """The instructions in a set's manifest; those the configuration names where an older version left them out."""
     written = noisy.manifest.get("prompt")
     if written is not None:
         return Instructions.model_validate(written)
-    instructions = portion.instructions(data)
+    instructions = portion.instructions()
     if fingerprint(instructions.model_dump(mode="json")) != noisy.manifest["inputs"]["instructions"]:
-        raise InputError(
-            f"{data.instructions_file or portion.dataset}: not the instructions that the run was made with"
-        )
+        where = portion.instructions_file or portion.dataset
+        raise InputError(f"{where}: not the instructions that the run was made with")
     return instructions
 
 

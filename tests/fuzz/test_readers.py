@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from odd import Odd, within
 
-from anit_ds.data.corpora import DATASETS, Faults, Row
+from anit_ds.config import Columns
+from anit_ds.data.corpora import DATASETS, DatasetInfo, Faults, Row, dataset_info
 from anit_ds.data.corpora.hub import hub_splits
 from anit_ds.data.tasks import TASKS, Parsed
 from anit_ds.errors import InputError
@@ -31,6 +32,10 @@ _SCIERC = {"sentences": [["We", "win"], ["HMM", "for", "speech"]], "relations": 
 OBJECTS: dict[str, list[Any]] = {
     "jsonl": [{"text": "a", "label": "x", "id": 7}, {"text": "b", "items": [["person", "b"]]}],
     "movie-reviews": [{"text": "a", "label": "positive"}],
+    "own.jsonl": [
+        {"msg": "Ada", "spans": [{"start": 0, "end": 3, "label": "x"}]},
+        {"msg": "b", "spans": [[0, 1, "y"]]},
+    ],
     "scierc": [_SCIERC],
     "nyt24": [_TRIPLE, {"text": "nothing", "triple_list": []}],
 }
@@ -43,7 +48,10 @@ FILES: dict[str, list[str]] = {
     "14lap": ["Great battery life .####[([1, 2], [0], 'POS'), ([2], [0], 'NEU')]\n" * 3],
     "nyt24": [json.dumps([_TRIPLE] * 3, indent=1)],
     "webnlg": [json.dumps([_TRIPLE])],
+    "own.csv": ['msg,spans\na,\n"b ""c""\nd","[[0, 1, ""x""]]"\n', "x;msg;spans\n1;b;[]\n"],
+    "own.tsv": ['msg\tspans\nAda "\t[[0, 3, "x"]]\n'],
 }
+_OWN = Columns(text="msg", entities="spans")
 HUB: dict[str, list[dict[str, Any]]] = {
     "conll2003": [{"tokens": ["Peter", "in", "Rome"], "ner_tags": [1, 0, 5]}, {"tokens": ["a"], "tags": ["B-PER"]}],
     "ontonotes5": [{"sentences": [{"words": ["Xinhua", "today"], "named_entities": [7, 15]}]}],
@@ -54,6 +62,10 @@ HUB: dict[str, list[dict[str, Any]]] = {
     "agnews": [{"text": "world news", "label": 0}],
     "jsonl": [{"text": "a", "items": [["person", "a"]]}, {"text": "a", "label": "x"}],
 }
+
+
+def _info(dataset: str) -> DatasetInfo:
+    return dataset_info(dataset, _OWN if dataset.startswith("own") else None)
 
 
 def _content(odd: Odd, dataset: str) -> bytes:
@@ -116,12 +128,12 @@ def test_files(fuzz_cases: int, tmp_path: Path, capsys: pytest.CaptureFixture[st
         odd = Odd(seed)
         dataset = odd.rng.choice(datasets)
         content = _content(odd, dataset)
-        path = tmp_path / ("x.gold_conll" if dataset == "ontonotes5" and b"begin" in content else "data")
+        path = tmp_path / ("x.gold_conll" if dataset == "ontonotes5" and b"begin" in content else f"data-{dataset}")
         path.write_bytes(content)
-        task = DATASETS[dataset].task
+        task = "ner" if dataset.startswith("own") else _info(dataset).task
         faults = Faults(odd.rng.choice(["raise", "skip"]), task)
         try:
-            outcomes[_outcome(DATASETS[dataset].reader(path, faults), faults, task)] += 1
+            outcomes[_outcome(_info(dataset).reader(path, faults), faults, task)] += 1
         except BaseException as error:
             raise AssertionError(f"case {seed}, {dataset}, {faults.on_error}: {content[:2000]!r}") from error
     assert all(outcomes[kind] > fuzz_cases / 100 for kind in ("read", "refused", "counted")), outcomes
@@ -151,4 +163,4 @@ def test_hub_rows(fuzz_cases: int, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def _hub_rows(dataset: str, faults: Faults) -> Iterable[Row]:
-    yield from hub_splits(dataset, "owner/name")["train"](faults)
+    yield from hub_splits(dataset, DATASETS[dataset], "owner/name")["train"](faults)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anit_ds.config import Columns
 from anit_ds.data.corpora.choosing import WHOLE, Cut, carve_missing, thin
 from anit_ds.data.corpora.datasets import dataset_info
 from anit_ds.data.corpora.reading import Faults, OnError
@@ -43,6 +44,7 @@ def load_corpus(
     path: Path | str | None,
     *,
     task: str | None = None,
+    own: Columns | None = None,
     cut: Cut = WHOLE,
     seed: int = 42,
     on_error: OnError = "raise",
@@ -53,16 +55,17 @@ def load_corpus(
     A missing dev split is a seeded 10% of train, by label for classification, a missing or unlabelled test split
     likewise (where there is a
     labelled dev split but no labelled test, as in GLUE, dev becomes the test). `task` says what the items of a
-    `jsonl` set must look like, `cut` how much of the set is used.
+    `jsonl` set must look like, `cut` how much of the set is used. With `own`, the columns of a table of the user's,
+    `dataset` is the name that the user gives it.
 
     Raises InputError: no such data set, no such files, a broken line (unless `on_error` is "skip"), an empty split.
     """
-    info = dataset_info(dataset)
+    info = dataset_info(dataset, own)
     task = info.task or task
     if path is None:
         raise InputError(f"data.path: {dataset} needs the folder or file with its data")
     faults = Faults(on_error, task)
-    splits = read_splits(dataset, str(path), faults)
+    splits = read_splits(dataset, info, str(path), faults)
     notes = splits.notes
     if faults.skipped:
         notes.append(f"{faults.skipped} broken lines left out, such as {faults.first[0]}")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from anit_ds.config import Columns
 from anit_ds.data.corpora.agnews import read_agnews
 from anit_ds.data.corpora.aste import read_aste
+from anit_ds.data.corpora.columns import row_of
 from anit_ds.data.corpora.conll import read_columns, read_ontonotes
 from anit_ds.data.corpora.jsonl import read_jsonl
-from anit_ds.data.corpora.reading import Reader
+from anit_ds.data.corpora.names import NAMES, SPLITS
+from anit_ds.data.corpora.reading import Reader, Row
 from anit_ds.data.corpora.scierc import read_scierc
 from anit_ds.data.corpora.sst2 import has_labels, read_sst2
+from anit_ds.data.corpora.table import ENDINGS, read_table
 from anit_ds.data.corpora.triples import read_triples
-from anit_ds.errors import InputError
-
-SPLITS = ("train", "dev", "test")
+from anit_ds.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class DatasetInfo:
 
     `task` is None where the instructions decide it; `files` maps a split to file-name patterns: the files
     of the first pattern that matches any are the split; `labelled` tells whether a test file carries labels at all;
-    examples whose ids have one `group_of` come from one document and are never carved into different splits.
+    examples whose ids have one `group_of` come from one document and are never carved into different splits. `row`
+    turns a record of the hub into ours where the data set is the user's own.
     """
 
     task: str | None
@@ -35,14 +41,7 @@ class DatasetInfo:
     files: Mapping[str, tuple[str, ...]]
     labelled: Callable[[Path], bool] = field(default=lambda path: True)
     group_of: Callable[[str], str] = field(default=lambda id: id)
-
-
-NAMES = {
-    "train": ("train", "training"),
-    "dev": ("dev", "valid", "validation", "val", "devel", "development", "testa"),
-    "test": ("test", "testb"),
-}
-"""What a split is called in file names and on the hub; the first name that is there is the split."""
+    row: Callable[[Any], Row] | None = None
 
 
 def _named(*patterns: str, **more: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -119,11 +118,27 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 
-def dataset_info(dataset: str) -> DatasetInfo:
-    """The registry's entry. Raises InputError with the nearest name for one that is not there."""
-    try:
+_OWN = re.compile(r"[\w][\w.-]*")
+
+
+def dataset_info(dataset: str, own: Columns | None = None) -> DatasetInfo:
+    """The registry's entry; with `own`, the columns of a table of the user's, any other name is that table's.
+
+    Raises InputError with the nearest name for one that is not there.
+    """
+    if dataset in DATASETS:
+        if own is not None and own != Columns():
+            raise InputError(
+                f"data.columns: {dataset} is known by name, its columns too; give data.dataset a name of your own"
+            )
         return DATASETS[dataset]
-    except KeyError:
-        near = difflib.get_close_matches(dataset, DATASETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(DATASETS)}"
-        raise InputError(f"data.dataset: no data set is called {dataset!r}; {hint}") from None
+    if own is not None:
+        if not _OWN.fullmatch(dataset):
+            raise InputError(f"data.dataset: {shown(dataset)} is no name; use letters, digits, ., _ and -")
+        files = _named(*(f"{{}}{ending}" for ending in ENDINGS))
+        return DatasetInfo(None, None, partial(read_table, columns=own), files, row=row_of(own))
+    near = difflib.get_close_matches(dataset, DATASETS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(DATASETS)}"
+    raise InputError(
+        f"data.dataset: no data set is called {shown(dataset)}; {hint} (one of your own needs data.instructions_file)"
+    )

@@ -1,14 +1,9 @@
-"""The same data sets from the Hugging Face hub, or from Parquet files in the hub's columns, through `datasets`.
-
-A hub path is written `owner/name`, `owner/name:config`, or is a folder with *.parquet files whose names begin with
-the split (as the hub names them: train-00000-of-00001.parquet). Rows are streamed, so a set of any size is read
-without a copy in memory or in the cache of `datasets`.
-"""
+"""The same data sets in the hub's columns (streams.py opens them), each row turned into ours by an adapter."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,10 +11,11 @@ from typing import Any
 
 from anit_ds.data.corpora.agnews import CLASSES
 from anit_ds.data.corpora.conll import entity_row, iob_spans, with_names
-from anit_ds.data.corpora.datasets import NAMES
+from anit_ds.data.corpora.datasets import NAMES, DatasetInfo
 from anit_ds.data.corpora.jsonl import label_text, object_row
 from anit_ds.data.corpora.reading import Broken, Faults, Row, read_rows
 from anit_ds.data.corpora.scierc import DocumentParser
+from anit_ds.data.corpora.streams import load, sound
 from anit_ds.data.corpora.tag_names import CONLL2012_NAMES, TAG_NAMES
 from anit_ds.data.corpora.triples import triple_row
 from anit_ds.data.examples import Item
@@ -42,101 +38,43 @@ class Adapter:
     names_layer: bool = False
 
 
-def is_hub_path(path: str) -> bool:
-    """Whether `path` names something on the hub or a folder of Parquet files, rather than files in their own format."""
-    local = Path(path)
-    try:
-        exists = local.exists()
-    except OSError as error:  # a name that no file system takes
-        raise InputError(f"data.path: {shown(path)} is no path ({error.strerror})") from error
-    if exists:
-        return local.is_dir() and any(local.rglob("*.parquet"))
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", path) is not None
-
-
-def hub_splits(dataset: str, path: str) -> dict[str, Callable[[Faults], Iterator[Row]]]:
+def hub_splits(dataset: str, info: DatasetInfo, path: str) -> dict[str, Callable[[Faults], Iterator[Row]]]:
     """For each split that is there, a function that streams its rows.
 
     Raises InputError when the set cannot be loaded, has no train split, or has columns that this data set's adapter
     does not know. A test split whose labels are all -1 (GLUE) counts as not there.
     """
-    loaded = _load(path)
+    loaded = load(path)
     splits = {}
     for split, names in NAMES.items():
         stream = next((loaded[name] for name in names if name in loaded), None)
-        if stream is not None and not _is_unlabelled(_sound(stream.take(1), path, split)):
-            splits[split] = _reader(dataset, path, split, stream)
+        if stream is not None and not _is_unlabelled(sound(stream.take(1), path, split)):
+            splits[split] = _reader(dataset, info, path, split, stream)
     if "train" not in splits:
         raise InputError(f"data.path: {path} has no train split with labels, only {', '.join(loaded)}")
     return splits
-
-
-def _load(path: str) -> Mapping[str, Any]:
-    import datasets
-
-    folder = Path(path) if Path(path).is_dir() else None
-    try:
-        if folder:
-            loaded: Mapping[str, Any] = datasets.load_dataset(
-                "parquet", data_files=_parquet_files(folder), streaming=True
-            )
-            return loaded
-        name, _, config = path.partition(":")
-        return datasets.load_dataset(name, config or None, streaming=True)
-    except InputError:
-        raise
-    except Exception as error:  # the hub's, pyarrow's and fsspec's have no common kind
-        if folder:
-            raise InputError(f"data.path: cannot read the Parquet files in {path} ({_reason(error)})") from error
-        raise InputError(
-            f"data.path: there is no file or folder {path}, and the hub has no set of that name for us "
-            f"({_reason(error)})"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _parquet_files(folder: Path) -> dict[str, list[str]]:
-    """For each name of a split the files whose names begin with it: train.parquet, train-00000-of-00001.parquet."""
-    names = sorted((name for split in NAMES.values() for name in split), key=len, reverse=True)
-    files: dict[str, list[str]] = {}
-    for path in sorted(map(str, folder.rglob("*.parquet"))):
-        if name := next((name for name in names if Path(path).name.lower().startswith(name)), None):
-            files.setdefault(name, []).append(path)
-    if not files:
-        raise InputError(f"data.path: no Parquet file in {folder} has a name that begins with train, dev or test")
-    return files
 
 
 def _is_unlabelled(rows: Iterator[Fields]) -> bool:
     return next(rows, {}).get("label") == -1
 
 
-def _reader(dataset: str, path: str, split: str, stream: Any) -> Callable[[Faults], Iterator[Row]]:
-    first = next(_sound(stream.take(1), path, split), None)
+def _reader(dataset: str, info: DatasetInfo, path: str, split: str, stream: Any) -> Callable[[Faults], Iterator[Row]]:
+    first = next(sound(stream.take(1), path, split), None)
     if first is None:
         raise InputError(f"data.path: the {split} split of {path} is empty")
-    adapter = _adapter(dataset, set(first), _tag_names(stream, dataset))
+    own = info.row and Adapter(info.row)
+    adapter = own or _adapter(dataset, set(first), _tag_names(stream, dataset))
     if adapter is None:
         raise InputError(f"data.path: {path} has the columns {', '.join(first)}, which are not those of {dataset}")
 
     def rows(faults: Faults) -> Iterator[Row]:
         place = Path(path) / split
-        for numbered in enumerate(adapter.records(_sound(stream, path, split)), start=1):
+        for numbered in enumerate(adapter.records(sound(stream, path, split)), start=1):
             made = read_rows([numbered], adapter.parse, place, faults)
             yield from with_names(list(made), faults) if adapter.names_layer else made
 
     return rows
-
-
-def _sound(stream: Iterable[Fields], path: str, split: str) -> Iterator[Fields]:
-    """The rows of a stream; InputError where the files behind it cannot be read on."""
-    try:
-        yield from stream
-    except Exception as error:  # pyarrow's, fsspec's and the network's have no common kind
-        raise InputError(f"data.path: the {split} split of {path} cannot be read ({_reason(error)})") from error
 
 
 def _adapter(dataset: str, columns: set[str], names: TagNames) -> Adapter | None:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anit_ds.data.corpora.datasets import SPLITS, DatasetInfo, dataset_info
-from anit_ds.data.corpora.hub import hub_splits, is_hub_path
+from anit_ds.data.corpora.datasets import DatasetInfo
+from anit_ds.data.corpora.hub import hub_splits
+from anit_ds.data.corpora.names import SPLITS
 from anit_ds.data.corpora.reading import Faults, Row
 from anit_ds.data.corpora.spool import collected
+from anit_ds.data.corpora.streams import is_hub_path
 from anit_ds.data.examples import Example, sample_key
 from anit_ds.errors import InputError, shown
 from anit_ds.files import sha256_of
@@ -27,18 +29,17 @@ class Splits:
     notes: list[str] = field(default_factory=list)
 
 
-def read_splits(dataset: str, path: str, faults: Faults) -> Splits:
+def read_splits(dataset: str, info: DatasetInfo, path: str, faults: Faults) -> Splits:
     """The splits that are there; train always is. Raises InputError where it is not, or a split is empty."""
     splits = Splits()
     if is_hub_path(path):
-        for split, rows in hub_splits(dataset, path).items():
+        for split, rows in hub_splits(dataset, info, path).items():
             splits.examples[split] = collected(_examples(rows(faults), path, f"{dataset}/{split}"))
             splits.sources[split] = {"path": path}
         if "test" not in splits.examples and "dev" in splits.examples:
             splits.notes.append("test: no labelled test split, so the validation split is the test")
             splits.examples["test"] = splits.examples.pop("dev")
     else:
-        info = dataset_info(dataset)
         for split, files in _files(dataset, info, Path(path), splits.notes).items():
             rows_of_split = (row for file in files for row in info.reader(file, faults))
             splits.examples[split] = collected(_examples(rows_of_split, str(files[0]), f"{dataset}/{split}"))

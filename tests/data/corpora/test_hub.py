@@ -140,5 +140,5 @@ def test_a_set_that_is_nowhere_is_one_sentence() -> None:
 
 def test_parquet_files_that_are_none_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"not parquet")
-    with pytest.raises(InputError, match=f"cannot read the Parquet files in {tmp_path}"):
+    with pytest.raises(InputError, match=f"cannot read the data set in {tmp_path}"):
         load_corpus("sst2", tmp_path)

@@ -1,0 +1,119 @@
+"""`anit init`: a configuration and instructions for data of one's own, written from a look at the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from anit_ds.data.beginning import Beginning
+
+_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@click.command(short_help="Write a configuration and instructions for data of your own.")
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
+@click.option("--data", "source", required=True, metavar="FILE", help="CSV, TSV, JSON, JSON lines, Parquet or Arrow; a "
+              "folder with train.* in it, or one of save_to_disk; or a hub id.")  # fmt: skip
+@click.option("--task", default=None, help="classification, ner, relation or absa; by default what the columns say.")
+@click.option("--name", default=None, help="What the data set is called; by default the file's name.")
+@click.option("--text", default=None, metavar="COLUMN", help="Where the text is.")
+@click.option("--label", default=None, metavar="COLUMN", help="Classification: where the label is.")
+@click.option("--entities", default=None, metavar="COLUMN", help="ner: where the entities are, by their places.")
+@click.option("--items", default=None, metavar="COLUMN", help="Where the items are, as [label, span, ...].")
+@click.option("--model", default=_MODEL, show_default=True, help="A hub id or a folder.")
+@click.option("--without-opposites", is_flag=True, help="Leave out instructions that ask for something else; without "
+              "them the noise `opposite` has nothing to draw from.")  # fmt: skip
+def init(
+    folder: str, source: str, task: str | None, name: str | None, model: str, without_opposites: bool, **columns: str
+) -> None:
+    """Look at data of your own and write DIR/NAME.yaml, a run's configuration, and DIR/instructions.yaml.
+
+    \b
+        anit init spam --data mails.csv
+        anit train spam/mails.yaml
+
+    Nothing that is there is overwritten.
+    """
+    from anit_ds.data.beginning import look_at
+    from anit_ds.data.corpora import DATASETS, dataset_info
+    from anit_ds.errors import InputError
+    from anit_ds.files import write_atomically
+
+    name = name or Path(source).stem
+    place, instructions, config = Path(folder), Path(folder) / "instructions.yaml", Path(folder) / f"{name}.yaml"
+    for file in (instructions, config):
+        if file.exists():
+            raise InputError(f"{file}: already there; choose another DIR or --name")
+    if name in DATASETS:
+        raise InputError(f"--name: {name} is a data set known by name; give yours another one with --name")
+    found = look_at(source, task, {what: column for what, column in columns.items() if column is not None})
+    dataset_info(name, found.columns)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomically(instructions, _instructions(found, opposites=not without_opposites))
+        write_atomically(config, _config(found, name, source, model, instructions))
+    except OSError as error:
+        raise InputError(f"{place}: cannot write there ({error.strerror})") from error
+    _check(config)
+    click.echo(_describe(found, source))
+    click.echo(f"written: {config} and {instructions}; make the labels and instructions your own there, then\n")
+    click.echo(f"    anit data {config}\n    anit train {config}")
+
+
+_ABOVE_INSTRUCTIONS = """\
+# What the model is told to do; docs/data-formats.md explains every field. `labels`: from what the data have to what the
+# model says. `concise`: wordings of one instruction; add what somebody must know who has never seen these data.
+# `opposite`: what the noise of that name draws from.
+"""
+_ABOVE_CONFIG = """\
+# `anit config` prints every field with its meaning; docs/methods.md says when the attack of `anit` is worth its cost.
+"""
+
+
+def _instructions(found: Beginning, *, opposites: bool) -> str:
+    from anit_ds.data.beginning import instructions_for
+    from anit_ds.yamlfile import dump_yaml
+
+    return _ABOVE_INSTRUCTIONS + dump_yaml(instructions_for(found, opposites=opposites))
+
+
+def _config(found: Beginning, name: str, source: str, model: str, instructions: Path) -> str:
+    from anit_ds.yamlfile import dump_yaml
+
+    return _ABOVE_CONFIG + dump_yaml({
+        "model": {"name_or_path": model},
+        "data": {"dataset": name, "path": source, "columns": found.columns.model_dump(mode="json", exclude_none=True),
+                 "instructions": "concise", "instructions_file": str(instructions)},
+        "prompt": {"order": "instruction_last"},
+        "noise": {"kind": "replacement", "omega": 0.2, "phi": 0.8},
+        "method": {"name": "noisy_sft", "schedule": "auto"},
+        "lora": {"r": 16, "alpha": 16, "dropout": 0.0},
+        "train": {"epochs": 3, "global_batch": 16, "micro_batch": 4, "lr": 1e-3},
+        "deepspeed": {"zero_optimization": {"stage": 0}},
+        "out": str(Path("runs") / name),
+    })  # fmt: skip
+
+
+def _check(config: Path) -> None:
+    """What was just written must be readable: a name or label that is not would otherwise show at the next command."""
+    from anit_ds.configfile import load_config
+    from anit_ds.data.mixture import portions
+
+    for portion in portions(load_config(config).data):
+        portion.instructions()
+
+
+def _describe(found: Beginning, source: str) -> str:
+    shown = [f"{label} {count}" for label, count in found.labels.most_common(12)]
+    more = f" and {len(found.labels) - len(shown)} more" if len(found.labels) > len(shown) else ""
+    used = [f"{key} from {name!r}" for key, name in found.columns.model_dump(exclude_none=True).items()]
+    lines = [
+        f"{source}: {found.rows} rows of {found.task}; {', '.join(used)}",
+        "labels: " + ", ".join(shown) + more,
+    ]
+    if found.broken:
+        lines.append(f"{found.broken} rows cannot be read: {found.why} (data.on_error: skip leaves them out)")
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""`anit init` on data of one's own, and the lines that it prints, as typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anit_ds.commands.cli import main
+
+Anit = Callable[..., str]
+
+
+@pytest.fixture
+def anit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Anit:
+    """`anit` in an empty folder; what it said. An exit code other than `code` fails the test."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["anit", *map(str, arguments)])
+        ended: object = 0
+        try:
+            main()
+        except SystemExit as exit:
+            ended = exit.code
+        said = capsys.readouterr()
+        assert ended == code, said.err
+        return said.out + said.err
+
+    return call
+
+
+def spam(rows: int = 40) -> str:
+    lines = [f'"Win, {n}!",1' if n % 3 == 0 else f"Lunch at {n}?,0" for n in range(rows)]
+    return "\n".join(["msg,is_spam", *lines]) + "\n"
+
+
+def test_a_csv_of_mails_becomes_a_run(anit: Anit, tiny_folder: Path):
+    Path("mails.csv").write_text(spam())
+    said = anit("init", "spam", "--data", "mails.csv", "--model", tiny_folder)
+    assert "40 rows of classification; text from 'msg', label from 'is_spam'" in said and "labels: 0 26, 1 14" in said
+    lines = [line.split() for line in said.splitlines() if line.startswith("    anit ")]
+    assert lines == [["anit", "data", "spam/mails.yaml"], ["anit", "train", "spam/mails.yaml"]]
+    assert yaml.safe_load(Path("spam/instructions.yaml").read_text())["labels"] == {"0": "not spam", "1": "spam"}
+    short = ["train.epochs=1", "train.micro_batch=16", "eval.max_new_tokens=4"]
+    for _, *line in lines:
+        anit(*line, *short)
+    anit("eval", "runs/mails", "--noise", "all")
+    Path("new.jsonl").write_text('{"text": "Win 7!"}\n')
+    row = json.loads(anit("predict", "runs/mails", "--input", "new.jsonl").splitlines()[0])
+    assert set(row["probabilities"]) == {"0", "1"}
+    anit("export", "runs/mails", "adapter")
+    assert "already there" in anit("init", "spam", "--data", "mails.csv", code=2)
+
+
+def test_entities_with_offsets(anit: Anit, tiny_folder: Path):
+    row = {"text": "Ada met Bo", "entities": [{"start": 0, "end": 3, "label": "PER"}]}
+    Path("people.jsonl").write_text((json.dumps(row) + "\n") * 30)
+    assert "30 rows of ner" in anit(
+        "init", ".", "--data", "people.jsonl", "--model", tiny_folder, "--without-opposites"
+    )
+    assert "opposite" not in Path("instructions.yaml").read_text().split("task:")[1]
+    said = anit("data", "people.yaml")
+    assert "people (ner): 24 train, 3 dev, 3 test" in said and "Answer: PER: Ada" in said
+
+
+def test_what_the_file_calls_its_labels(anit: Anit, tiny_folder: Path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"t": datasets.Value("string"), "y": datasets.ClassLabel(names=["ham", "odd_mail"])})
+    rows = [{"t": f"some text {n}", "y": n % 2} for n in range(30)]
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows, features=features)}).save_to_disk("saved")
+    anit("init", "x", "--data", "saved", "--model", tiny_folder)
+    assert yaml.safe_load(Path("x/instructions.yaml").read_text())["labels"] == {"0": "ham", "1": "odd mail"}
+    assert "saved (classification): 24 train" in anit("data", "x/saved.yaml")
+
+
+@pytest.mark.parametrize(
+    "name, content, options, said",
+    [
+        ("a.csv", "a,b\nlong text here,long text there\n", [], "which column is the text? --text COLUMN"),
+        ("a.csv", "text,a,b\nx,1,2\ny,1,2\nz,1,2\n", [], "which column is the label? --label COLUMN says it"),
+        ("a.csv", spam(), ["--label", "spam"], "a.csv has no column 'spam'; there are msg, is_spam"),
+        ("a.csv", spam(), ["--task", "nre"], "--task: no task is called 'nre'; there are classification, ner"),
+        ("a.csv", spam(), ["--name", "sst2"], "sst2 is a data set known by name"),
+        ("a.csv", spam(), ["--name", "a b"], "'a b' is no name"),
+        ("a.csv", "text,label\n", [], "holds no row with columns"),
+        ("a.jsonl", '{"conversations": [{"from": "human"}]}\n', [], "conversations holds whole conversations"),
+        ("a.csv", "text,label\n" + "".join(f"t,{n}\n" for n in range(300)), [], "has 300 different labels in 300 rows"),
+        ("b.csv", None, [], "there is no file or folder"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_guessed_is_asked_for_and_nothing_is_written(
+    name: str, content: str | None, options: list[str], said: str, anit: Anit
+):
+    if content is not None:
+        Path(name).write_text(content)
+    assert said in anit("init", "x", "--data", name, *options, code=2)
+    assert not Path("x").exists()
+
+
+def test_two_data_sets_of_one_s_own_in_a_mixture(anit: Anit, tiny_folder: Path):
+    for name in ("one", "two"):
+        Path(f"{name}.csv").write_text(spam(30))
+        anit("init", name, "--data", f"{name}.csv", "--model", tiny_folder)
+    own = [yaml.safe_load(Path(f"{name}/{name}.yaml").read_text())["data"] for name in ("one", "two")]
+    config = yaml.safe_load(Path("one/one.yaml").read_text())
+    config["data"] = {"mix": own, "instructions": "concise"}
+    Path("both.yaml").write_text(yaml.safe_dump({**config, "out": "runs/both"}))
+    said = anit("data", "both.yaml")
+    assert "one (classification): 24 train" in said and "two (classification): 24 train" in said

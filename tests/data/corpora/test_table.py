@@ -1,0 +1,132 @@
+"""Tables of one's own, in every file they come in: the same rows from each."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anit_ds.config import Columns
+from anit_ds.data.corpora import load_corpus
+from anit_ds.errors import InputError
+
+datasets = pytest.importorskip("datasets")
+
+TABLE = [{"msg": f'Mail {n}, "quoted"\nand more; é', "is_spam": n % 2, "no": f"m{n}"} for n in range(40)]
+COLUMNS = Columns(text="msg", label="is_spam", id="no")
+
+
+def separated(path: Path, delimiter: str, rows: list[dict[str, Any]] = TABLE) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def on_disk(path: Path) -> None:
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(TABLE)}).save_to_disk(path)
+
+
+def folder_of_parquet(path: Path) -> None:
+    path.mkdir()
+    datasets.Dataset.from_list(TABLE).to_parquet(path / "train-00000-of-00001.parquet")
+
+
+def arrow(path: Path) -> None:
+    datasets.Dataset.from_list(TABLE).save_to_disk(path.with_name("saved"))
+    next(path.with_name("saved").glob("*.arrow")).rename(path)
+
+
+FILES: dict[str, Callable[[Path], object]] = {
+    "mails.csv": lambda path: separated(path, ","),
+    "semicolons.csv": lambda path: separated(path, ";"),
+    "mails.jsonl": lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in TABLE)),
+    "mails.json": lambda path: path.write_text(json.dumps(TABLE, indent=1)),
+    "mails.parquet": lambda path: datasets.Dataset.from_list(TABLE).to_parquet(path),
+    "mails.arrow": arrow,
+    "saved-to-disk": on_disk,
+    "parquet": folder_of_parquet,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_kind_of_file_holds_the_same_rows(name: str, tmp_path: Path) -> None:
+    FILES[name](tmp_path / name)
+    corpus = load_corpus("mails", tmp_path / name, task="classification", own=COLUMNS)
+    found = {
+        example.id: (example.text, example.items)
+        for split in (corpus.train, corpus.dev, corpus.test)
+        for example in split
+    }
+    assert found == {f"mails/train/{row['no']}": (row["msg"], ((str(row["is_spam"]),),)) for row in TABLE}
+    assert (len(corpus.train), len(corpus.dev), len(corpus.test)) == (32, 4, 4) and corpus.labels == ("0", "1")
+
+
+def test_a_tsv_has_no_quotation_marks_and_a_folder_has_splits(tmp_path: Path) -> None:
+    for split, n in (("train", 8), ("valid", 3), ("test", 2)):
+        (tmp_path / f"{split}.tsv").write_text("title\tbody\ty\n" + 'He said "so\tand\tgood\n' * n)
+    corpus = load_corpus("own", tmp_path, own=Columns(text=("title", "body"), label="y"))
+    assert [len(split) for split in (corpus.train, corpus.dev, corpus.test)] == [8, 3, 2]
+    assert corpus.train[0].text == 'He said "so and' and corpus.train[0].items == (("good",),)
+
+
+def test_entities_by_their_places(tmp_path: Path) -> None:
+    text = "Ada met Bo in Bern"
+    objects = [{"start": 14, "end": 18, "label": "LOC"}, {"start": 0, "end": 3, "label": "PER"}]
+    rows = [{"t": text, "spans": objects}, {"t": text, "spans": [[8, 10, "PER"]]}, {"t": text, "spans": []}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
+    separated(tmp_path / "b.csv", ",", [{**row, "spans": json.dumps(row["spans"])} for row in rows * 4])
+    columns = Columns(text="t", entities="spans")
+    for file in ("a.jsonl", "b.csv"):
+        corpus = load_corpus("own", tmp_path / file, task="ner", own=columns)
+        items = {example.items for split in (corpus.train, corpus.dev, corpus.test) for example in split}
+        assert items == {(("PER", "Ada"), ("LOC", "Bern")), (("PER", "Bo"),), ()}
+
+
+def test_labels_of_any_kind(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": value} for value in (1, 1.0, True, " high ", "010", "null")] * 3
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_corpus("own", tmp_path / "a.jsonl", own=Columns()).labels == ("010", "1", "high", "null", "true")
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("a.csv", "msg,is_spam\nhello\n", r"a\.csv:2: 1 cells where the header names 2 columns"),
+        ("a.csv", 'msg,is_spam\n"hello,1\nb,0\n', r"a\.csv:2: a quotation mark opens here that is not closed"),
+        ("a.csv", "msg,msg\na,b\n", r"a\.csv:1: two columns have one name: msg, msg"),
+        ("a.csv", ",\na,b\n", r"a\.csv:1: the first line must name the columns"),
+        ("a.csv", "text,label\na,b\n", r"a\.csv:2: no column is called 'msg'; there are text, label"),
+        ("a.csv", "msg,is_spam\na,\n", r"a\.csv:2: no label"),
+        ("a.jsonl", '{"msg": 3, "is_spam": 1}\n', r"a\.jsonl:1: the text is 3, not text"),
+        ("a.jsonl", '{"msg": "a", "is_spam": [1]}\n', r'a\.jsonl:1: "label" is \[1\]'),
+        ("a.parquet", "no parquet", r"a\.parquet: cannot be read|the train split of .*a\.parquet cannot be read"),
+        ("a.xlsx", "", r"a\.xlsx: a table's name ends with \.csv, \.tsv"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_sentence_with_its_place(name: str, content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=said):
+        load_corpus("own", tmp_path / name, own=Columns(text="msg", label="is_spam"))
+
+
+@pytest.mark.parametrize(
+    "entity", [{"start": 0, "end": 9, "label": "PER"}, [0, 0, "PER"], [1, 2], [0, 1, 7], "PER", {"start": "0"}]
+)
+def test_an_entity_that_is_none(entity: object, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Ada", "e": [entity]}))
+    with pytest.raises(InputError, match=r"a\.jsonl:1: .*entity"):
+        load_corpus("own", tmp_path / "a.jsonl", own=Columns(entities="e"))
+
+
+def test_names_that_are_taken_or_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.columns: sst2 is known by name"):
+        load_corpus("sst2", tmp_path, own=COLUMNS)
+    with pytest.raises(InputError, match=r"data\.dataset: 'a/b' is no name"):
+        load_corpus("a/b", tmp_path, own=COLUMNS)
+    with pytest.raises(InputError, match=r"no data set is called 'sst'; did you mean sst2\?"):
+        load_corpus("sst", tmp_path)
