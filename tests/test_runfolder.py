@@ -209,6 +209,23 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+def test_constrained_answers_are_valid_and_their_items_have_scores(run: Path, anit: Anit, tmp_path: Path):
+    said = anit("eval", run, "--constrained")
+    assert "jsonl test: micro-F1" in said and "jsonl test-constrained: micro-F1" in said
+    report = json.loads((run / "eval" / "test-constrained.json").read_text())
+    assert report["constrained"] and report["parse_failures"] == 0
+    text = "Ada King saw Rome ."
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    ask = ("predict", run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    rows = []
+    for more in (["--constrained"], ["--min-score", "1"]):
+        anit(*ask, *more)
+        rows.append(json.loads((tmp_path / "out.jsonl").read_text()))
+    assert len(rows[0]["items"]) == len(rows[0]["scores"]) and all(0 < score <= 1 for score in rows[0]["scores"])
+    assert all(span in text for _, span in rows[0]["items"]) and "malformed" not in rows[0]
+    assert len(rows[1]["items"]) <= len(rows[0]["items"]) and set(rows[1]["scores"]) <= {1.0}
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_named_and_not_asked(damage: str, run: Path, anit: Anit):
     DAMAGES[damage](run)

@@ -16,6 +16,8 @@ from anit_ds.commands.arguments import dtype, ignored_local_rank, threshold
 @click.option("--noise", default=None, metavar="NAME", help="Bend every instruction: truncation, shuffle, insertion, "
               "replacement, padding, opposite; or all of them in turn.")  # fmt: skip
 @click.option("--base", is_flag=True, help="Score the untouched model, without the adapter.")
+@click.option("--constrained", is_flag=True, help="Extraction: score answers that are valid by construction too "
+              "(known labels, spans copied from the text).")  # fmt: skip
 @click.option("--output", type=click.Path(), default=None, metavar="DIR", help="Where the scores and answers are "
               "written; by default eval/ of the run.")  # fmt: skip
 @threshold
@@ -26,6 +28,7 @@ def evaluate(
     split: str,
     noise: str | None,
     base: bool,
+    constrained: bool,
     output: str | None,
     thresholds: tuple[str, ...],
     dtype: str | None,
@@ -44,10 +47,11 @@ def evaluate(
     if folder is not None:
         _make(folder)
     with FinishedRun.watched(run, base=base, dtype=dtype, thresholds=thresholds) as asked:
-        for name, evaluation, remarks in asked.evaluate(split, noises, output=folder):
-            if distributed.rank() == 0:
-                said = [describe_evaluation(name, evaluation.report)] if evaluation else [f"{name}:"]
-                click.echo("\n".join([*said, *remarks]))
+        for way in (False, True) if constrained else (False,):
+            for name, evaluation, remarks in asked.evaluate(split, noises, constrained=way, output=folder):
+                if distributed.rank() == 0:
+                    said = [describe_evaluation(name, evaluation.report)] if evaluation else [f"{name}:"]
+                    click.echo("\n".join([*said, *remarks]))
 
 
 def _make(folder: Path) -> None:

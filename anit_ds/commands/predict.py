@@ -31,6 +31,10 @@ _HALF = re.compile("[\ud800-\udfff]")
               "what training's longest needs and a margin.")  # fmt: skip
 @click.option("--probabilities/--no-probabilities", default=None, help="Classification: score every label too; by "
               "default where there are 16 or fewer.")  # fmt: skip
+@click.option("--constrained", is_flag=True, help="Extraction: answers that are valid by construction (known "
+              "labels, spans copied from the text), with a score for each item.")  # fmt: skip
+@click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, help="Leave out items whose score is below "
+              "this; implies --constrained.")  # fmt: skip
 @threshold
 @dtype
 @ignored_local_rank
@@ -40,12 +44,15 @@ def predict(
     output: str,
     max_new_tokens: int | None,
     probabilities: bool | None,
+    constrained: bool,
+    min_score: float,
     thresholds: tuple[str, ...],
     dtype: str | None,
 ) -> None:
     """Answers of a RUN for new texts: each input line again, with `answer` and `items`, with `malformed` where pieces
     of the answer could not be read, and `cut` where it was cut off at its limit. Classification: `probabilities` of the
-    labels, at the temperature that dev found, and the `label` chosen by them."""
+    labels, at the temperature that dev found, and the `label` chosen by them. With --constrained `scores`: of each item
+    the geometric mean of its tokens' probabilities."""
     from anit_ds.evaluation.finished import FinishedRun
     from anit_ds.ranks import distributed
 
@@ -62,7 +69,12 @@ def predict(
         asked.model  # noqa: B018 (what is wrong with it is said before the output is emptied)
         count = cut = unread = scored = without = 0
         with _opened(source) as file, _written(output if main else os.devnull, source) as out:
-            for answered in asked.answer(_rows(file, source), probabilities=probabilities):
+            for answered in asked.answer(
+                _rows(file, source),
+                probabilities=probabilities,
+                constrained=constrained or min_score > 0,
+                least=min_score,
+            ):
                 out.write(b"".join(map(json_line, answered)))
                 out.flush()
                 count += len(answered)

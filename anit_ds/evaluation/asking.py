@@ -9,23 +9,27 @@ from typing import Any
 
 from torch import nn
 
+from anit_ds.data.tasks.grammar import Grammar
 from anit_ds.ranks import distributed
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt (token ids), and answers whose log-probability is wanted: token ids that end with EOS."""
+    """A prompt (token ids), and answers whose log-probability is wanted: token ids that end with EOS. `grammar`: the
+    answers that the greedy one must be among."""
 
     prompt: list[int]
     answers: Sequence[list[int]] = ()
+    grammar: Grammar | None = None
 
 
 @dataclass(slots=True)
 class Reply:
     """The greedy answer's tokens, with the one that ended it, and the log-probability of each given answer; `cut` where
-    the model would have gone on."""
+    the model would have gone on. With a grammar `token_scores` has each token's log-probability."""
 
     tokens: list[int] = field(default_factory=list)
+    token_scores: list[float] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
     cut: bool = False
 
@@ -53,11 +57,11 @@ class Ending:
     is not blank, which is all that a task reads of it."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, one_line: bool) -> None:
-        self._stops, self._tokenizer, self._one_line = frozenset(stops_of(model, tokenizer)), tokenizer, one_line
+        self.stops, self._tokenizer, self._one_line = frozenset(stops_of(model, tokenizer)), tokenizer, one_line
         self._breaks: dict[int, bool] = {}
 
     def __call__(self, tokens: list[int]) -> bool:
-        return bool(tokens) and (tokens[-1] in self._stops or (self._one_line and self._ends_line(tokens)))
+        return bool(tokens) and (tokens[-1] in self.stops or (self._one_line and self._ends_line(tokens)))
 
     def until(self, tokens: list[int]) -> list[int]:
         """The tokens up to the end, the one that is the end included; all where there is none."""

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from anit_ds.errors import InputError
 from anit_ds.evaluation import plain
 from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, base_of, evaluating, in_order, texts_of
 from anit_ds.evaluation.cached import CachedLM, why_not_cached
+from anit_ds.evaluation.constrained import Constraint
 from anit_ds.evaluation.prefix import Prefixes, shared_prefixes
 from anit_ds.evaluation.rows import Rows
 from anit_ds.ranks import distributed
@@ -82,6 +84,8 @@ def ask(
     pass), which then comes from here on every rank.
     """
     if why := why_not_cached(model):
+        if any(question.grammar is not None for question in questions):
+            raise InputError(f"constrained answers need kept keys and values, but the model {why}")
         _say_once(f"answers come from model.generate, one whole prompt each, because the model {why}")
         return plain.ask(
             model,
@@ -112,7 +116,7 @@ def ask(
         tqdm(total=sum(map(len, mine)), desc=progress, disable=quiet, leave=False) as bar,
     ):
         for numbers in mine:
-            share = _Share(lm, questions, prefixes, max_new_tokens, ending)
+            share = _Share(lm, tokenizer, questions, prefixes, max_new_tokens, ending)
             for finished in share.passes(numbers):
                 bar.update(finished)
             for reply in share.replies.values():
@@ -125,12 +129,19 @@ class _Share:
     """Some of the questions on one rank: a few are in the batch, the others wait or have their reply."""
 
     def __init__(
-        self, lm: CachedLM, questions: Sequence[Question], prefixes: Prefixes, max_new_tokens: int, ending: Ending
+        self,
+        lm: CachedLM,
+        tokenizer: Any,
+        questions: Sequence[Question],
+        prefixes: Prefixes,
+        max_new_tokens: int,
+        ending: Ending,
     ) -> None:
         self.lm, self.questions, self.prefixes = lm, questions, prefixes
         self.max_new_tokens, self.ending = max_new_tokens, ending
         self.penalty = getattr(base_of(lm.model).generation_config, "repetition_penalty", None) or 1.0
         self.replies: dict[int, Reply] = {}
+        self.tokenizer, self.constraints = tokenizer, dict[int, Constraint]()
 
     def passes(self, numbers: Sequence[int]) -> Iterator[int]:
         """Answer the questions with these numbers; yields after each pass how many it finished."""
@@ -162,6 +173,9 @@ class _Share:
     def _read(self, new: Sequence[int]) -> Rows:
         """Rows that have read their prompts; their given answers are scored and the first tokens taken."""
         self.replies.update({i: Reply() for i in new})
+        for i in new:
+            if (grammar := self.questions[i].grammar) is not None:
+                self.constraints[i] = Constraint(grammar, self.tokenizer, self.ending.stops)
         rows = self.lm.start([self.prefixes.which[i] for i in new])
         firsts = [self.questions[i].answers[:1] for i in new]
         along = all(firsts) and sum(len(answer) for (answer,) in firsts) <= _TOKENS_OF_A_ROW * self.lm.batch_size
@@ -181,9 +195,14 @@ class _Share:
             for i, row in zip(live, logits, strict=True):
                 said = torch.tensor(self.questions[i].prompt + self.replies[i].tokens, device=row.device)
                 row[said] = torch.where(row[said] < 0, row[said] * self.penalty, row[said] / self.penalty)
-        for i, token in zip(live, logits.argmax(-1).tolist(), strict=True):
-            if not (self.replies[i].tokens and self._is_finished(i)):
-                self.replies[i].tokens.append(token)
+        for i, token, row in zip(live, logits.argmax(-1).tolist(), logits, strict=True):
+            reply = self.replies[i]
+            if reply.tokens and self._is_finished(i):
+                continue
+            if (constraint := self.constraints.get(i)) is not None:
+                token, score = constraint.choose(reply.tokens, row)
+                reply.token_scores.append(score)
+            reply.tokens.append(token)
 
     def _take_scores(self, new: Sequence[int], scores: Tensor) -> None:
         for i, score in zip(new, scores.tolist(), strict=True):

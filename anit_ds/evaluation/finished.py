@@ -116,21 +116,30 @@ class FinishedRun:
         return f"the probabilities are not calibrated; `anit eval {self.folder.path} --split dev` does it"
 
     def evaluate(
-        self, split: str, noises: Sequence[str] = ("none",), *, output: Path | None = None
+        self,
+        split: str,
+        noises: Sequence[str] = ("none",),
+        *,
+        constrained: bool = False,
+        output: Path | None = None,
     ) -> Iterator[Scored]:
-        """Score a split (dev or test) under each noise, write NAME.json into the run's eval/ or `output`, and yield it.
+        """Score a split (dev or test) under each noise, write NAME.json into the run's eval/ or `output`, and yield it;
+        with `constrained` the answers that are valid by construction.
 
         Where the raw answers are at hand (from this call or an earlier one), a noise's report has its gap and
         consistency too. One of several noises may lack what it draws from; alone it raises InputError.
         """
+        self._refuse_constraint(constrained)
         if split != "dev":
             self._calibrate()
         folder = output or self.folder.eval
         raw: Evaluation | None = None
         for noise in noises:
-            name, remarks = self._name(split, noise), []
+            name, remarks = self._name(split, noise, constrained), []
             try:
-                evaluation = self.evaluator.evaluate(self.model, split, noise=noise, progress=True)
+                evaluation = self.evaluator.evaluate(
+                    self.model, split, noise=noise, constrained=constrained, progress=True
+                )
             except NoSource as error:
                 if len(noises) == 1:
                     raise
@@ -140,7 +149,7 @@ class FinishedRun:
                 raw = evaluation
             else:
                 try:
-                    raw = raw or read_evaluation(folder, self._name(split))
+                    raw = raw or read_evaluation(folder, self._name(split, constrained=constrained))
                     evaluation = beside_raw(evaluation, raw) if raw else evaluation
                 except (Damaged, ValueError) as error:
                     remarks.append(f"no gap and no share of equal answers: {error}")
@@ -151,18 +160,19 @@ class FinishedRun:
                 remarks.append(f"not written: {error}; --output DIR writes it elsewhere")
             yield Scored(name, evaluation, remarks)
 
-    def _name(self, split: str, noise: str = "none") -> str:
-        return "-".join(part for part in ("base" if self.base else "", split, noise if noise != "none" else "") if part)
+    def _name(self, split: str, noise: str = "none", constrained: bool = False) -> str:
+        parts = {"base": self.base, split: True, noise: noise != "none", "constrained": constrained}
+        return "-".join(part for part, told in parts.items() if told)
 
-    def answer(
-        self, texts: Iterable[tuple[str, dict[str, Any]]], *, probabilities: bool | None = None
-    ) -> Iterator[list[dict[str, Any]]]:
-        """Each object (where it stands, and it, with a `text`) again, with what `Evaluator.answer` says of it.
+    def answer(self, texts: Iterable[tuple[str, dict[str, Any]]], **how: Any) -> Iterator[list[dict[str, Any]]]:
+        """Each object (where it stands, and it, with a `text`) again, with what `Evaluator.answer` says of it, asked
+        as `how` says.
 
         As they are done, in the objects' order: first one batch of each rank, then twice as many, up to a few. Rank 0
         alone reads `texts`. Raises InputError for what `check` refuses.
         """
-        if probabilities is not False:
+        self._refuse_constraint(how.get("constrained", False))
+        if how.get("probabilities") is not False:
             self._calibrate()
         source = iter(texts)
         batch = self.config.eval.batch_size * distributed.world_size()
@@ -176,12 +186,14 @@ class FinishedRun:
                 samples.setdefault(of.name, []).append((place, _as_sample(row, of, number)))
             answered: dict[int, dict[str, Any]] = {}
             for name, asked in samples.items():
-                told = self.evaluator.answer(
-                    self.model, self.data[name], [s for _, s in asked], probabilities=probabilities
-                )
+                told = self.evaluator.answer(self.model, self.data[name], [s for _, s in asked], **how)
                 for (place, _), row in zip(asked, told, strict=True):
                     answered[place] = {**chunk[place][1], **row}
             yield [answered[place] for place in range(len(chunk))]
+
+    def _refuse_constraint(self, constrained: bool) -> None:
+        if constrained and all(s.task is CLASSIFICATION for s in self.data.sets):
+            raise InputError("--constrained: is for tasks with spans; a classifier's labels have probabilities anyway")
 
     def check(self, row: Mapping[str, Any], where: str) -> DataSet:
         """The data set that an object is of. Raises InputError for one of a mixture that does not say it."""

@@ -17,8 +17,11 @@ from anit_ds.data.noise import noisy_split
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks import Parsed, score
+from anit_ds.data.tasks.answers import SetTask
 from anit_ds.data.tasks.classification import CLASSIFICATION
+from anit_ds.data.tasks.grammar import Grammar
 from anit_ds.evaluation.asking import Question, Reply, texts_of
+from anit_ds.evaluation.constrained import item_scores
 from anit_ds.evaluation.decode import ask
 from anit_ds.evaluation.labels import Labels, fitted_temperature, labels_report
 from anit_ds.evaluation.report import Evaluation
@@ -57,10 +60,13 @@ class Evaluator:
         split: str,
         *,
         noise: str | None = None,
+        constrained: bool = False,
         progress: bool = False,
         heartbeat: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Score `split` (dev or test) on raw instructions, or with every instruction bent by `noise`.
+
+        `constrained`: of the answers that are valid (grammar.py) the greedy one, where a task has a set of items.
 
         Beside the score of greedy answers the report has `nll` and `nll_per_token`, the gold answers' mean negative
         log-likelihood, and for classification `labels`, what `labels_report` says, and its `ece`. `nonfinite` counts
@@ -68,7 +74,7 @@ class Evaluator:
         Several data sets: each is scored, and `micro_f1` is their mean. `heartbeat` is called after every
         batch. All ranks call this together.
         """
-        parts = [self._one_set(model, s, split, noise, progress, heartbeat) for s in self.data.sets]
+        parts = [self._one_set(model, s, split, noise, constrained, progress, heartbeat) for s in self.data.sets]
         if len(parts) == 1:
             return parts[0]
         mean = sum(p.micro_f1 for p in parts) / len(parts)
@@ -83,15 +89,18 @@ class Evaluator:
         data_set: DataSet,
         split: str,
         noise: str | None,
+        constrained: bool,
         progress: bool,
         heartbeat: Callable[[], None],
     ) -> Evaluation:
         started = time.perf_counter()
         samples = self.samples(data_set, split, noise)
         asked, gold = self.questions(data_set, samples)
+        if constrained:
+            asked = [replace(q, grammar=grammar_of(data_set, s)) for q, s in zip(asked, samples, strict=True)]
         bar = f"{split} {data_set.name}" if progress else None
         replies = self._ask(model, data_set, asked, progress=bar, heartbeat=heartbeat)
-        answers = texts_of(replies, self.tokenizer)
+        answers = self._texts(asked, replies)
         parsed = [data_set.parse(answer) for answer in answers]
         result = score([s.items for s in samples], parsed)
         likelihood = _likelihood(asked, replies, gold)
@@ -104,12 +113,18 @@ class Evaluator:
             "dataset": data_set.name,
             "split": split,
             "noise": noise or "none",
+            "constrained": constrained,
             "notes": [*data_set.notes(split), *_warnings(likelihood["nonfinite"], len(samples))],
             "seconds": round(time.perf_counter() - started, 3),
         }
         rows = [_row(*each) for each in zip(samples, answers, parsed, strict=True)]
         also = [told_if_cut(reply) for reply in replies]
         return Evaluation(report, [row | cut | label for row, cut, label in zip(rows, also, told, strict=True)])
+
+    def _texts(self, asked: Sequence[Question], replies: Sequence[Reply]) -> list[str]:
+        """The answers in words; of a constrained one that was cut off the whole items."""
+        texts = texts_of(replies, self.tokenizer)
+        return [q.grammar.whole_part(text) if q.grammar else text for q, text in zip(asked, texts, strict=True)]
 
     def labels(self, data_set: DataSet) -> Labels | None:
         """How this data set's labels are chosen by probability; None where its answers are no labels."""
@@ -144,20 +159,35 @@ class Evaluator:
         return noisy_split(samples, noise, settings.omega, self.config.train.seed, opposites=opposites)
 
     def answer(
-        self, model: nn.Module, data_set: DataSet, samples: Sequence[Sample], *, probabilities: bool | None = None
+        self,
+        model: nn.Module,
+        data_set: DataSet,
+        samples: Sequence[Sample],
+        *,
+        probabilities: bool | None = None,
+        constrained: bool = False,
+        least: float = 0.0,
     ) -> list[dict[str, Any]]:
         """What a row says of each sample of one data set, in their order: the greedy `answer` and its `items`,
         `malformed` and `cut` where it is; with `probabilities` the `label` chosen by them too (by default where labels
-        are few)."""
+        are few); with `constrained` the `scores` of the items, of which those below `least` are left out."""
         labels = self.labels(data_set)
         if labels and not (len(labels.names) <= _MOST_LABELS if probabilities is None else probabilities):
             labels = None
         given = self._answers(list(data_set.instructions.labels.values())) if labels else ()
-        replies = self._ask(model, data_set, [Question(p, given) for p in self.encoder.encode_prompts(samples)])
+        asked = [
+            Question(prompt, given, grammar_of(data_set, sample) if constrained else None)
+            for prompt, sample in zip(self.encoder.encode_prompts(samples), samples, strict=True)
+        ]
+        replies = self._ask(model, data_set, asked)
         rows = []
-        for answer, reply in zip(texts_of(replies, self.tokenizer), replies, strict=True):
+        for question, answer, reply in zip(asked, self._texts(asked, replies), replies, strict=True):
             parsed = data_set.parse(answer)
             row: dict[str, Any] = {"answer": answer, "items": parsed.items}
+            if question.grammar:
+                scored = list(zip(parsed.items, item_scores(reply, self.tokenizer), strict=False))
+                kept = [(item, round(score, 6)) for item, score in scored if score >= least]
+                row |= {"items": [item for item, _ in kept], "scores": [score for _, score in kept]}
             row |= ({"malformed": parsed.malformed} if parsed.malformed else {}) | told_if_cut(reply)
             if labels:
                 scores = torch.tensor([reply.log_probabilities])
@@ -216,6 +246,12 @@ class Evaluator:
     def _answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Answers as training writes them, ended by EOS."""
         return self.encoder.encode_answers(texts) if texts else []
+
+
+def grammar_of(data_set: DataSet, sample: Sample) -> Grammar | None:
+    """The valid answers about a sample's text; None where the answer is a label, which is chosen by its probability."""
+    task = data_set.task
+    return Grammar(task, sample.text, data_set.instructions.labels) if isinstance(task, SetTask) else None
 
 
 def told_if_cut(reply: Reply) -> dict[str, bool]:

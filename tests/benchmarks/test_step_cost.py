@@ -43,13 +43,13 @@ def arguments(tiny_folder: Path, data: Path, out: Path, *more: str) -> list[str]
 
 
 @pytest.mark.slow
-def test_every_mode_has_a_row_a_data_set_and_a_mean(
+def test_a_mode_has_a_row_a_data_set_and_a_mean(
     step_cost: ModuleType, tiny_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "cost.json"
-    step_cost.main(arguments(tiny_folder, data, out))
+    modes = {"trl", "sft", "anit_naive", "anit", "pgd5"}
+    step_cost.main(arguments(tiny_folder, data, out, "--modes", ",".join(modes)))
     written = json.loads(out.read_text())
-    modes = {"trl", "trl_defaults", "hf", "sft", "anit_naive", "anit", "anit_clean", "fgsm", "pgd5", "freelb5"}
     for dataset in ("sst2", "agnews", "all"):
         assert modes <= {row["mode"] for row in written["rows"] if row["dataset"] == dataset}
     rows = {(row["dataset"], row["mode"]): row for row in written["rows"]}

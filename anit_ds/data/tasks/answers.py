@@ -63,10 +63,11 @@ class SetTask:
         if len(item) != len(self.item_fields) or not all(item):
             raise InputError(f"{item!r} is not an item of {self.name}: it needs {', '.join(self.item_fields)}")
         label = escape(words_of(item[0], words), ":;")
-        return f"{label}: {', '.join([escape(span, self._separators) for span in item[1:]])}"
+        return f"{label}: {', '.join([escape(span, self.separators) for span in item[1:]])}"
 
     @property
-    def _separators(self) -> str:
+    def separators(self) -> str:
+        """What a backslash stands before inside a span."""
         return ";" if len(self.item_fields) == 2 else ";,"
 
     def parse(self, answer: str, words: Mapping[str, str]) -> Parsed:
@@ -154,9 +155,12 @@ def unescape(piece: str) -> str:
     stripped = piece.rstrip()
     if len(stripped) < len(piece) and (len(stripped) - len(stripped.rstrip("\\"))) % 2 == 1:
         stripped += piece[len(stripped)]
-    if "\\" not in stripped:
-        return stripped
-    return _ESCAPED.sub(lambda match: _read(match[1]), stripped)
+    return resolve(stripped)
+
+
+def resolve(escaped: str) -> str:
+    """What was written with backslashes, its white space as it is."""
+    return _ESCAPED.sub(lambda match: _read(match[1]), escaped) if "\\" in escaped else escaped
 
 
 def split_unescaped(text: str, separator: str, at_most: int = -1) -> list[str]:

@@ -1,0 +1,76 @@
+"""Valid answers about a text: every answer that can be written is valid at every step, and no step is a dead end."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anit_ds.data.tasks import TASKS, Parsed
+from anit_ds.data.tasks.answers import SetTask
+from anit_ds.data.tasks.grammar import Grammar
+
+WORDS = {"PER": "person", "GRP": "group", "GOF": "group of; people", "x": "a: b"}
+EXTRACTION = [task for task in TASKS.values() if isinstance(task, SetTask)]
+TEXTS = st.lists(
+    st.sampled_from(["Ada", "Bo-Jo", "a;b", "c,d", "\\", "é", "日本", "x y", "'s", "Ada"]), min_size=1, max_size=7
+)
+
+
+@pytest.mark.parametrize("task", EXTRACTION, ids=lambda task: task.name)
+@given(words=TEXTS, seed=st.integers(0, 2**32))
+def test_what_can_be_written_is_valid_at_every_step(task: SetTask, words: list[str], seed: int) -> None:
+    rng = random.Random(seed)
+    text = " ".join(words)
+    spans = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+    items = list({(rng.choice(list(WORDS)), *rng.choices(spans, k=len(task.item_fields) - 1)) for _ in range(3)})
+    answer, grammar = task.render(items, WORDS), Grammar(task, text, WORDS)
+    for end in range(len(answer) + 1):
+        assert grammar.begins(answer[:end]) and grammar.begins(f" {answer[:end]}")
+    assert grammar.is_whole(answer) and grammar.whole_part(answer + "; per") == answer
+
+
+@pytest.mark.parametrize("task", EXTRACTION, ids=lambda task: task.name)
+@given(words=TEXTS, seed=st.integers(0, 2**32))
+def test_a_walk_that_is_valid_so_far_ends_in_an_answer_that_parses(task: SetTask, words: list[str], seed: int) -> None:
+    rng, text = random.Random(seed), " ".join(words)
+    grammar, answer = Grammar(task, text, WORDS), ""
+    characters = sorted({*text, *"".join(WORDS.values()), *"None;:, \\s"})
+    while not (grammar.is_whole(answer) and (len(answer) > 60 or rng.random() < 0.1)):
+        following = [c for c in characters if grammar.begins(answer + c)]
+        if not following and grammar.is_whole(answer):
+            break
+        if not following:
+            assert grammar.whole_part(answer) != answer, "only a repeat leads nowhere, and it is left out"
+            answer = grammar.whole_part(answer)
+            break
+        answer += rng.choice(following)
+        if len(answer) > 400:
+            answer = grammar.whole_part(answer)
+    parsed = task.parse(answer, WORDS)
+    assert parsed.malformed == 0 and all(span in text for item in parsed.items for span in item[1:])
+
+
+@pytest.mark.parametrize(
+    "answer, why",
+    [
+        ("place: Bern", "no such label"), ("person: Ben", "not in the text"), ("person: erne", "inside a word"),
+        ("person:Ada", "no blank"), ("person: Ada;group", "no blank"),
+        ("Nobody", "neither None nor a label"), ("person: Ada\nx", "two lines"), ("None; person: Ada", "none and one"),
+    ],
+)  # fmt: skip
+def test_what_is_not_valid(answer: str, why: str) -> None:
+    grammar = Grammar(TASKS["ner"], "Ada lives in Berne", WORDS)  # type: ignore[arg-type]
+    assert not grammar.begins(answer) and not grammar.is_whole(answer)
+
+
+def test_whole_parts() -> None:
+    grammar = Grammar(TASKS["ner"], "Ada lives in Berne", WORDS)  # type: ignore[arg-type]
+    assert [grammar.whole_part(a) for a in ("", "None", "person: Ad", "person: Ada; group: lives; gr")] == [
+        "None", "None", "None", "person: Ada; group: lives",
+    ]  # fmt: skip
+    assert grammar.is_whole("None") and TASKS["ner"].parse("None", WORDS) == Parsed(())
+    assert not grammar.is_whole("person: Ada; person: Ada"), "it occurs once"
+    assert not grammar.is_whole("") and not grammar.is_whole("person: Ada;")
