@@ -1,10 +1,15 @@
-"""`anit export`: a run's adapter, or base and adapter merged, written to a folder of its own."""
+"""`anit export`: a run's adapter, or base and adapter merged, with its prompt and a card, in a folder of its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from anit_ds.export import Measured
+    from anit_ds.runfolder import RunFolder
 
 
 @click.command(short_help="Write the adapter, or base and adapter merged.")
@@ -12,13 +17,68 @@ import click
 @click.argument("out", type=click.Path())
 @click.option("--merge", is_flag=True, help="Base and adapter in one checkpoint that transformers loads alone.")
 def export(run: str, out: str, merge: bool) -> None:
-    """Write the adapter of RUN to OUT in PEFT's format, or with --merge the whole model."""
+    """Write the adapter of RUN to OUT in PEFT's format, or with --merge the whole model.
+
+    Beside the weights stand README.md, a model card with the scores; prompt.json; a chat template that asks the model
+    as training did; and generation settings.
+    """
     from anit_ds.export import export_adapter, export_merged
 
-    if not merge:
-        export_adapter(Path(run), Path(out))
+    def beside(folder: Path) -> list[str]:
+        return _beside(folder, Path(run), merged=merge)
+
+    if merge:
+        difference, notes = export_merged(Path(run), Path(out), beside)
+        told = f"its logits differ from base + adapter's by {difference:.1e} of their spread"
+        click.echo(f"merged model written to {out}; {told}")
+    else:
+        notes = export_adapter(Path(run), Path(out), beside)
         click.echo(f"adapter written to {out}: PeftModel.from_pretrained(base, {out!r})")
-        return
-    difference = export_merged(Path(run), Path(out))
-    told = f"its logits differ from base + adapter's by {difference:.1e} of their spread"
-    click.echo(f"merged model written to {out}; {told}")
+    for note in notes:
+        click.echo(note)
+
+
+def _beside(folder: Path, run_path: Path, *, merged: bool) -> list[str]:
+    """Write the prompt and the card; returns what has to be said about them."""
+    from anit_ds.data.rundata import RunData
+    from anit_ds.errors import InputError
+    from anit_ds.export import write_card, write_prompt
+    from anit_ds.modeling import load_tokenizer
+    from anit_ds.runfolder import RunFolder
+
+    run = RunFolder(run_path)
+    config = run.load_config()
+    data = RunData.stored(config, run.data)
+    scores, notes = _scores(run)
+    try:
+        tokenizer = load_tokenizer(config.model)
+    except InputError as error:
+        notes.append(f"without a chat template: {error}")
+    else:
+        notes += write_prompt(folder, config, data, tokenizer, run.noted().get("answer_limits", {}))
+    write_card(folder, config, data, scores, merged=merged)
+    return notes
+
+
+def _scores(run: RunFolder) -> tuple[list[Measured], list[str]]:
+    """What eval/ has of the test split, with intervals; and what it has no more."""
+    from anit_ds.evaluation.report import read_evaluation
+    from anit_ds.experiments.statistics import example_counts, score
+    from anit_ds.export import Measured
+    from anit_ds.sealed import Damaged
+
+    found, problems = [], []
+    for file in sorted(run.eval.glob("test*.json")):
+        try:
+            evaluation = read_evaluation(run.eval, file.stem)
+        except Damaged as error:
+            problems.append(f"a score is left out of the card: {error}")
+            continue
+        if evaluation is None or evaluation.report.get("constrained"):
+            continue
+        reports = evaluation.report.get("datasets") or {evaluation.report["dataset"]: evaluation.report}
+        for name, report in reports.items():
+            rows = [row for row in evaluation.predictions if row["dataset"] == name]
+            interval = score([[example_counts(row) for row in rows]])
+            found.append(Measured(name, report["noise"], interval.mean, interval.low, interval.high, len(rows)))
+    return sorted(found, key=lambda of: (of.dataset, of.noise != "none")), problems

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 
 from anit_ds.commands.cli import main
 from anit_ds.config import Config
@@ -168,6 +169,36 @@ def test_export_merged_answers_as_base_and_adapter(run: Config, tmp_path: Path, 
     ids = torch.randint(2, 250, (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.allclose(alone(ids).logits, both(ids).logits, atol=1e-4)
+
+
+def test_an_exported_model_is_asked_as_training_did_and_has_a_card(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    merged, texts, answers = tmp_path / "merged", tmp_path / "texts.jsonl", tmp_path / "answers.jsonl"
+    anit(monkeypatch, "export", run.out, merged, "--merge")
+    anit(monkeypatch, "export", run.out, tmp_path / "adapter")
+    samples = RunData.load(run, RunFolder(run.out).data)["jsonl"].split("test")
+    texts.write_text("".join(json.dumps({"text": s.text}) + "\n" for s in samples))
+    anit(monkeypatch, "predict", run.out, "--input", texts, "--output", answers)
+    expected = [json.loads(line)["answer"] for line in answers.read_text().splitlines()]
+    # As a server with chat messages does: the folder alone, its template, its settings.
+    tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
+    model = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    for sample, answer in zip(samples, expected, strict=True):
+        asked = [{"role": "user", "content": sample.text}]
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        out = model.generate(**ids)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(out, skip_special_tokens=True).lstrip().partition("\n")[0].strip() == answer
+    card = ModelCard.load(merged / "README.md")
+    (scored,) = card.data.eval_results
+    report = json.loads((Path(run.out) / "eval" / "test.json").read_text())
+    assert (
+        scored.metric_value == pytest.approx(report["micro_f1"], abs=1e-4) and card.data.library_name == "transformers"
+    )
+    assert "| jsonl | classification | 21 | 6 | 6 |" in card.text and "## Limits" in card.text
+    assert ModelCard.load(tmp_path / "adapter" / "README.md").data.library_name == "peft"
+    prompt = json.loads((tmp_path / "adapter" / "prompt.json").read_text())["jsonl"]
+    assert prompt["prompt"].replace("{text}", samples[0].text) == render_prompt(samples[0])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

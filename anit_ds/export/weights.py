@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,27 @@ from anit_ds.runfolder import RunFolder
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
-def export_adapter(run_path: Path, out: Path) -> None:
-    """Write the best adapter of a run to `out`. Raises InputError: no run, no adapter or a damaged one, `out` already
-    there."""
-    run = _run_with_adapter(run_path, out)
+Beside = Callable[[Path], list[str]]
+"""Writes what stands beside the weights into their folder, and returns what has to be said about it."""
+
+
+def export_adapter(run_path: Path, out: Path, beside: Beside = lambda folder: []) -> list[str]:
+    """Write the best adapter of a run to `out`; returns what `beside` says. Raises InputError: no run, no adapter or a
+    damaged one, `out` already there."""
+    run = run_with_adapter(run_path, out)
     with replacing_folder(out) as unfinished:
         shutil.copytree(run.adapter, unfinished, dirs_exist_ok=True)
+        return beside(unfinished)
 
 
-def export_merged(run_path: Path, out: Path) -> float:
+def export_merged(run_path: Path, out: Path, beside: Beside = lambda folder: []) -> tuple[float, list[str]]:
     """Write base and best adapter as one model, with its tokenizer, to `out`.
 
-    Returns how far its logits are from base + adapter's: root mean square, in units of their spread. Raises InputError:
-    no run, no adapter, `out` already there. Raises RuntimeError where the merged checkpoint, loaded by transformers
-    alone, does not give the logits of base + adapter.
+    Returns how far its logits are from base + adapter's (root mean square, in units of their spread), and what `beside`
+    says. Raises InputError: no run, no adapter, `out` already there. Raises RuntimeError where the merged checkpoint,
+    loaded by transformers alone, does not give the logits of base + adapter.
     """
-    run = _run_with_adapter(run_path, out)
+    run = run_with_adapter(run_path, out)
     config = run.load_config()
     dtype = resolve_dtype(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config.model)
@@ -46,16 +52,17 @@ def export_merged(run_path: Path, out: Path) -> float:
     with replacing_folder(out) as unfinished:
         model.merge_and_unload().save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        notes = beside(unfinished)
         alone = AutoModelForCausalLM.from_pretrained(unfinished, dtype=dtype).eval()
         with torch.no_grad():
             merged = alone(input_ids=probe).logits.float()
         difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
         if difference > _TOLERANCE[dtype]:
             raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
-    return difference
+    return difference, notes
 
 
-def _run_with_adapter(path: Path, out: Path) -> RunFolder:
+def run_with_adapter(path: Path, out: Path) -> RunFolder:
     """The run, where it has an adapter and `out` is free to be written."""
     run = RunFolder(path)
     run.load_config()

@@ -1,0 +1,9 @@
+"""What leaves a run: its adapter or a merged model, how it wants to be asked, and a card that says what it is."""
+
+from __future__ import annotations
+
+from anit_ds.export.card import Measured, write_card
+from anit_ds.export.prompt import write_prompt
+from anit_ds.export.weights import export_adapter, export_merged, run_with_adapter
+
+__all__ = ["Measured", "export_adapter", "export_merged", "run_with_adapter", "write_card", "write_prompt"]

@@ -1,0 +1,112 @@
+"""How an exported model is asked as training asked it: prompt.json, a chat template, and generation settings.
+
+The chat template takes the last message as the text and puts the run's instruction, question, format and options around
+it, so that a server with chat messages (vLLM, `transformers serve`, TGI) gives the model the tokens it was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from anit_ds.config import Config
+from anit_ds.data.examples import Sample
+from anit_ds.data.prompts import PromptEncoder, render_prompt
+from anit_ds.data.rundata import DataSet, RunData
+from anit_ds.errors import shown
+from anit_ds.files import write_atomically, write_json
+
+_PLACE = "\x00"  # stands for the text; no data set's text may hold it
+
+
+def write_prompt(folder: Path, config: Config, data: RunData, tokenizer: Any, limits: Mapping[str, int]) -> list[str]:
+    """Write prompt.json and, for a run of one data set, chat_template.jinja and generation_config.json.
+
+    limits: of each data set the tokens that an answer may have. Returns what has to be said about it: there is no
+    template where it would not give the tokens that training gave.
+    """
+    write_json(folder / "prompt.json", {s.name: _described(s, config, limits.get(s.name)) for s in data.sets})
+    if len(data.sets) > 1:
+        return ["no chat template: a mixture has a prompt for each of its data sets; prompt.json has them all"]
+    (only,) = data.sets
+    template = chat_template(_sample(only, _PLACE), config, tokenizer)
+    if odd := _differs(template, only, config, tokenizer):
+        return [f"no chat template: it would not give the prompt of training for {shown(odd)}; prompt.json has it"]
+    write_atomically(folder / "chat_template.jinja", template)
+    settings = {"do_sample": False, "eos_token_id": _stops(config, tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    write_json(folder / "generation_config.json", {**settings, "max_new_tokens": limits.get(only.name)})
+    return []
+
+
+def _stops(config: Config, tokenizer: Any) -> list[int]:
+    """What ends an answer: the tokenizer's EOS, which training writes, and the checkpoint's own."""
+    own: Any = None
+    with suppress(OSError):  # a checkpoint without settings of its own
+        own = GenerationConfig.from_pretrained(config.model.name_or_path).eos_token_id
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+
+
+def chat_template(sample: Sample, config: Config, tokenizer: Any) -> str:
+    """A Jinja template that renders a conversation's last message as this sample's text."""
+    before, after = render_prompt(sample, config.prompt.order).split(_PLACE)
+    if config.prompt.style == "chat":
+        # The tokenizer's own template goes round the same prompt.
+        around = f"[{{'role': 'user', 'content': {_text(before)} + messages[-1]['content'] + {_text(after)}}}]"
+        own: str = tokenizer.chat_template
+        return f"{{%- set messages = {around} -%}}\n{own}"
+    first = tokenizer("a")["input_ids"][0]
+    begins = tokenizer.decode([first]) if first in tokenizer.all_special_ids else ""
+    return f"{{{{- {_text(begins + before)} + messages[-1]['content'] + {_text(after)} }}}}"
+
+
+def _text(text: str) -> str:
+    """A Jinja string literal."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _differs(template: str, of: DataSet, config: Config, tokenizer: Any) -> str | None:
+    """A text whose prompt has other tokens in the template than in training, or None."""
+    encoder = PromptEncoder.of(config, tokenizer)
+    for text in ("a text", 'Two "lines": {{ x }}\nand an é', *(s.text for s in list(of.split("dev"))[:20])):
+        (expected,) = encoder.encode_prompts([_sample(of, text)])
+        found = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            chat_template=template,
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        cut, special = len(expected) == config.data.max_length, any(t in text for t in tokenizer.all_special_tokens)
+        if found != expected and not cut and not special:
+            return text
+    return None
+
+
+def _described(of: DataSet, config: Config, limit: int | None) -> dict[str, Any]:
+    sample = _sample(of, "{text}")
+    return {
+        "task": of.task.name,
+        "style": config.prompt.style,
+        "prompt": render_prompt(sample, config.prompt.order),
+        "labels": of.instructions.labels,
+        "max_new_tokens": limit,
+        "stop": ["\n"],
+    }
+
+
+def _sample(of: DataSet, text: str) -> Sample:
+    """A text of this data set, to be answered."""
+    instructions = of.instructions
+    first = instructions.first(of.version)
+    blank = Sample(
+        id="", dataset=of.name, text="", items=(), instruction=first, raw_instruction=first, noise="none",
+        question=instructions.question, format=instructions.format, options=instructions.options, answer="",
+        distance=0, distortion=0.0,
+    )  # fmt: skip
+    return replace(blank, text=text)
