@@ -16,6 +16,7 @@ from anit_ds.commands.export import export
 from anit_ds.commands.init import init
 from anit_ds.commands.plan import plan
 from anit_ds.commands.predict import predict
+from anit_ds.commands.serve import serve
 from anit_ds.commands.train import train
 
 
@@ -26,11 +27,11 @@ def cli() -> None:
 
     \b
     Start with:   anit demo;  anit init DIR --data FILE
-    A run:        anit data CONFIG;  anit train CONFIG;  anit eval RUN;  anit predict RUN --input FILE
+    A run:        anit data CONFIG;  anit train CONFIG;  anit eval RUN;  anit predict RUN --input FILE;  anit serve RUN
     """
 
 
-for command in (compare, config, data, demo, doctor, evaluate, export, init, plan, predict, train):
+for command in (compare, config, data, demo, doctor, evaluate, export, init, plan, predict, serve, train):
     cli.add_command(command)
 
 

@@ -129,7 +129,7 @@ class FinishedRun:
         Where the raw answers are at hand (from this call or an earlier one), a noise's report has its gap and
         consistency too. One of several noises may lack what it draws from; alone it raises InputError.
         """
-        self._refuse_constraint(constrained)
+        self.refuse_constraint(constrained)
         if split != "dev":
             self._calibrate()
         folder = output or self.folder.eval
@@ -171,7 +171,7 @@ class FinishedRun:
         As they are done, in the objects' order: first one batch of each rank, then twice as many, up to a few. Rank 0
         alone reads `texts`. Raises InputError for what `check` refuses.
         """
-        self._refuse_constraint(how.get("constrained", False))
+        self.refuse_constraint(how.get("constrained", False))
         if how.get("probabilities") is not False:
             self._calibrate()
         source = iter(texts)
@@ -191,7 +191,8 @@ class FinishedRun:
                     answered[place] = {**chunk[place][1], **row}
             yield [answered[place] for place in range(len(chunk))]
 
-    def _refuse_constraint(self, constrained: bool) -> None:
+    def refuse_constraint(self, constrained: bool = True) -> None:
+        """Raises InputError where answers are to be constrained and no data set's can be."""
         if constrained and all(s.task is CLASSIFICATION for s in self.data.sets):
             raise InputError("--constrained: is for tasks with spans; a classifier's labels have probabilities anyway")
 

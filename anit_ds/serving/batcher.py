@@ -1,0 +1,54 @@
+"""Requests that arrive together are answered together: one batch at a time, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass
+class _Waiting:
+    row: Row
+    answered: asyncio.Future[Row]
+
+
+class Batcher:
+    """`ask` waits until the batch that its row is in has been answered by `answer`, which one thread at a time calls.
+
+    A batch is what has come by the time the one before is done, and no more than `batch_size` rows; the first row of an
+    idle server waits `patience` seconds for company.
+    """
+
+    def __init__(
+        self, answer: Callable[[Sequence[Row]], list[Row]], *, batch_size: int, patience: float = 0.005
+    ) -> None:
+        self._answer, self._batch_size, self._patience = answer, batch_size, patience
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+
+    async def ask(self, row: Row) -> Row:
+        """The row again with its answer. Raises what `answer` raises."""
+        waiting = _Waiting(row, asyncio.get_running_loop().create_future())
+        await self._queue.put(waiting)
+        return await waiting.answered
+
+    async def run(self) -> None:
+        """Answer for as long as the server lasts."""
+        while True:
+            batch = [await self._queue.get()]
+            await asyncio.sleep(self._patience)
+            while len(batch) < self._batch_size and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            try:
+                rows = await asyncio.to_thread(self._answer, [waiting.row for waiting in batch])
+            except Exception as error:  # whoever waits is told, and the next batch is answered
+                for waiting in batch:
+                    if not waiting.answered.cancelled():
+                        waiting.answered.set_exception(error)
+                continue
+            for waiting, row in zip(batch, rows, strict=True):
+                if not waiting.answered.cancelled():
+                    waiting.answered.set_result(row)

@@ -1,0 +1,142 @@
+"""`anit serve` as its clients meet it: a real server, the openai package, and what `anit predict` says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from anit_ds.commands.cli import main
+from anit_ds.configfile import validate
+from anit_ds.training import train
+
+pytest.importorskip("uvicorn", reason="anit serve needs the extra `serve`")
+KEY = "hunter2"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, review_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("served") / "run"
+    train(validate({
+        "model": {"name_or_path": str(tiny_folder), "dtype": "float32"},
+        "data": {"dataset": "jsonl", "path": str(review_folder), "instructions": "concise",
+                 "instructions_file": str(review_folder / "instructions.yaml")},
+        "method": {"name": "sft"}, "lora": {"r": 4}, "eval": {"max_new_tokens": 12},
+        "train": {"epochs": 2, "global_batch": 8, "micro_batch": 8, "lr": 1e-2}, "out": str(out),
+    }, source="the test"))  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def address(run: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "anit_ds", "serve", str(run), "--port", str(port)]
+    server = subprocess.Popen(command, env={**os.environ, "ANIT_API_KEY": KEY}, stderr=subprocess.PIPE, text=True)
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            break
+        except OSError:
+            assert server.poll() is None and time.monotonic() < deadline, "the server did not come up"
+            time.sleep(0.2)
+    yield url
+    server.send_signal(signal.SIGINT)
+    assert server.wait(60) == 0, server.stderr and server.stderr.read()
+
+
+def post(url: str, body: Any, key: str = KEY) -> tuple[int, Any]:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, raw, {"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@pytest.fixture(scope="module")
+def predicted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What `anit predict` says of a few texts."""
+    folder = tmp_path_factory.mktemp("predicted")
+    texts = [f"test {number} " + "very " * (number % 5) + "good" for number in range(20)]
+    (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = [sys.executable, "-m", "anit_ds", "predict", str(run), "--input", "in.jsonl", "--output", "out"]
+    done = subprocess.run(command, cwd=folder, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (folder / "out").read_text().splitlines()]
+
+
+def test_predict_says_what_the_command_says(address: str, predicted: list[dict[str, Any]]):
+    status, reply = post(f"{address}/predict", {"texts": [row["text"] for row in predicted]})
+    assert status == 200
+    for row, expected in zip(reply["rows"], predicted, strict=True):
+        likely = (row.pop("probabilities"), expected["probabilities"])
+        assert {**row, "probabilities": 0} == {**expected, "probabilities": 0}
+        assert likely[0] == pytest.approx(likely[1], abs=1e-4)
+
+
+def test_the_openai_package_is_answered(address: str, predicted: list[dict[str, Any]]):
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY)
+    assert [model.id for model in client.models.list()] == ["jsonl"]
+
+    def ask(row: dict[str, Any]) -> str | None:
+        chat = client.chat.completions.create(model="jsonl", messages=[{"role": "user", "content": row["text"]}])
+        assert chat.choices[0].finish_reason == ("length" if row.get("cut") else "stop")
+        return chat.choices[0].message.content
+
+    with ThreadPoolExecutor(10) as pool:
+        assert list(pool.map(ask, predicted)) == [row["answer"] for row in predicted]
+    stream = client.chat.completions.create(
+        model="jsonl", messages=[{"role": "user", "content": predicted[0]["text"]}], stream=True
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == predicted[0]["answer"]
+
+
+@pytest.mark.parametrize(
+    "path, body, status, said",
+    [
+        ("predict", b"{", 400, "no JSON"), ("predict", [], 400, "no JSON object"),
+        ("predict", {}, 400, "the text is None"), ("predict", {"text": "\ud83d"}, 400, "half a character"),
+        ("predict", {"texts": []}, 400, "`texts` is a list"), ("predict", {"text": "x" * (1 << 20)}, 413, "at most"),
+        ("v1/chat/completions", {}, 400, "`messages` is a list"),
+        ("v1/chat/completions", {"n": 2, "messages": [{"content": "a"}]}, 400, "there is one"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_answered_is_one_sentence(address: str, path: str, body: Any, status: int, said: str):
+    found, reply = post(f"{address}/{path}", body)
+    assert found == status and said in reply["error"]["message"]
+
+
+def test_the_key_is_asked_for_and_the_page_needs_none(address: str):
+    assert post(f"{address}/predict", {"text": "a"}, key="guess")[0] == 401
+    page = urllib.request.urlopen(address).read().decode()
+    assert "<title>Try a text</title>" in page and 'names = ["jsonl"]' in page
+
+
+def test_what_is_wrong_with_a_run_is_said_before_the_port_is_open(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    def serve(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["anit", "serve", *map(str, arguments)])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        return capsys.readouterr().err
+
+    assert "no run here" in serve(tmp_path)
+    assert "--constrained: is for tasks with spans" in serve(run, "--constrained")
