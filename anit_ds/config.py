@@ -6,7 +6,6 @@ a file into them.
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -14,7 +13,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.errors import shown
 from anit_ds.files import expanded_path
-from anit_ds.sealed import content_hash
 from anit_ds.yamlfile import dump_yaml
 
 NoiseKind = Literal["none", "truncation", "shuffle", "insertion", "replacement", "padding", "opposite"]
@@ -402,110 +400,3 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load_config` reads back to an equal object."""
         return dump_yaml(self.model_dump(mode="json", by_alias=True))
-
-
-# Fields that may change between two starts of one run: they move where or how fast it computes, not what.
-_FREE_TO_CHANGE = {
-    "out", "versions", "deepspeed", "eval.batch_size", "train.micro_batch", "train.keep", "train.checkpoint_every",
-    "train.log_every", "train.rank_timeout", "train.activation_checkpointing", "train.checkpoint_attack",
-    "train.padding_free", "method.passes", "method.schedule", "model.attn",
-}  # fmt: skip
-
-
-_LATER = {"instructions_file", "columns"}
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """Everything in a configuration that moves its result, as `path: value`."""
-
-    def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for key, value in section.items():
-            path = f"{prefix}{key}"
-            if path in _FREE_TO_CHANGE:
-                continue
-            if path == "data.mix":  # fields that came later, where they say nothing
-                value = [{k: v for k, v in item.items() if k not in _LATER or v is not None} for item in value]
-            out.update(flat(value, f"{path}.") if isinstance(value, dict) else {path: value})
-        return out
-
-    return flat(config.model_dump(mode="json", by_alias=True))
-
-
-def chosen(config: Config) -> dict[str, Any]:
-    """The part of `identity` that is not a field's default. A field that a later version adds leaves it as it is."""
-    defaults = _defaults(Config)
-    return {path: value for path, value in identity(config).items() if path not in defaults or defaults[path] != value}
-
-
-# Where things lie, which a move changes; what lies there has checksums of its own or is the model.
-_PLACES = {
-    "model.name_or_path", "data.path", "data.instructions_file", "distortion.model", "distortion.cache",
-    "lora.init_from",
-}  # fmt: skip
-
-
-def configuration_hash(config: Config) -> str:
-    """One hash of what a configuration asks for, wherever its files lie: what adapters and checkpoints belong to."""
-    kept = {path: value for path, value in chosen(config).items() if path not in _PLACES}
-    if "data.mix" in kept:
-        kept["data.mix"] = [
-            {key: value for key, value in item.items() if key not in ("path", "instructions_file")}
-            for item in kept["data.mix"]
-        ]
-    return content_hash(kept)
-
-
-def same_result(recorded: dict[str, Any], config: Config) -> bool:
-    """Whether a run of the recorded identity, perhaps of an older version with fewer fields, is one of `config`."""
-    now, defaults = identity(config), _defaults(Config)
-    return all(recorded.get(path, defaults.get(path)) == value for path, value in now.items()) and recorded.keys() <= (
-        now.keys()
-    )
-
-
-def _defaults(schema: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, field in schema.model_fields.items():
-        path, nested = f"{prefix}{field.alias or name}", field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            found |= _defaults(nested, f"{path}.")
-        elif not field.is_required():
-            value = field.get_default(call_default_factory=True)
-            found[path] = list(value) if isinstance(value, tuple) else value
-    return found
-
-
-def differences(a: Config, b: Config, *, places: bool = False) -> list[str]:
-    """The fields in which two configurations ask for different results, as `path: value there, value here`; with
-    `places` only those that say where something lies."""
-    one, two = identity(a), identity(b)
-    keys = [key for key in {**one, **two} if one.get(key) != two.get(key) and (not places or key in _PLACES)]
-    return [f"{key}: {one.get(key)!r} there, {two.get(key)!r} here" for key in keys]
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """The configuration with every path that leads somewhere from the working directory written from the root, so that
-    it means the same in every other one."""
-
-    def absolute(value: Any) -> Any:
-        return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
-
-    data = config.data.model_copy(update={
-        "path": absolute(config.data.path),
-        "instructions_file": absolute(config.data.instructions_file),
-        "mix": [
-            item.model_copy(
-                update={"path": absolute(item.path), "instructions_file": absolute(item.instructions_file)}
-            )
-            for item in config.data.mix
-        ],
-    })  # fmt: skip
-    measure = config.distortion
-    return config.model_copy(update={
-        "model": config.model.model_copy(update={"name_or_path": absolute(config.model.name_or_path)}),
-        "data": data,
-        "distortion": measure.model_copy(update={"model": absolute(measure.model) if measure.local else measure.model}),
-        "lora": config.lora.model_copy(update={"init_from": absolute(config.lora.init_from)}),
-        "deepspeed": absolute(config.deepspeed),
-    })  # fmt: skip

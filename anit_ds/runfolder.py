@@ -12,10 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from anit_ds.config import Config, configuration_hash, differences, with_absolute_paths
+from anit_ds.config import Config
 from anit_ds.configfile import load_config
 from anit_ds.errors import InputError
 from anit_ds.files import write_atomically
+from anit_ds.identity import configuration_hash, differences, with_absolute_paths
 from anit_ds.litter import sweep
 from anit_ds.sealed import Damaged, read_sealed, write_sealed
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from anit_ds.config import configuration_hash
 from anit_ds.data.examples import Sample
 from anit_ds.data.noise import NoSource
 from anit_ds.data.rundata import DataSet, RunData
@@ -24,6 +23,7 @@ from anit_ds.evaluation.labels import read_thresholds, temperatures_of
 from anit_ds.evaluation.report import Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.evaluation.score import Evaluator
+from anit_ds.identity import configuration_hash
 from anit_ds.modeling import adapter_about, load_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder

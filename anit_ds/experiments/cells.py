@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import Config
-from anit_ds.config import chosen as chosen_fields
 from anit_ds.configfile import load_yaml, set_field, validate
 from anit_ds.errors import InputError
 from anit_ds.experiments.grid import CompareConfig, DataSpec, MethodSpec
 from anit_ds.files import expanded_path
+from anit_ds.identity import chosen as chosen_fields
 from anit_ds.yamlfile import read_yaml
 
 

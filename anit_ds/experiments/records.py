@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from anit_ds.config import identity, same_result
 from anit_ds.experiments.cells import Cell, Chosen
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.statistics import example_counts
 from anit_ds.files import read_json_lines, write_json
+from anit_ds.identity import identity, same_result
 from anit_ds.runfolder import RunFolder, versions
 from anit_ds.sealed import Damaged, check_file, read_sealed, write_sealed
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from anit_ds.config import Config, chosen
+from anit_ds.config import Config
 from anit_ds.data.rundata import DataSet, RunData
+from anit_ds.identity import chosen
 from anit_ds.runfolder import versions
 
 _TASKS = {

@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from anit_ds.adversarial import Method, PerturbableLM, StepStats, build_method, embedding_scale
-from anit_ds.config import Config, configuration_hash
+from anit_ds.config import Config
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import RunData, forget_epochs
 from anit_ds.errors import InputError, TrainingFailed
 from anit_ds.evaluation import Evaluator, Interrupted
 from anit_ds.files import write_atomically
+from anit_ds.identity import configuration_hash
 from anit_ds.modeling import (
     add_adapter,
     check_tables,

@@ -22,11 +22,12 @@ import yaml
 from anit_ds.adversarial import build_method
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.commands.cli import main
-from anit_ds.config import Config, MethodConfig, chosen, identity, same_result
+from anit_ds.config import Config, MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.experiments import load_compare_config
 from anit_ds.experiments.cells import cells, tuning_cells
 from anit_ds.experiments.estimate import passes_of
+from anit_ds.identity import chosen, identity, same_result
 
 
 @pytest.fixture
