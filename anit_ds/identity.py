@@ -1,4 +1,4 @@
-"""When two configurations ask for the same result: what a run's folder, an adapter and a cell of a comparison belong to."""
+"""When two configurations ask for the same result: what a folder, an adapter and a cell of a comparison belong to."""
 
 from __future__ import annotations
 

@@ -135,6 +135,6 @@ def test_parsing_never_raises_on_many_inputs(task: str, answer: str) -> None:
 def test_parsing_time_is_linear(task: str, piece: str) -> None:
     """A quadratic parser would need minutes for a million characters."""
     answer = "positive: " + piece * (1_000_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     _parses(task, answer)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
