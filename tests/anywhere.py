@@ -1,6 +1,6 @@
 """One small run, killed at any of its file-system events or with a bit flipped anywhere in its folder, many times.
 
-    python tests/anywhere.py FOLDER kill 200      at 200 events, spread evenly over all
+    python tests/anywhere.py FOLDER kill 200      at 200 events, spread evenly over all; a fourth word: from this one on
     python tests/anywhere.py FOLDER flip 100      at 100 random places of the unfinished and of the finished run
 
 Each try is a fork of this process, which has imported everything, so it costs a second or two. One JSON line a try says
@@ -133,10 +133,11 @@ def trained() -> tuple[dict[str, str], set[str], int]:
     return numbers(Path("run")), names(Path("run")), int(Path("events.txt").read_text())
 
 
-def kill(tries: int) -> None:
+def kill(tries: int, first: int = 1) -> None:
     expected, files, events = trained()
     print(json.dumps({"events": events}), flush=True)
-    for place in sorted({1 + n * (events - 1) // max(1, tries - 1) for n in range(tries)}):
+    places = {1 + n * (events - 1) // max(1, tries - 1) for n in range(tries)}
+    for place in sorted(place for place in places if place >= first):
         shutil.rmtree("run")
         ended, _ = forked("train", "c.yaml", before=lambda place=place: at_event(place, Path("unused")))
         code, said = forked("train", "c.yaml")
@@ -200,8 +201,8 @@ def _flipped(run: Path, rng: random.Random) -> tuple[Path, int]:
 
 
 if __name__ == "__main__":
-    folder, what, tries = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    folder, what, numbers_given = Path(sys.argv[1]), sys.argv[2], map(int, sys.argv[3:])
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder)
     os.chdir(folder)
-    {"kill": kill, "flip": flip}[what](tries)
+    {"kill": kill, "flip": flip}[what](*numbers_given)
