@@ -12,6 +12,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from anit_ds.commands.cli import main
 from anit_ds.config import Config
 from anit_ds.configfile import validate
 
@@ -135,3 +137,21 @@ def make_config(tiny_folder: Path, review_folder: Path, tmp_path: Path) -> Calla
         return validate(raw, source="the test")
 
     return make
+
+
+@pytest.fixture
+def anit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`anit` in this process; what it said. An exit code other than `code` fails the test."""
+
+    def call(*arguments: object, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["anit", *map(str, arguments)])
+        ended = 0
+        try:
+            main()
+        except SystemExit as exit:
+            ended = exit.code
+        said = capsys.readouterr()
+        assert ended == code, said.err
+        return said.out + said.err
+
+    return call

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from anit_ds.commands.cli import main
 from anit_ds.config import Config
 from anit_ds.configfile import load_config, validate
 from anit_ds.onewriter import only_writer
@@ -63,24 +62,6 @@ def unfinished(run: Path) -> Path:
     (run / "summary.json").unlink()
     shutil.rmtree(run / "checkpoints" / "step-000004")
     return run
-
-
-@pytest.fixture
-def anit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Anit:
-    """`anit` in this process; what it said. An exit code other than `code` fails the test."""
-
-    def call(*arguments: object, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["anit", *map(str, arguments)])
-        ended = 0
-        try:
-            main()
-        except SystemExit as exit:
-            ended = exit.code
-        said = capsys.readouterr()
-        assert ended == code, said.err
-        return said.out + said.err
-
-    return call
 
 
 def content(folder: Path) -> dict[str, str]:

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from anit_ds.commands.cli import main
-
 Anit = Callable[..., str]
 
 
-@pytest.fixture
-def anit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Anit:
-    """`anit` in an empty folder; what it said. An exit code other than `code` fails the test."""
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["anit", *map(str, arguments)])
-        ended: object = 0
-        try:
-            main()
-        except SystemExit as exit:
-            ended = exit.code
-        said = capsys.readouterr()
-        assert ended == code, said.err
-        return said.out + said.err
-
-    return call
 
 
 def spam(rows: int = 40) -> str:
