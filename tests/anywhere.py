@@ -16,11 +16,13 @@ import random
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from anit_ds.commands.cli import main
 from anit_ds.files import read_json_lines
@@ -63,6 +65,8 @@ def forked(*arguments: str, before: Callable[[], None] = lambda: None) -> tuple[
         with said.open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        # tqdm's own lock is a semaphore that all forks share: a child that is killed while it holds it stops the rest.
+        tqdm.set_lock(threading.RLock())
         sys.argv = ["anit", *arguments]
         before()
         code = 1
