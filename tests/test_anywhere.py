@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-EVENTS, FLIPS = (int(os.environ.get(name, "4")) for name in ("ANIT_EVENTS", "ANIT_FLIPS"))
+EVENTS, FLIPS = (int(os.environ.get(name, "2")) for name in ("ANIT_EVENTS", "ANIT_FLIPS"))
 
 
 def tried(folder: Path, what: str, tries: int) -> list[dict[str, Any]]:

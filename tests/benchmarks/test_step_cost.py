@@ -47,7 +47,7 @@ def test_a_mode_has_a_row_a_data_set_and_a_mean(
     step_cost: ModuleType, tiny_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "cost.json"
-    modes = {"trl", "sft", "anit_naive", "anit", "pgd5"}
+    modes = {"trl", "hf", "sft", "anit_naive", "anit", "pgd5"}
     step_cost.main(arguments(tiny_folder, data, out, "--modes", ",".join(modes)))
     written = json.loads(out.read_text())
     for dataset in ("sst2", "agnews", "all"):
