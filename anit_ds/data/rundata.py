@@ -51,6 +51,25 @@ class DataSet:
         """The items an answer states, with the data set's raw labels. Never raises."""
         return self.task.parse(answer, self.instructions.labels)
 
+    def asked(self, text: str, id: str = "") -> Sample:
+        """A text to be answered: the prompt is that of dev and test, and there is no gold answer."""
+        instruction = self.instructions.first(self.version)
+        return Sample(
+            id=id,
+            dataset=self.name,
+            text=text,
+            items=(),
+            instruction=instruction,
+            raw_instruction=instruction,
+            noise="none",
+            question=self.instructions.question,
+            format=self.instructions.format,
+            options=self.instructions.options,
+            answer="",
+            distance=0,
+            distortion=0.0,
+        )
+
     def split(self, name: str) -> Sequence[Sample]:
         """Samples of train, dev or test."""
         samples: Sequence[Sample] = getattr(self.noisy, name)

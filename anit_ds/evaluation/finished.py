@@ -183,7 +183,7 @@ class FinishedRun:
             for place, (where, row) in enumerate(chunk):
                 of = self.check(row, where)
                 number += 1
-                samples.setdefault(of.name, []).append((place, _as_sample(row, of, number)))
+                samples.setdefault(of.name, []).append((place, of.asked(row["text"], str(row.get("id", number)))))
             answered: dict[int, dict[str, Any]] = {}
             for name, asked in samples.items():
                 told = self.evaluator.answer(self.model, self.data[name], [s for _, s in asked], **how)
@@ -204,22 +204,3 @@ class FinishedRun:
         if row.get("dataset") not in names:
             raise InputError(f'{where}: the run is a mixture, so each line needs "dataset": one of {", ".join(names)}')
         return self.data[row["dataset"]]
-
-
-def _as_sample(row: Mapping[str, Any], of: DataSet, number: int) -> Sample:
-    instruction = of.instructions.first(of.version)
-    return Sample(
-        id=str(row.get("id", number)),
-        dataset=of.name,
-        text=row["text"],
-        items=(),
-        instruction=instruction,
-        raw_instruction=instruction,
-        noise="none",
-        question=of.instructions.question,
-        format=of.instructions.format,
-        options=of.instructions.options,
-        answer="",
-        distance=0,
-        distortion=0.0,
-    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def write_prompt(folder: Path, config: Config, data: RunData, tokenizer: Any, li
     if len(data.sets) > 1:
         return ["no chat template: a mixture has a prompt for each of its data sets; prompt.json has them all"]
     (only,) = data.sets
-    template = chat_template(_sample(only, _PLACE), config, tokenizer)
+    template = chat_template(only.asked(_PLACE), config, tokenizer)
     if odd := _differs(template, only, config, tokenizer):
         return [f"no chat template: it would not give the prompt of training for {shown(odd)}; prompt.json has it"]
     write_atomically(folder / "chat_template.jinja", template)
@@ -74,7 +73,7 @@ def _differs(template: str, of: DataSet, config: Config, tokenizer: Any) -> str 
     """A text whose prompt has other tokens in the template than in training, or None."""
     encoder = PromptEncoder.of(config, tokenizer)
     for text in ("a text", 'Two "lines": {{ x }}\nand an é', *(s.text for s in list(of.split("dev"))[:20])):
-        (expected,) = encoder.encode_prompts([_sample(of, text)])
+        (expected,) = encoder.encode_prompts([of.asked(text)])
         found = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
             chat_template=template,
@@ -89,7 +88,7 @@ def _differs(template: str, of: DataSet, config: Config, tokenizer: Any) -> str 
 
 
 def _described(of: DataSet, config: Config, limit: int | None) -> dict[str, Any]:
-    sample = _sample(of, "{text}")
+    sample = of.asked("{text}")
     return {
         "task": of.task.name,
         "style": config.prompt.style,
@@ -98,15 +97,3 @@ def _described(of: DataSet, config: Config, limit: int | None) -> dict[str, Any]
         "max_new_tokens": limit,
         "stop": ["\n"],
     }
-
-
-def _sample(of: DataSet, text: str) -> Sample:
-    """A text of this data set, to be answered."""
-    instructions = of.instructions
-    first = instructions.first(of.version)
-    blank = Sample(
-        id="", dataset=of.name, text="", items=(), instruction=first, raw_instruction=first, noise="none",
-        question=instructions.question, format=instructions.format, options=instructions.options, answer="",
-        distance=0, distortion=0.0,
-    )  # fmt: skip
-    return replace(blank, text=text)
