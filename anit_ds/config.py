@@ -130,12 +130,23 @@ class NoiseConfig(Section):
     """Share of the training samples whose instruction becomes noisy."""
     resample: Literal["once", "epoch"] = "once"
     """Draw the noise once, or anew each epoch (beta is then computed anew, too)."""
+    views: int = Field(1, ge=1, le=64)
+    """Noisy instructions of each training sample, drawn apart; a step has them side by side, so a micro-batch holds so
+    many times its samples (with schedule: prefix_tree they share the text before the instruction)."""
+    train_on: Literal["all", "worst"] = "all"
+    """Of a sample's views, train on all, or (ours) on the one whose answer the model finds least likely at that step,
+    which costs a forward pass over all of them."""
     opposites: Literal["table", "chat"] = "table"
     """Where opposite instructions come from: the table beside the instructions, or a chat model (cached)."""
     chat_model: str = "gpt-4o"
     """The chat model that writes opposites."""
     base_url: _Url | None = None
     """Any OpenAI-compatible endpoint for the chat model; the key comes from OPENAI_API_KEY only."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that a sample has in a training batch."""
+        return self.views if self.train_on == "all" else 1
 
 
 class DistortionConfig(Section):
@@ -384,7 +395,9 @@ class Config(Section):
         if self.method.name == "anit" and self.method.preset == "paper" and self.distortion.normalise == "auto":
             self.distortion.normalise = "minmax"
         if self.method.name == "sft":
-            self.noise.kind = "none"
+            self.noise.kind, self.noise.views = "none", 1
+        if self.noise.kind == "none" and self.noise.views > 1:
+            raise ValueError(f"noise.views: {self.noise.views} views of a sample need a noise; noise.kind is none")
         return self
 
     @property

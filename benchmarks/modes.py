@@ -124,7 +124,7 @@ class Workload:
         data = {**settings.get("data", {}), "dataset": dataset, "path": str(folder / dataset)}
         config = run_config({**settings, "data": data})
         run_data = RunData.load(config, None)
-        samples = run_data.train_samples(seed=config.train.seed, epoch=0)
+        samples = [sample for (sample,) in run_data.train_samples(seed=config.train.seed, epoch=0)]
         if len(samples) < count * rows:
             raise InputError(f"{dataset}: {len(samples)} training samples; {count} batches of {rows} need more")
         tokenizer = load_tokenizer(config.model)

@@ -55,7 +55,8 @@ def run_config(model: str, data: str, instructions: str) -> Config:
 def micro_batches(config: Config) -> dict[bool, Batch]:
     """Eight of the first 400 training samples, drawn with a seed: padded (False) and packed (True)."""
     encoder = PromptEncoder(load_tokenizer(config.model), max_length=config.data.max_length)
-    encoded = encoder.encode(RunData.load(config, None).train_samples(seed=1, epoch=0)[:400])
+    samples = [sample for (sample,) in RunData.load(config, None).train_samples(seed=1, epoch=0)]
+    encoded = encoder.encode(samples[:400])
     random.Random(0).shuffle(encoded)
     samples = encoded[:8]
     lengths = [len(s) for s in samples]

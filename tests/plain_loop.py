@@ -14,7 +14,7 @@ from formulas import Step
 from torch import Tensor
 
 from anit_ds.config import Config
-from anit_ds.data.prompts import PromptEncoder
+from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData
 from anit_ds.modeling import add_adapter, load_model, load_tokenizer
 from anit_ds.training.batching import collate, plan_epoch
@@ -35,15 +35,24 @@ def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[
         )
     data = RunData.load(config, None)
     encoder = PromptEncoder(load_tokenizer(config.model), order=config.prompt.order)
-    encoded = encoder.encode(data.train_samples(seed=train.seed, epoch=0))
-    lengths = [len(e) for e in encoded]
+    encoded = [encoder.encode(views) for views in data.train_samples(seed=train.seed, epoch=0)]
+    lengths = [sum(len(view) for view in views) for views in encoded]
+
+    def loss_of(view: Encoded) -> float:
+        ids = torch.tensor([view.prompt + view.answer])
+        labels = torch.tensor([[-100] * len(view.prompt) + view.answer])
+        return model(ids, labels=labels).loss.item()
+
     plans = [plan_epoch(lengths, train.global_batch, seed=train.seed, epoch=e) for e in range(int(train.epochs))]
     minibatches = [indices for plan in plans for indices in plan]
     steps = [m for m in minibatches for _ in range(method.replays)]
     steps = steps[: train.max_steps or len(minibatches)]
     losses = []
     for step, indices in enumerate(steps):
-        samples = [encoded[i] for i in indices]
+        if config.noise.train_on == "worst":
+            samples = [max(encoded[i], key=loss_of) for i in indices]
+        else:
+            samples = [view for i in indices for view in encoded[i]]
         beta = [data.betas[s.dataset] for s in samples]
         batch = collate(samples, pad_id=0, tokens=method.tokens, beta=beta, step=step, denominator=1.0)
         labels = torch.full_like(batch.input_ids, -100)

@@ -92,6 +92,17 @@ def _as_items(lists: Iterable[Iterable[str]]) -> tuple[Item, ...]:
     return tuple(tuple(item) for item in lists)
 
 
+def view_id(id: str, number: int) -> str:
+    """The id of a sample's view: its own for the first, 0, and another, which `text_id` leads back, for each further
+    one."""
+    return f"{id}#view-{number}" if number else id
+
+
+def text_id(id: str) -> str:
+    """The id that all views of a sample come from."""
+    return id.partition("#view-")[0]
+
+
 def sample_key(id: str) -> int:
     """A sample's key, a number in [0, 2^64): blake2b of its id's UTF-8 bytes, little-endian.
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from anit_ds.data.examples import Sample, sample_key
+from anit_ds.data.examples import Sample, sample_key, text_id
 from anit_ds.data.plaintext import PlainText
 from anit_ds.errors import InputError, shown
 
@@ -131,15 +131,15 @@ class PromptEncoder:
     def _encode_answered(self, samples: list[Sample]) -> Iterator[Encoded]:
         answers = self.encode_answers([sample.answer for sample in samples])
         for sample, (ids, span), answer in zip(samples, self._prompts(samples), answers, strict=True):
-            key = sample_key(sample.id)
+            of_text = sample_key(text_id(sample.id))
             if len(ids) + len(answer) > self.max_length:
                 try:
                     ids, span = self._cut_text(sample, room=self.max_length - len(answer))
                 except NoRoom:
-                    self.left_out.add(key)
+                    self.left_out.add(of_text)
                     continue
-                self.cut["train"].add(key)
-            yield Encoded(key, ids, answer, span, sample.distortion, sample.dataset)
+                self.cut["train"].add(of_text)
+            yield Encoded(sample_key(sample.id), ids, answer, span, sample.distortion, sample.dataset)
 
     def _prompts(self, samples: list[Sample]) -> list[tuple[list[int], tuple[int, int]]]:
         """Each sample's prompt as token ids, and where among them its instruction is."""

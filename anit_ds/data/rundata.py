@@ -70,6 +70,12 @@ class DataSet:
             distortion=0.0,
         )
 
+    @property
+    def views(self) -> int:
+        """How many samples in a row of the training split are one text under different instructions."""
+        views: int = self.noisy.manifest["noise"].get("views", 1)
+        return views
+
     def split(self, name: str) -> Sequence[Sample]:
         """Samples of train, dev or test."""
         samples: Sequence[Sample] = getattr(self.noisy, name)
@@ -155,16 +161,19 @@ class RunData:
         """beta of each data set, in [0, 1]."""
         return {s.name: s.noisy.beta for s in self.sets}
 
-    def train_samples(self, *, seed: int, epoch: int) -> list[Sample]:
-        """The training samples of an epoch: all of each set, or as often as its weight in the mixture says."""
-        samples: list[Sample] = []
+    def train_samples(self, *, seed: int, epoch: int) -> list[list[Sample]]:
+        """The training samples of an epoch, each as the list of its views: all of each set, or as often as its weight
+        in the mixture says."""
+        samples: list[list[Sample]] = []
         for number, data_set in enumerate(self.sets):
-            train = data_set.split("train")
+            train, views = data_set.split("train"), data_set.views
             whole, part = divmod(data_set.weight, 1.0)
-            samples += list(train) * int(whole)
+            if whole:
+                samples += [list(group) for group in zip(*[iter(train)] * views, strict=True)] * int(whole)
             if part:
-                drawn = np.random.default_rng([seed, epoch, number]).permutation(len(train))
-                samples += [train[i] for i in sorted(drawn[: round(part * len(train))])]
+                size = len(train) // views
+                drawn = np.random.default_rng([seed, epoch, number]).permutation(size)
+                samples += [list(train[i * views : (i + 1) * views]) for i in sorted(drawn[: round(part * size)])]
         return samples
 
 

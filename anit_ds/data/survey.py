@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def survey(of: DataSet, config: Config) -> Survey:
         samples = _spread(of.split(split))
         if samples:
             found.lengths[split] = _lengths(samples, lengths_of, order, config.data.max_length, split == "train")
-    for sample in train:
+    for sample in islice(train, 0, None, of.views):
         found.labels.update([item[0] for item in sample.items] or ["None"])
         spans = [span for item in sample.items for span in item[1:]]
         found.spans += len(spans)

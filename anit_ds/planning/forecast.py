@@ -78,7 +78,7 @@ class Forecaster:
 
     def forecast(self, config: Config, cluster: Cluster) -> Forecast:
         """A run as its configuration has it. Raises InputError for what the trainer would refuse of model or method."""
-        size = config.train.micro_batch
+        size = config.train.micro_batch * config.noise.rows  # choosing the worst of several views is not counted
         key = config.method.model_dump_json(), config.train.model_dump_json()
         if key not in self._counted:
             self._counted[key] = footprint(config, self.workload.micro_batch(config, size), self.dtype)

@@ -32,7 +32,8 @@ class Workload:
         """The run's own samples where its data and its tokenizer are at hand."""
         try:
             encoder = PromptEncoder.of(config, load_tokenizer(config.model))
-            encoded = encoder.encode(RunData.load(config, None).train_samples(seed=config.train.seed, epoch=0))
+            samples = RunData.load(config, None).train_samples(seed=config.train.seed, epoch=0)
+            encoded = encoder.encode([view for views in samples for view in views])
         except InputError:
             made = [made_up(number, config.data.max_length) for number in range(config.train.global_batch)]
             return cls(made, config.data.max_length, known=False)

@@ -1,7 +1,8 @@
 """`Feed`: from a step's number to this rank's batches, and nothing that has a state to save.
 
 The samples of an epoch, their tokens and their order follow from the configuration and the epoch; a step's place in the
-epoch says which of them it sees (batching.py).
+epoch says which of them it sees (batching.py). A sample has `noise.views` instructions, and so many rows in a batch, or
+one, of the view that the model finds hardest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from anit_ds.adversarial import Batch
 from anit_ds.config import Config
+from anit_ds.data.examples import Sample, sample_key
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData
 from anit_ds.ranks import distributed
@@ -43,7 +45,7 @@ class Feed:
         self._epoch = -1
         self.data = load_data(0)
         self._enter(0)
-        self.per_epoch = steps_per_epoch(len(self.encoded), config.train.global_batch)
+        self.per_epoch = steps_per_epoch(len(self.samples), config.train.global_batch)
         # A minibatch that is stepped on m times takes m steps out of the epochs, so every method makes as many.
         self.replays = config.method.replays
         batches = math.ceil(config.train.epochs * self.per_epoch / self.replays)
@@ -54,20 +56,29 @@ class Feed:
         return step // self.replays // self.per_epoch
 
     def samples_of(self, step: int) -> np.ndarray:
-        """The indices into `encoded` of the step's global batch."""
+        """The indices into `samples` of the step's global batch."""
         epoch, place = divmod(step // self.replays, self.per_epoch)
         self._enter(epoch)
         # Noise that is drawn anew may leave out a few samples more than in the first epoch, whose steps are counted.
         indices: np.ndarray = self.plan[place % len(self.plan)]
         return indices
 
-    def batches(self, step: int, indices: np.ndarray) -> list[Batch]:
-        """This rank's micro-batches of a global batch, on the host."""
-        answer_tokens = sum(len(self.encoded[i].answer) for i in indices)
+    def batches(self, step: int, indices: np.ndarray, losses_of: Callable[[Batch], list[float]]) -> list[Batch]:
+        """This rank's micro-batches of a global batch, on the host.
+
+        losses_of: each row's loss in a batch, asked where the worst of several views is to be trained on.
+        """
+        noise = self.config.noise
+        answer_tokens = sum(len(view.answer) for i in indices for view in self.samples[i][: noise.rows])
         # DeepSpeed averages over ranks and accumulation; this undoes it: sum over the global batch's answer tokens
         # divided by their number, however they fall on ranks and micro-batches.
         denominator = answer_tokens / (distributed.world_size() * self.accumulation)
-        return [self._batch(micro, step, denominator) for micro in self._micro_batches(indices)]
+        micro_batches = self._micro_batches(indices)
+        if noise.rows < noise.views:
+            micro_batches = [
+                hardest(micro, losses_of(self._batch(micro, step, denominator))) for micro in micro_batches
+            ]
+        return [self._batch(micro, step, denominator) for micro in micro_batches]
 
     def beta(self, sample: Encoded) -> float:
         """What scales the sample's attack: its data set's beta, its own distortion, or the YAML's number."""
@@ -85,14 +96,22 @@ class Feed:
         if resampled:
             self.data = self._load_data(epoch)
         if self._epoch < 0 or resampled or len(self.data.sets) > 1:
-            self.encoded = self.encoder.encode(self.data.train_samples(seed=train.seed, epoch=epoch))
-        self.lengths = [len(e) for e in self.encoded]
+            self.samples = self._encode(self.data.train_samples(seed=train.seed, epoch=epoch))
+        self.lengths = [sum(map(len, views)) for views in self.samples]
         self.plan = plan_epoch(
             self.lengths, train.global_batch, seed=train.seed, epoch=epoch, group_by_length=train.group_by_length
         )
         self._epoch = epoch
 
-    def _micro_batches(self, indices: np.ndarray) -> list[list[Encoded]]:
+    def _encode(self, samples: list[list[Sample]]) -> list[list[Encoded]]:
+        """Each sample's views as tokens, but for views, and samples, that do not fit."""
+        views = [view for sample in samples for view in sample]
+        encoded = {e.key: e for e in self.encoder.encode(views)}
+        keys = [[sample_key(view.id) for view in sample] for sample in samples]
+        found = [[encoded[key] for key in of_sample if key in encoded] for of_sample in keys]
+        return [of_sample for of_sample in found if of_sample]
+
+    def _micro_batches(self, indices: np.ndarray) -> list[list[list[Encoded]]]:
         dealt = deal(
             indices,
             self.lengths,
@@ -100,16 +119,23 @@ class Feed:
             ranks=distributed.world_size(),
             accumulation=self.accumulation,
         )
-        return [[self.encoded[i] for i in micro] or [filler(self.encoded[indices[0]])] for micro in dealt]
+        return [[self.samples[i] for i in micro] or [[filler(self.samples[indices[0]][0])]] for micro in dealt]
 
-    def _batch(self, micro: list[Encoded], step: int, denominator: float) -> Batch:
+    def _batch(self, micro: list[list[Encoded]], step: int, denominator: float) -> Batch:
+        views = [view for sample in micro for view in sample]
         return collate(
-            micro,
+            views,
             pad_id=self.pad_id,
             tokens=self.config.method.tokens,
-            beta=[self.beta(s) for s in micro],
+            beta=[self.beta(view) for view in views],
             step=step,
             denominator=denominator,
             pad_to_multiple_of=1 if self.device.type == "cpu" else 8,
             packed=self.config.packs,
         )
+
+
+def hardest(samples: list[list[Encoded]], losses: list[float]) -> list[list[Encoded]]:
+    """Of each sample the view with the largest of `losses`, which has one for each view in order."""
+    of_view = iter(losses)
+    return [[max(views, key=lambda _: next(of_view))] for views in samples]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from anit_ds.adversarial import Method, PerturbableLM, StepStats, build_method, embedding_scale
+from anit_ds.adversarial import Batch, Method, PerturbableLM, StepStats, build_method, embedding_scale
 from anit_ds.config import Config
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import RunData, forget_epochs
@@ -176,7 +176,7 @@ class Trainer:
         with sharded_loading(ds_config):
             # ZeRO 3 takes each weight apart as it is loaded, and wants it on the host.
             model = load_model(config.model, self.dtype, self.feed.device if zero_stage(ds_config) < 3 else None)
-        ids = (max(*sample.prompt, *sample.answer) for sample in self.feed.encoded)
+        ids = (max(*view.prompt, *view.answer) for views in self.feed.samples for view in views)
         check_tables(model, self.feed.pad_id, ids, config.data.max_length)
         scale = 1.0
         if config.method.eps_unit != "absolute":
@@ -218,7 +218,8 @@ class Trainer:
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
         stats = StepStats()
-        batches = [self.lm.prepare(batch).to(feed.device) for batch in feed.batches(self.step, indices)]
+        made = feed.batches(self.step, indices, self._losses_of)
+        batches = [self.lm.prepare(batch).to(feed.device) for batch in made]
         for number, batch in enumerate(batches):
             # Dropout masks follow from the position, so a resumed run draws the same ones without saved RNG states.
             torch.manual_seed(_mix(self.config.train.seed, self.step, number, distributed.rank()))
@@ -228,13 +229,19 @@ class Trainer:
         self.step += 1
         seconds = time.perf_counter() - started
         self.monitor.step(self.step, stats, {
-            "data/beta": float(np.mean([feed.beta(feed.encoded[i]) for i in indices])),
+            "data/beta": float(np.mean([feed.beta(view) for i in indices for view in feed.samples[i]])),
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens_per_second": sum(feed.lengths[i] for i in indices) / seconds,
             "step_seconds": seconds,
             "memory": peak_memory_mb(feed.device),
-        }, ", ".join(sorted({feed.encoded[i].dataset for i in indices})))  # fmt: skip
+        }, ", ".join(sorted({feed.samples[i][0].dataset for i in indices})))  # fmt: skip
+
+    def _losses_of(self, batch: Batch) -> list[float]:
+        """Each sample's answer loss, of the model as it is; the host waits for it."""
+        with torch.no_grad(), self.lm.dropout.off():
+            (losses,) = self.lm.losses(self.lm.prepare(batch).to(self.feed.device))
+        return losses.tolist()
 
     def run_to_the_end(self, signals: Signals) -> dict[str, Any] | None:
         """Train, evaluate, save. Returns the summary, or None after a signal (state saved, requeue written)."""
@@ -294,7 +301,7 @@ class Trainer:
     def _say_what_begins(self) -> None:
         distributed.logger().info(
             "%s on %d samples, %d steps of %d, %d ranks x %d micro-batches, %s, beta %s",
-            self.config.method.name, len(self.feed.encoded), self.feed.total, self.config.train.global_batch,
+            self.config.method.name, len(self.feed.samples), self.feed.total, self.config.train.global_batch,
             distributed.world_size(), self.feed.accumulation, _name(self.dtype),
             ", ".join(f"{name} {beta:.4f}" for name, beta in self.feed.data.betas.items()),
         )  # fmt: skip

@@ -62,7 +62,8 @@ def choose_schedule(config: Config, feed: Feed, model: nn.Module, *, stage: int,
 
 def candidates(config: Config, feed: Feed, *, sharded: bool) -> list[Candidate]:
     """What each schedule that the method allows would compute, three_pass first."""
-    method, batches = config.method, [TreeBatch.of(b) for b in feed.batches(0, feed.samples_of(0))]
+    first = feed.batches(0, feed.samples_of(0), losses_of=lambda batch: [0.0] * batch.size)
+    method, batches = config.method, [TreeBatch.of(batch) for batch in first]
     passes, micro = METHODS[method.name].passes(method), len(batches)
     own = sum(sum(b.lengths or ()) for b in batches)
     padded = own if config.train.padding_free else sum(b.size * max(b.lengths or ()) for b in batches)

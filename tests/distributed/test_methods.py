@@ -27,6 +27,9 @@ METHODS: dict[str, dict[str, object]] = {
     "anit-clean": {"eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius", "gradient": "clean"},
     "anit-switches": {"eps": 1.0, "alpha": 0.02, "eps_unit": "absolute", "ball": "frobenius", "start": 0.3,
                       "step": "sign", "loss": "consistency"},
+    "noisy_sft-views": {"noise.views": 3},
+    "anit-worst": {"eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius", "noise.views": 3,
+                   "noise.train_on": "worst"},
 }  # fmt: skip
 
 
@@ -35,8 +38,10 @@ def test_two_steps_of_every_method_are_a_plain_loops(make_config: Callable[..., 
     expected, runs = {}, {}
     for label, settings in METHODS.items():
         name = label.partition("-")[0]
+        method = {key: value for key, value in settings.items() if "." not in key}
+        elsewhere = {key: value for key, value in settings.items() if "." in key}
         shape = {
-            "method": {"name": name, **settings},
+            "method": {"name": name, **method}, **elsewhere,
             "train.optimizer": "sgd", "train.lr": 0.3, "train.weight_decay": 0.0, "train.max_steps": 2,
             "train.micro_batch": 2, "eval.test": False, "data.max_dev": 2,
         }  # fmt: skip

@@ -42,6 +42,6 @@ def test_scores_and_betas_of_each_set(mixture: Config):
 
 
 def test_weights_say_how_often_a_set_is_drawn(mixture: Config):
-    samples = RunData.load(mixture, None).train_samples(seed=1, epoch=0)
+    samples = [sample for (sample,) in RunData.load(mixture, None).train_samples(seed=1, epoch=0)]
     drawn = [s.dataset for s in samples]
     assert drawn.count("movie-reviews") == 4 and drawn.count("14lap") == 12

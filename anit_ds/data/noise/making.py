@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anit_ds.data.corpora import Corpus
 from anit_ds.data.distortion import Distance, DistanceTally, measure
-from anit_ds.data.examples import Example, Sample
+from anit_ds.data.examples import Example, Sample, view_id
 from anit_ds.data.instructions import Instructions
 from anit_ds.data.noise.bending import bend, draw, running_text
 from anit_ds.data.noise.functions import Sources
@@ -77,10 +77,17 @@ class SampleMaker:
 def training_samples(maker: SampleMaker, examples: Iterable[Example], tally: DistanceTally) -> Iterator[Sample]:
     """The training samples of some examples; each noisy one's distance is added to `tally` as it is made."""
     for example in examples:
-        sample, distance = maker.training_sample(example)
-        if distance is not None:
-            tally.add(distance)
-        yield sample
+        for view in views_of(example, maker.recipe.noise.views):
+            sample, distance = maker.training_sample(view)
+            if distance is not None:
+                tally.add(distance)
+            yield sample
+
+
+def views_of(example: Example, views: int) -> Iterator[Example]:
+    """The example `views` times, each under an id of its own: what is drawn for one is not drawn for another."""
+    for number in range(views):
+        yield replace(example, id=view_id(example.id, number)) if number else example
 
 
 def _check_labels(corpus: Corpus, instructions: Instructions) -> None:

@@ -33,12 +33,14 @@ def facts_of(corpus: Corpus, maker: SampleMaker) -> dict[str, Any]:
     """Everything the noisy set follows from, as plain data; the corpus, the texts and the instructions as hashes."""
     recipe = maker.recipe
     splits = {"train": corpus.train, "dev": corpus.dev, "test": corpus.test}
+    # Left out where it says nothing: sets that were made before there were views stay what they are.
+    views = {"views": recipe.noise.views} if recipe.noise.views > 1 else {}
     return {
         "version": __version__,
         "dataset": corpus.dataset,
         "task": recipe.instructions.task,
         "instructions": {"version": recipe.version, "paraphrases": recipe.paraphrases},
-        "noise": {"kind": recipe.noise.kind, "omega": recipe.noise.omega, "phi": recipe.noise.phi},
+        "noise": {"kind": recipe.noise.kind, "omega": recipe.noise.omega, "phi": recipe.noise.phi, **views},
         "measure": _measure_facts(recipe.distortion),
         "seeds": {"run": recipe.seed, "epoch": recipe.epoch},
         "inputs": {
@@ -117,7 +119,7 @@ def manifest_of(
             "dev": len(corpus.dev),
             "test": len(corpus.test),
             "noisy": noisy,
-            "raw": len(corpus.train) - noisy,
+            "raw": len(corpus.train) * maker.recipe.noise.views - noisy,
             "skipped": corpus.skipped,
             "left_out": corpus.left_out,
         },

@@ -11,7 +11,7 @@ from anit_ds.data.corpora import Corpus
 from anit_ds.data.distortion import DistanceTally, Normaliser, normaliser
 from anit_ds.data.distortion.lm_based import Estimate, LmDistortion
 from anit_ds.data.examples import Sample
-from anit_ds.data.noise.making import SampleMaker
+from anit_ds.data.noise.making import SampleMaker, views_of
 from anit_ds.data.noise.recipe import Recipe
 from anit_ds.files import blocks
 
@@ -48,7 +48,8 @@ def measurement(config: DistortionConfig, tally: DistanceTally) -> Measurement:
 def estimate_embedding(corpus: Corpus, recipe: Recipe) -> Estimate:
     """What the LM-based distortion of this set would cost in calls and tokens; no call is made."""
     maker = SampleMaker.of(corpus, recipe)
-    samples = (sample for sample, distance in map(maker.training_sample, corpus.train) if distance is not None)
+    views = (view for example in corpus.train for view in views_of(example, recipe.noise.views))
+    samples = (sample for sample, distance in map(maker.training_sample, views) if distance is not None)
     texts = (text for sample in samples for text in (sample.instruction, sample.raw_instruction))
     return LmDistortion(recipe.distortion).estimate(texts)
 
