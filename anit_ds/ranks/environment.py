@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import socket
 import subprocess
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from anit_ds.errors import InputError
@@ -71,10 +74,19 @@ def _from_srun(environment: MutableMapping[str, str]) -> dict[str, str] | None:
 
 
 def _first_host(nodes: str) -> str:
-    scontrol = shutil.which("scontrol")
-    if scontrol is None:
+    """The first of some nodes, by its address where its name does not resolve: torch would look for it for minutes."""
+    if shutil.which("scontrol") is None:
         raise InputError("srun started several tasks but scontrol is not found; set MASTER_ADDR to the first node")
-    names = subprocess.run([scontrol, "show", "hostnames", nodes], capture_output=True, text=True, check=False).stdout
-    if not names.strip():
+    names = _scontrol("hostnames", nodes).split()
+    if not names:
         raise InputError(f"scontrol cannot read the node list {nodes!r}; set MASTER_ADDR to the first node")
-    return names.split()[0]
+    address = re.search(r"NodeAddr=(\S+)", _scontrol("node", names[0]))
+    for host in (names[0], *(address.groups() if address else ())):
+        with suppress(OSError):
+            socket.getaddrinfo(host, None)
+            return host
+    raise InputError(f"the first node's name, {names[0]}, does not resolve; set MASTER_ADDR to its address")
+
+
+def _scontrol(*shown: str) -> str:
+    return subprocess.run(["scontrol", "show", *shown], capture_output=True, text=True, check=False).stdout

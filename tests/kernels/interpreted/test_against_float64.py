@@ -5,7 +5,6 @@ The reference is docs/method.md section 4 as written; only the uniforms come fro
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -162,7 +161,8 @@ def check(grad: Tensor, e: Tensor, samples: dict[str, Any], alpha: float, ball: 
 
 
 SHAPES = [(1, 1, 1), (5, 3, 6), (4, 130, 6), (5, 17, 64), (4, 21, 576), (1, 130, 576), (3, 9, 641), (2, 5, 2048)]
-CASES = list(itertools.product(SHAPES, DTYPE_IDS))
+# Each dtype meets half of the shapes, each shape at least one dtype.
+CASES = [(SHAPES[n], dtype) for n in range(len(SHAPES)) for m, dtype in enumerate(DTYPE_IDS) if (n + m) % 2 == 0]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ CASES = list(itertools.product(SHAPES, DTYPE_IDS))
 def test_shapes_and_dtypes(
     shape: tuple[int, int, int], dtype: torch.dtype, implementation: None, large_tiles: None
 ) -> None:
-    # Eight shapes, three dtypes, three balls: each dtype meets each ball, most widths too.
+    # Each dtype meets each ball.
     ball = anit_kernels.BALLS[(SHAPES.index(shape) + list(DTYPE_IDS).index(dtype)) % 3]
     check(*batch(shape, dtype), alpha=0.7, ball=ball)
 
