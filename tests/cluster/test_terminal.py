@@ -27,6 +27,7 @@ class Terminal:
         self.pid, self._master = pty.fork()
         if self.pid == 0:
             os.chdir(REPOSITORY)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script in the background ignores it, and so would bash
             os.execvpe(words[0], words, {**launches.environment, **more})
         self._said = b""
         threading.Thread(target=self._read, daemon=True).start()
