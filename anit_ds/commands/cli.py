@@ -18,6 +18,7 @@ from anit_ds.commands.plan import plan
 from anit_ds.commands.predict import predict
 from anit_ds.commands.serve import serve
 from anit_ds.commands.train import train
+from anit_ds.commands.trying import try_texts
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -27,11 +28,11 @@ def cli() -> None:
 
     \b
     Start with:   anit demo;  anit init DIR --data FILE
-    A run:        anit data CONFIG;  anit train CONFIG;  anit eval RUN;  anit predict RUN --input FILE;  anit serve RUN
+    A run:        anit data CONFIG;  anit train CONFIG;  anit eval RUN;  anit predict RUN --input FILE;  anit try RUN
     """
 
 
-for command in (compare, config, data, demo, doctor, evaluate, export, init, plan, predict, serve, train):
+for command in (compare, config, data, demo, doctor, evaluate, export, init, plan, predict, serve, train, try_texts):
     cli.add_command(command)
 
 

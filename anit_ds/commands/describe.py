@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -113,6 +113,19 @@ def describe_evaluation(name: str, report: dict[str, Any]) -> str:
     if len(rows) > 1:
         lines.append(f"mean micro-F1 {report['micro_f1']:.4f}")
     return "\n".join(lines)
+
+
+def describe_answer(row: Mapping[str, Any]) -> str:
+    """What a run says of one text: its answer, each label's probability or each constrained item's score."""
+    marks = [text for key, text in (("cut", "cut off at its limit"), ("malformed", "not parsed whole")) if key in row]
+    lines = [(row["answer"] or "(an empty answer)") + (f"   ({', '.join(marks)})" if marks else "")]
+    likely = row.get("probabilities", {})
+    if likely and [(row["label"],)] != [tuple(item) for item in row["items"]]:
+        lines.append(f"by probability: {row['label'] or 'no label'}")
+    scored = sorted(likely.items(), key=lambda pair: -pair[1])
+    scored += [(": ".join(item), score) for item, score in zip(row["items"], row.get("scores", ()), strict=False)]
+    width = max((len(name) for name, _ in scored), default=0)
+    return "\n".join([*lines, *(f"  {name:<{width}}  {p:.4f}  {'#' * round(30 * p)}".rstrip() for name, p in scored)])
 
 
 def _describe_labels(labels: dict[str, Any]) -> list[str]:

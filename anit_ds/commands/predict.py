@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from anit_ds.files import json_line, json_lines
 
 Row = tuple[str, dict[str, Any]]
 """Where an object stands, and it."""
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 @click.command(short_help="Answer new texts with a run.")
@@ -109,10 +107,8 @@ def _rows(file: BinaryIO, source: str) -> Iterator[Row]:
         raise InputError(f"{source}:{line}: {problem}")
 
     for number, row in json_lines(file, refuse):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        if not isinstance(row, dict):
             refuse(number, 'expected an object with a "text"')
-        if half := _HALF.search(row["text"]):
-            refuse(number, f"{half[0]!r} is half a character (a lone surrogate), which is no text")
         yield f"{source}:{number}", row
 
 

@@ -5,6 +5,7 @@ Nothing but the folder and the model is read, and nothing but evaluations is wri
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,6 +32,7 @@ from anit_ds.sealed import Damaged
 
 # Most texts that a rank answers before they are given out, in batches: enough to keep a batch full.
 _BATCHES = 4
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Scored(NamedTuple):
@@ -197,10 +199,15 @@ class FinishedRun:
             raise InputError("--constrained: is for tasks with spans; a classifier's labels have probabilities anyway")
 
     def check(self, row: Mapping[str, Any], where: str) -> DataSet:
-        """The data set that an object is of. Raises InputError for one of a mixture that does not say it."""
+        """The data set that an object is of. Raises InputError for one without a `text` that is text, and in a mixture
+        for one that does not say its data set."""
+        if not isinstance(row.get("text"), str):
+            raise InputError(f'{where}: expected an object with a "text"')
+        if half := _HALF.search(row["text"]):
+            raise InputError(f"{where}: {half[0]!r} is half a character (a lone surrogate), which is no text")
         if len(self.data.sets) == 1:
             return self.data.sets[0]
         names = [s.name for s in self.data.sets]
         if row.get("dataset") not in names:
-            raise InputError(f'{where}: the run is a mixture, so each line needs "dataset": one of {", ".join(names)}')
+            raise InputError(f'{where}: the run is a mixture, so it needs a "dataset": one of {", ".join(names)}')
         return self.data[row["dataset"]]

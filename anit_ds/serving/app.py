@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from anit_ds.errors import InputError, shown
+from anit_ds.errors import InputError
 from anit_ds.evaluation.finished import FinishedRun
 from anit_ds.serving.batcher import Batcher, Row
 
@@ -72,15 +72,12 @@ def build_app(run: FinishedRun, *, api_key: str | None = None, constrained: bool
         return body
 
     def checked(row: Row) -> Row:
-        text = row.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise _Refused(400, f"the text is {shown(text)}, not text that is not blank")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise _Refused(400, "the text holds half a character (a lone surrogate)")
         try:
             run.check(row, "the request")
         except InputError as error:
             raise _Refused(400, str(error)) from error
+        if not row["text"].strip():
+            raise _Refused(400, "the request: the text is blank")
         return row
 
     async def predict(request: Request) -> Response:
