@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 @click.argument("run", type=click.Path())
 @click.argument("out", type=click.Path())
 @click.option("--merge", is_flag=True, help="Base and adapter in one checkpoint that transformers loads alone.")
-def export(run: str, out: str, merge: bool) -> None:
+@click.option("--push", "repository", default=None, metavar="OWNER/NAME", help="Send OUT to this repository on the "
+              "Hugging Face hub too, with the token in HF_TOKEN; it is made private.")  # fmt: skip
+@click.option("--public", is_flag=True, help="With --push: a repository that is not there yet is made public.")
+def export(run: str, out: str, merge: bool, repository: str | None, public: bool) -> None:
     """Write the adapter of RUN to OUT in PEFT's format, or with --merge the whole model.
 
     Beside the weights stand README.md, a model card with the scores; prompt.json; a chat template that asks the model
     as training did; and generation settings.
     """
-    from anit_ds.export import export_adapter, export_merged
+    from anit_ds.export import export_adapter, export_merged, push, refuse_push
+
+    if repository is not None:
+        refuse_push(repository)
 
     def beside(folder: Path) -> list[str]:
         return _beside(folder, Path(run), merged=merge)
@@ -36,6 +42,8 @@ def export(run: str, out: str, merge: bool) -> None:
         click.echo(f"adapter written to {out}: PeftModel.from_pretrained(base, {out!r})")
     for note in notes:
         click.echo(note)
+    if repository is not None:
+        click.echo(f"sent to {push(Path(out), repository, public=public)}")
 
 
 def _beside(folder: Path, run_path: Path, *, merged: bool) -> list[str]:

@@ -35,7 +35,7 @@ def write_card(folder: Path, config: Config, data: RunData, scores: Sequence[Mea
     """Write README.md, with the metadata that the Hugging Face hub reads."""
     raw = [score for score in scores if score.noise == "none"]
     about = ModelCardData(
-        base_model=config.model.name_or_path,
+        base_model=None if Path(config.model.name_or_path).exists() else config.model.name_or_path,
         library_name="transformers" if merged else "peft",
         pipeline_tag="text-generation",
         tags=["anit", "instruction-tuning", *sorted({_TASKS[s.task.name] for s in data.sets})],
@@ -55,7 +55,11 @@ def _result(score: Measured, of: DataSet) -> EvalResult:
 
 
 def _about(config: Config, data: RunData) -> str:
-    lines = [f"`{config.model.name_or_path}`, fine-tuned with ANIT-DS by the method `{config.method.name}`.", ""]
+    base = Path(config.model.name_or_path)  # whose place on this machine is nobody's matter
+    lines = [
+        f"`{base.name if base.exists() else base}`, fine-tuned with ANIT-DS by the method `{config.method.name}`.",
+        "",
+    ]
     lines += ["| data | task | train | dev | test |", "|---|---|---|---|---|"]
     for s in data.sets:
         sizes = " | ".join(str(len(s.split(split))) for split in ("train", "dev", "test"))
