@@ -13,11 +13,9 @@ checkpoints and logging stay the trainer's; the method's statistics are logged b
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from anit_ds.adversarial.batch import Batch
@@ -25,7 +23,10 @@ from anit_ds.adversarial.methods.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 
-_KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_KNOWN = ("NO", "MULTI_CPU", "MULTI_GPU")
 
 
 class AdversarialTrainerMixin:
@@ -39,7 +40,7 @@ class AdversarialTrainerMixin:
     def __init__(self, *args: Any, method: Any = None, beta: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         accelerator: Accelerator = self.accelerator  # type: ignore[attr-defined]
-        if accelerator.distributed_type not in _KNOWN:
+        if accelerator.distributed_type.value not in _KNOWN:
             raise ValueError(
                 f"{type(self).__name__} knows one process and DDP, not {accelerator.distributed_type.value}; for ZeRO "
                 "use anit train"

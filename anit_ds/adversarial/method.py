@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.pipelined import PipelinedNRM
@@ -11,7 +11,9 @@ from anit_ds.adversarial.methods.warm_up import WarmedUp
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
+
+if TYPE_CHECKING:
+    from anit_ds.config import MethodConfig
 
 
 class Method(Protocol):

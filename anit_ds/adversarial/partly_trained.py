@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import peft
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from anit_ds.errors import InputError
@@ -105,13 +103,17 @@ class _LearnsFromFirst(torch.autograd.Function):
 
 def _lora_parts(model: nn.Module) -> tuple[list[nn.Linear], list[nn.Dropout]]:
     """Every lora_A and lora_B that is a linear layer of a linear layer, and LoRA's dropouts (none where p is 0)."""
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, peft.tuners.lora.Linear)]
+    from peft.tuners.lora import Linear  # here and below: only a LoRA model needs PEFT
+
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, Linear)]
     linears = [m for layer in layers for part in (layer.lora_A, layer.lora_B) for m in part.values()]
     dropouts = [m for layer in layers for m in layer.lora_dropout.values() if isinstance(m, nn.Dropout)]
     return linears, dropouts
 
 
 def _refuse_what_would_mix(model: Any, linears: list[nn.Linear], dropouts: list[nn.Dropout]) -> None:
+    from peft.tuners.lora import LoraLayer
+
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     in_head = {id(m) for m in head.modules()} if head is not None else set()
     learned = {id(linear.weight) for linear in linears if id(linear) not in in_head}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
+
+if TYPE_CHECKING:
+    from anit_ds.config import MethodConfig
 
 
 class OneBatchAtATime(ABC):

@@ -9,7 +9,7 @@ cannot be carried to the next one), and a step is Frobenius-normalised per sampl
 from __future__ import annotations
 
 from collections import deque
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from anit_ds.adversarial.methods.ball import direction, moved, project
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
+
+if TYPE_CHECKING:
+    from anit_ds.config import MethodConfig
 
 
 class FreeAT(OneBatchAtATime):

@@ -5,7 +5,7 @@ Zhu et al., ICLR 2020, algorithm 1: one backward gives the parameters' gradient 
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.methods.delta import perturbed_start
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
+
+if TYPE_CHECKING:
+    from anit_ds.config import MethodConfig
 
 
 class FreeLB(OneBatchAtATime):

@@ -8,7 +8,7 @@ random    L(e) + lambda L(e + Proj(delta0))            ANIT without its gradient
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from anit_ds.adversarial.methods.delta import perturbed_start
 from anit_ds.adversarial.methods.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
 from anit_kernels import NrmStats
+
+if TYPE_CHECKING:
+    from anit_ds.config import MethodConfig
 
 
 class NEFTune(OneBatchAtATime):

@@ -15,7 +15,7 @@ tokens in scope, the guard against gradients that are not finite, `gradient: cle
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from torch import Tensor
 
@@ -26,8 +26,10 @@ from anit_ds.adversarial.methods.delta import perturbed_start, perturbed_step
 from anit_ds.adversarial.methods.signed import signed_step
 from anit_ds.adversarial.perturb import Input, PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
 from anit_kernels import Ball, NrmStats
+
+if TYPE_CHECKING:
+    from anit_ds.config import MethodConfig
 
 
 class NRM(OneBatchAtATime):

@@ -6,7 +6,7 @@ Madry et al., ICLR 2018, on embeddings, with per-sample Frobenius-normalised ste
 from __future__ import annotations
 
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from anit_ds.adversarial.methods.ball import direction, moved, project
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
+
+if TYPE_CHECKING:
+    from anit_ds.config import MethodConfig
 
 
 class PGD(OneBatchAtATime):

@@ -14,7 +14,7 @@ other ranks.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ from anit_ds.adversarial.methods.nrm import NRM, Ball
 from anit_ds.adversarial.partly_trained import PartlyTrainedLora
 from anit_ds.adversarial.perturb import AttackPoint, PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
+
+if TYPE_CHECKING:
+    from anit_ds.config import MethodConfig
 
 
 class PipelinedNRM(NRM):

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.base import OneBatchAtATime
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
-from anit_ds.config import MethodConfig
+
+if TYPE_CHECKING:
+    from anit_ds.config import MethodConfig
 
 
 class SFT(OneBatchAtATime):
