@@ -110,6 +110,20 @@ with_restarts() {
     done
 }
 
+# The exit code of a child that has ended. A signal that is trapped just now ends `wait` with the signal's own number;
+# asked again, the shell still knows the child's.
+exit_code_of() {
+    local code again
+    wait "$1"
+    code=$?
+    if ((code > 128)); then
+        wait "$1" 2>/dev/null
+        again=$?
+        if ((again != 127)); then code=$again; fi
+    fi
+    return "$code"
+}
+
 # Runs a command that ends with us even if we are killed, passes signals on to it, and returns its exit code.
 supervise() {
     tether "$@" &
@@ -119,7 +133,7 @@ supervise() {
     trap 'pass_on USR2 '"$child" USR2
     # Not a long `wait`: a trap interrupts it, and its answer is then the signal's and not the child's.
     while kill -0 "$child" 2>/dev/null; do sleep 0.2; done
-    wait "$child"
+    exit_code_of "$child"
     code=$?
     trap - TERM INT HUP USR1 USR2
     return "$code"

@@ -92,7 +92,7 @@ collect() {
     local rank ended
     for rank in "${!running[@]}"; do
         if kill -0 "${running[$rank]}" 2>/dev/null; then continue; fi
-        wait "${running[$rank]}"
+        exit_code_of "${running[$rank]}"
         ended=$?
         kill -s KILL -- "-${running[$rank]}" 2>/dev/null # children it left behind
         unset 'running[rank]'
