@@ -345,6 +345,8 @@ class TrainConfig(Section):
     """With activation_checkpointing: recompute in an attack's own pass too. `false` keeps that pass's activations,
     which a pass without parameter gradients and with half of the joined rows may have the memory for, and saves its
     second forward."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop once so many evaluations on dev in a row (see eval.every) found no better score; null: train to the end."""
     checkpoint_every: int = Field(200, ge=0)
     """Optimizer steps between checkpoints; 0 keeps only the last."""
     keep: int = Field(2, ge=1)
@@ -398,6 +400,11 @@ class Config(Section):
             self.noise.kind, self.noise.views = "none", 1
         if self.noise.kind == "none" and self.noise.views > 1:
             raise ValueError(f"noise.views: {self.noise.views} views of a sample need a noise; noise.kind is none")
+        if self.train.early_stopping_patience and self.eval.every is None:
+            raise ValueError(
+                "train.early_stopping_patience counts evaluations on dev, and eval.every: null makes none before the "
+                "end; give eval.every in epochs, such as 1.0"
+            )
         return self
 
     @property

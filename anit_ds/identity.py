@@ -18,6 +18,8 @@ _FREE_TO_CHANGE = {
 }  # fmt: skip
 
 
+# How long a run trains: the one in a folder may be asked for more.
+_LENGTHS = {"train.epochs", "train.max_steps", "train.early_stopping_patience"}
 _LATER = {"instructions_file", "columns"}
 
 
@@ -84,10 +86,20 @@ def _defaults(schema: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 
 def differences(a: Config, b: Config, *, places: bool = False) -> list[str]:
     """The fields in which two configurations ask for different results, as `path: value there, value here`; with
-    `places` only those that say where something lies."""
+    `places` only those that say where something lies. How long a run trains is none of them."""
     one, two = identity(a), identity(b)
-    keys = [key for key in {**one, **two} if one.get(key) != two.get(key) and (not places or key in _PLACES)]
+    keys = [key for key in _different(one, two) if key not in _LENGTHS and (not places or key in _PLACES)]
     return [f"{key}: {one.get(key)!r} there, {two.get(key)!r} here" for key in keys]
+
+
+def differ_in_length(a: Config, b: Config) -> bool:
+    """Whether two configurations ask for the same run, of another number of steps or with another patience."""
+    found = _different(identity(a), identity(b))
+    return bool(found) and _LENGTHS.issuperset(found)
+
+
+def _different(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
+    return [key for key in {**one, **two} if one.get(key) != two.get(key)]
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -16,7 +16,7 @@ from anit_ds.config import Config
 from anit_ds.configfile import load_config
 from anit_ds.errors import InputError
 from anit_ds.files import write_atomically
-from anit_ds.identity import configuration_hash, differences, with_absolute_paths
+from anit_ds.identity import configuration_hash, differ_in_length, differences, with_absolute_paths
 from anit_ds.litter import sweep
 from anit_ds.sealed import Damaged, read_sealed, write_sealed
 
@@ -47,8 +47,9 @@ class RunFolder:
     def begin(self, config: Config, *, fresh: bool = False) -> Config:
         """Make the folder and write the resolved configuration into it; returns that, its local paths absolute.
 
-        Raises InputError when it cannot be written, or holds a run of another configuration (unless `fresh`, which
-        empties it first).
+        One that asks for another length of the run that is here is not written yet: `note` does, once it is accepted.
+        Raises InputError when the folder cannot be written, or holds a run of another configuration (unless `fresh`,
+        which empties it first).
         """
         if fresh:
             self.empty()
@@ -57,12 +58,25 @@ class RunFolder:
             self._refuse_another(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            named = config.model_copy(update={"versions": versions()})
-            write_atomically(self.config, named.to_yaml())
+            if self.of_another_length(config) is None:
+                self._write_config(config)
             sweep(self.path)
         except OSError as error:
             raise InputError(f"out: cannot write into {self.path} ({error.strerror})") from error
         return config
+
+    def _write_config(self, config: Config) -> None:
+        write_atomically(self.config, config.model_copy(update={"versions": versions()}).to_yaml())
+
+    def of_another_length(self, config: Config) -> Config | None:
+        """What the run here was last asked for, where it differs from `config` in its length alone."""
+        if not self.has_results() or not self.config.is_file():
+            return None
+        try:
+            there = with_absolute_paths(load_config(self.config))
+        except InputError:
+            return None
+        return there if differ_in_length(there, config) else None
 
     def _refuse_another(self, config: Config) -> None:
         """The configuration that the run began with decides; config.yaml says where the other one differs."""
@@ -81,16 +95,40 @@ class RunFolder:
                 f"{self.path}: holds another configuration ({other[0]}{more}); choose another out=, or empty it "
                 "with --fresh"
             )
-        if begun is not None and not same:
+        if begun not in (None, configuration_hash(config), configuration_hash(there)):
             raise self._edited()
 
-    def note(self, config: Config, *, data: dict[str, str], answer_limits: dict[str, int]) -> None:
+    def note(
+        self, config: Config, *, data: dict[str, str], answer_limits: dict[str, int], was: int | None = None
+    ) -> None:
         """Write run.json: what a run begins with, for those who go on from it or ask it.
 
         data: of each data set the hash that it is known by. answer_limits: of each the tokens that an answer may have.
+        was: the steps that it was to make, where it is now asked for another length.
         """
-        content = {"configuration": configuration_hash(config), "data": data, "answer_limits": answer_limits}
+        earlier = self.earlier()
+        if was is not None and (there := self.of_another_length(config)) is not None:
+            self.summary.unlink(missing_ok=True)
+            this = {"configuration": configuration_hash(there), "steps": was}
+            earlier = [*earlier, this] if this not in earlier else earlier
+        content = {
+            "configuration": configuration_hash(config), "data": data, "answer_limits": answer_limits,
+            "earlier": earlier,
+        }  # fmt: skip
         write_sealed(self.record, content)
+        self._write_config(config)
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """What the run was before it was asked for more: the hash of each configuration, and its steps."""
+        try:
+            found: list[dict[str, Any]] = self.noted().get("earlier", [])
+        except Damaged:
+            found = []
+        return found
+
+    def configurations(self, config: Config) -> set[str | None]:
+        """The hashes that what lies here may bear; an older version gave none."""
+        return {None, configuration_hash(config), *(one["configuration"] for one in self.earlier())}
 
     def noted(self) -> dict[str, Any]:
         """What `note` wrote; empty where a run has not begun, or was begun by an older version. Raises Damaged."""

@@ -84,6 +84,13 @@ def describe_summary(summary: dict[str, Any], folder: Path) -> str:
         lines.append(
             f"  under {noise:<12}     {under['micro_f1']:.4f}  ({under['gap']:+.4f}, {under['consistency']:.1%} equal)"
         )
+    if why := summary.get("stopped_early"):
+        lines.append(why)
+    if was := summary.get("extended_from"):
+        lines.append(
+            f"went on from {', '.join(map(str, was))} steps, made on the learning rates of a shorter run: not the same "
+            "as this many from the start"
+        )
     if lost := summary.get("nonfinite_steps"):
         lines.append(f"{lost} of {summary['steps']} steps had a loss or a gradient that was not finite: see the log")
     if cut := ", ".join(f"{count} of {split}" for split, count in summary["truncated"].items() if count):

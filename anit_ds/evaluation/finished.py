@@ -24,7 +24,6 @@ from anit_ds.evaluation.labels import read_thresholds, temperatures_of
 from anit_ds.evaluation.report import Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.evaluation.score import Evaluator
-from anit_ds.identity import configuration_hash
 from anit_ds.modeling import adapter_about, load_adapter, load_model, load_tokenizer, resolve_dtype
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
@@ -87,7 +86,7 @@ class FinishedRun:
         model."""
         if not self.base:
             of = adapter_about(self.folder.adapter).get("configuration")
-            if of not in (None, configuration_hash(self.config)):
+            if of not in self.folder.configurations(self.config):
                 raise InputError(f"{self.folder.adapter}: is the adapter of another configuration than config.yaml's")
         device = distributed.device()
         model = load_model(self.config.model, resolve_dtype(self.dtype or self.config.model.dtype, device.type), device)

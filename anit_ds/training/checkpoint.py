@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,14 @@ def latest_good(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(engine: Any, path: Path, *, configuration: str) -> dict[str, Any]:
+def load_checkpoint(engine: Any, path: Path, *, configurations: Collection[str | None]) -> dict[str, Any]:
     """Put a checkpoint's weights and moments into the engine, whatever its stage and ranks; returns its state.
 
-    Raises InputError where the checkpoint belongs to another configuration (by its hash) or set of trainable weights.
+    Raises InputError where the checkpoint belongs to none of the configurations (by its hash) or another set of
+    trainable weights.
     """
     state = read_sealed(path / _STATE)
-    if state.get("configuration") not in (None, configuration):
+    if state.get("configuration") not in configurations:
         raise InputError(f"{path}: is a checkpoint of another configuration; take it away, or begin anew with --fresh")
     weights = load_file(path / "weights.safetensors")
     moments = load_file(path / "optimizer.safetensors")

@@ -46,7 +46,7 @@ def check_deepspeed_config(source: str, config: dict[str, Any]) -> None:
         named = f"{source}: {'.'.join([*inside[:1], *field])}"
         if problem["type"] == "extra_forbidden":
             raise InputError(f"{named}: unknown key") from error
-        message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}".replace("2, 3 or 3", "2 or 3")  # an alias
         raise InputError(f"{named}: {message}, not {shown(problem['input'])}") from error
     except Exception as error:  # asserts, its own and Python's: whatever it dies of, the JSON is at fault
         raise InputError(f"{source}: DeepSpeed does not take it ({_first_line(error)})") from error

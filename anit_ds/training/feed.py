@@ -7,7 +7,7 @@ one, of the view that the model finds hardest.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -32,7 +32,6 @@ class Feed:
     data: RunData
     per_epoch: int  # global batches of an epoch
     replays: int  # optimizer steps that each of them is stepped on in a row
-    total: int  # optimizer steps of the run
 
     def __init__(
         self, config: Config, encoder: PromptEncoder, load_data: Callable[[int], RunData], *, accumulation: int,
@@ -46,10 +45,24 @@ class Feed:
         self.data = load_data(0)
         self._enter(0)
         self.per_epoch = steps_per_epoch(len(self.samples), config.train.global_batch)
-        # A minibatch that is stepped on m times takes m steps out of the epochs, so every method makes as many.
         self.replays = config.method.replays
-        batches = math.ceil(config.train.epochs * self.per_epoch / self.replays)
-        self.total = config.train.max_steps or batches * self.replays
+
+    def count_what_is_cut(self) -> tuple[dict[str, int], int]:
+        """(texts of each split that lose their end, training samples left out), as of the first epoch.
+
+        Counted before anything is trained: whoever resumes counts the same, and a prompt of dev or test without room
+        is refused now and not after hours.
+        """
+        encoder, splits = self.encoder, ("dev", "test")
+        for data_set, split in itertools.product(self.data.sets, splits):
+            encoder.encode_prompts(data_set.split(split), split)
+        cut = {split: len(encoder.cut[split]) for split in ("train", *splits)}
+        if any(cut.values()):
+            distributed.logger().warning(
+                "texts cut to fit data.max_length %d: %s", encoder.max_length,
+                ", ".join(f"{count} of {split}" for split, count in cut.items()),
+            )  # fmt: skip
+        return cut, len(encoder.left_out)
 
     def epoch_of(self, step: int) -> int:
         """The epoch, from 0, that the optimizer step `step` (from 0) belongs to."""

@@ -7,7 +7,6 @@ to the method, and calls `engine.step`. What surrounds it is loading, resuming, 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import platform
 import time
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from anit_ds.adversarial import Batch, Method, PerturbableLM, StepStats, build_m
 from anit_ds.config import Config
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import RunData, forget_epochs
-from anit_ds.errors import InputError, TrainingFailed
+from anit_ds.errors import TrainingFailed
 from anit_ds.evaluation import Evaluator, Interrupted
 from anit_ds.files import write_atomically
 from anit_ds.identity import configuration_hash
@@ -39,7 +38,7 @@ from anit_ds.onewriter import only_writer
 from anit_ds.ranks import distributed
 from anit_ds.ranks.signals import Signals
 from anit_ds.runfolder import RunFolder, log_to
-from anit_ds.sealed import Damaged, read_sealed, write_sealed
+from anit_ds.sealed import write_sealed
 from anit_ds.training.adapter import read_adapter, save_adapter
 from anit_ds.training.batching import accumulation
 from anit_ds.training.checkpoint import (
@@ -61,10 +60,12 @@ from anit_ds.training.engine import (
     zero_stage,
 )
 from anit_ds.training.feed import Feed
+from anit_ds.training.length import Length, check_longer, told_of_longer
 from anit_ds.training.lost import LostSteps
 from anit_ds.training.monitor import Monitor, peak_memory_mb
 from anit_ds.training.schedule import choose_schedule
 from anit_ds.training.scores import Best, Scores
+from anit_ds.training.summary import finished
 
 
 def train(config: Config, *, fresh: bool = False, signals: Signals | None = None) -> dict[str, Any] | None:
@@ -84,12 +85,13 @@ def _train(config: Config, watchdog: distributed.Watchdog, signals: Signals, *, 
         distributed.from_main(lambda: held.enter_context(only_writer(run.path)))
         config = distributed.from_main(lambda: run.begin(with_fields_of_init_from(config), fresh=fresh))
         log_to(run.path, distributed.rank())
-        summary = distributed.from_main(lambda: finished(run))
+        there = distributed.from_main(lambda: run.of_another_length(config))
+        summary = distributed.from_main(lambda: finished(run)) if there is None else None
         if summary is not None:
             distributed.logger().info("%s is finished; --fresh trains it again", run.path)
             return summary
         with watchdog.working():
-            trainer = Trainer(config, run, watchdog)
+            trainer = Trainer(config, run, watchdog, there)
         return trainer.run_to_the_end(signals)
 
 
@@ -100,6 +102,7 @@ class Trainer:
     run: RunFolder
     dtype: torch.dtype
     feed: Feed
+    length: Length
     lm: PerturbableLM  # the model under DeepSpeed, with the embeddings in our hands
     method: Method
     scores: Scores
@@ -107,12 +110,16 @@ class Trainer:
     saved: int  # those that the last checkpoint has
     spent: float  # seconds of training before this start
     before: float | None  # the untouched model's score, where it was asked for
+    earlier: list[int]  # the steps that it was to make before it was asked for more
     dev_due: bool  # whether a signal cut the evaluation on dev short that belongs to this step
     signals: Signals
     monitor: Monitor
     watchdog: distributed.Watchdog
 
-    def __init__(self, config: Config, run: RunFolder, watchdog: distributed.Watchdog) -> None:
+    def __init__(
+        self, config: Config, run: RunFolder, watchdog: distributed.Watchdog, shorter: Config | None = None
+    ) -> None:
+        """shorter: what the run in the folder was asked for, where it is to go on for longer."""
         self.config, self.run, self.watchdog, self.step = config, run, watchdog, 0
         ranks = distributed.world_size()
         micro_batches = accumulation(config.train.global_batch, config.train.micro_batch, ranks)
@@ -126,38 +133,29 @@ class Trainer:
             config, self.encoder, self._load_data, accumulation=micro_batches, pad_id=tokenizer.pad_token_id,
             device=device,
         )  # fmt: skip
-        self.truncated, self.left_out = self._count_what_is_cut()
+        self.length = Length.of(config, self.feed.per_epoch)
+        was = Length.of(shorter, self.feed.per_epoch) if shorter else None
+        if was:
+            distributed.from_main(lambda: check_longer(run, was, self.length))
+        self.truncated, self.left_out = self.feed.count_what_is_cut()
         limits = distributed.from_main(lambda: Evaluator(config, self.feed.data, tokenizer).answer_limits)
         self.scores = Scores(Evaluator(config, self.feed.data, tokenizer, limits), run, self._beat_in_evaluation)
-        distributed.from_main(lambda: run.note(config, data=self.feed.data.identities, answer_limits=dict(limits)))
+        data, was_steps = self.feed.data.identities, was.steps if was else None
+        distributed.from_main(lambda: run.note(config, data=data, answer_limits=dict(limits), was=was_steps))
+        self.earlier = distributed.from_main(lambda: [one["steps"] for one in run.earlier()])
         self.lm, self.method = self._load_model(ds_config)
         state = self._resume()
         self.step = self.saved = state.get("step", 0)
+        if was:
+            distributed.logger().info("%s", told_of_longer(config, self.step, was, self.length))
         self.spent = state.get("train_seconds", 0.0)
         self.before = state.get("before")
         self.lost = LostSteps(float16=self.dtype is torch.float16, **state.get("lost", {}))
         self.dev_due = state.get("dev_due", False)
         self.monitor = Monitor(
-            run, self.lost, total_steps=self.feed.total, start=self.step, log_every=config.train.log_every,
+            run, self.lost, total_steps=self.length.steps, start=self.step, log_every=config.train.log_every,
             config_text=run.config.read_text(encoding="utf-8"),
         )  # fmt: skip
-
-    def _count_what_is_cut(self) -> tuple[dict[str, int], int]:
-        """(texts of each split that lose their end, training samples left out), as of the first epoch.
-
-        Counted before anything is trained: whoever resumes counts the same, and a prompt of dev or test without room
-        is refused now and not after hours.
-        """
-        encoder, splits = self.encoder, ("dev", "test")
-        for data_set, split in itertools.product(self.feed.data.sets, splits):
-            encoder.encode_prompts(data_set.split(split), split)
-        cut = {split: len(encoder.cut[split]) for split in ("train", *splits)}
-        if any(cut.values()):
-            distributed.logger().warning(
-                "texts cut to fit data.max_length %d: %s", encoder.max_length,
-                ", ".join(f"{count} of {split}" for split, count in cut.items()),
-            )  # fmt: skip
-        return cut, len(encoder.left_out)
 
     def _load_data(self, epoch: int) -> RunData:
         """The data as of an epoch. Noise that was drawn for earlier ones goes, but for what the last checkpoint is in:
@@ -188,7 +186,7 @@ class Trainer:
         if config.method.schedule == "auto":
             config = self._with_schedule(model, zero_stage(ds_config))
         lm = build_engine(model, config, ds_config)
-        method = build_method(config.method, seed=config.train.seed, scale=scale, total_steps=self.feed.total)
+        method = build_method(config.method, seed=config.train.seed, scale=scale, total_steps=self.length.steps)
         lm.checkpoint_attack = config.train.checkpoint_attack
         if config.packs:
             lm.take_packed_batches()
@@ -214,7 +212,7 @@ class Trainer:
         started = time.perf_counter()
         feed, engine = self.feed, self.lm.engine
         indices = feed.samples_of(self.step)
-        lr = learning_rate(self.config.train, self.step, feed.total)
+        lr = learning_rate(self.config.train, self.step, self.length.steps)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
         stats = StepStats()
@@ -249,25 +247,28 @@ class Trainer:
         if distributed.rank() == 0:
             self.run.requeue.unlink(missing_ok=True)
         self._say_what_begins()
-        total, started = self.feed.total, time.perf_counter()
+        started = time.perf_counter()
         try:
             if self.config.eval.before and self.before is None:
                 self.before = self.scores.untouched(self.module)
             if self.dev_due:
                 self._evaluate_dev()
-            while self.step < total:
+            while not self.length.is_over(self.step, self.scores.best):
                 self._optimizer_step()
                 self._beat()
                 self._go_on_only_with_hope()
-                stop = distributed.any_rank(signals.received is not None) and self._between_minibatches()
-                if self._evaluates_now():
+                stop = distributed.any_rank(signals.received is not None) and self.length.between_minibatches(self.step)
+                if self.length.evaluates_at(self.step):
                     self._evaluate_dev()
-                if stop or self._checkpoints_now():
+                over = self.length.is_over(self.step, self.scores.best)
+                if stop or over or self.length.checkpoints_at(self.step):
                     self._save(self.spent + time.perf_counter() - started)
-                if stop and self.step < total:
+                if stop and not over:
                     self._ask_for_requeue()
                     return None
             self.monitor.flush()
+            if why := self.length.why_it_stopped(self.step, self.scores.best):
+                distributed.logger().info("%s", why)
             if not self.scores.best.step:
                 raise TrainingFailed(self._why_it_failed())
             return self._finish(self.spent + time.perf_counter() - started)
@@ -280,7 +281,7 @@ class Trainer:
             self.monitor.close()
 
     def _go_on_only_with_hope(self) -> None:
-        hopeless = self.lost.hopeless(an_epoch=self.feed.per_epoch, total=self.feed.total)
+        hopeless = self.lost.hopeless(an_epoch=self.feed.per_epoch, total=self.length.steps)
         if hopeless and not self.scores.best.step:
             raise TrainingFailed(self._why_it_failed())
 
@@ -301,7 +302,7 @@ class Trainer:
     def _say_what_begins(self) -> None:
         distributed.logger().info(
             "%s on %d samples, %d steps of %d, %d ranks x %d micro-batches, %s, beta %s",
-            self.config.method.name, len(self.feed.samples), self.feed.total, self.config.train.global_batch,
+            self.config.method.name, len(self.feed.samples), self.length.steps, self.config.train.global_batch,
             distributed.world_size(), self.feed.accumulation, _name(self.dtype),
             ", ".join(f"{name} {beta:.4f}" for name, beta in self.feed.data.betas.items()),
         )  # fmt: skip
@@ -315,14 +316,16 @@ class Trainer:
         self._beat()
         heard = self.signals.received is not None
         together = hasattr(next(self.module.parameters()), "ds_id")
-        if self._between_minibatches() and (distributed.any_rank if together else distributed.heard_anywhere)(heard):
+        may_stop = self.length.between_minibatches(self.step)
+        if may_stop and (distributed.any_rank if together else distributed.heard_anywhere)(heard):
             raise Interrupted
 
     def _resume(self) -> dict[str, Any]:
         path = distributed.from_main(lambda: latest_good(self.run.checkpoints))
         if path is None:
             return {}
-        state = load_checkpoint(self.lm.engine, path, configuration=configuration_hash(self.config))
+        known = distributed.from_main(lambda: self.run.configurations(self.config))
+        state = load_checkpoint(self.lm.engine, path, configurations=known)
         self.scores.best = Best(**state["best"])
         if self.scores.best.step and not distributed.from_main(lambda: restore_adapter(path, self.run.adapter)):
             self.scores.best = Best()
@@ -350,26 +353,11 @@ class Trainer:
         )  # fmt: skip
         self.saved = self.step
 
-    def _between_minibatches(self) -> bool:
-        """Where a run may stop: a minibatch's replays share a delta that no checkpoint holds."""
-        return self.step % self.feed.replays == 0 or self.step == self.feed.total
-
-    def _checkpoints_now(self) -> bool:
-        every = self.config.train.checkpoint_every
-        due = every and self.step // every > (self.step - self.feed.replays) // every
-        return self.step == self.feed.total or bool(due and self._between_minibatches())
-
-    def _evaluates_now(self) -> bool:
-        if self.step == self.feed.total:
-            return True
-        every = self.config.eval.every
-        return every is not None and self.step % max(1, round(every * self.feed.per_epoch)) == 0
-
     def _ask_for_requeue(self) -> None:
         why = self.signals.received or "a signal on another rank"
         if distributed.rank() == 0:
             write_atomically(self.run.requeue, f"{why} at step {self.step}\n")
-        distributed.logger().info("%s: saved at step %d of %d; start again to go on", why, self.step, self.feed.total)
+        distributed.logger().info("%s: saved at step %d of %d; start again to go on", why, self.step, self.length.steps)
 
     def _evaluate_dev(self) -> None:
         self.monitor.flush()
@@ -402,7 +390,9 @@ class Trainer:
             "robustness": robustness,
             "dev": {"micro_f1": best.micro_f1, "step": best.step} if best.step else None,
             "beta": self.feed.data.betas,
-            "steps": self.feed.total,
+            "steps": self.step,
+            "stopped_early": self.length.why_it_stopped(self.step, self.scores.best),
+            "extended_from": [steps for steps in self.earlier if steps < self.length.steps],
             "train_seconds": round(seconds, 3),
             "nonfinite_steps": self.lost.nonfinite,
             "scaler_skips": self.lost.scaler_skips,
@@ -416,22 +406,6 @@ class Trainer:
             write_sealed(self.run.summary, summary)
         distributed.barrier()
         return summary
-
-
-def finished(run: RunFolder) -> dict[str, Any] | None:
-    """The summary of a run that is finished. A damaged one is made again where the last checkpoint is there.
-
-    Raises InputError where it is not.
-    """
-    if not run.summary.exists():
-        return None
-    try:
-        return read_sealed(run.summary)
-    except Damaged as error:
-        if latest_good(run.checkpoints) is None:
-            raise InputError(f"{error}; without a checkpoint only --fresh makes it again") from error
-        distributed.logger().warning("%s; it is made again from the last checkpoint", error)
-        return None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -23,6 +23,8 @@ class Best:
 
     micro_f1: float = -1.0
     step: int = 0
+    since: int = 0
+    """Evaluations on dev after it."""
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Scores:
         if better:
             self.best = Best(evaluation.micro_f1, step)
             write_evaluation(self.run.eval, "dev", evaluation)
+        else:
+            self.best.since += 1
         return evaluation, better
 
     def test(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:

@@ -31,7 +31,7 @@ def test_what_is_shipped_is_taken(file: Path, make_config: Callable[..., Config]
     [
         ({"zero_optimisation": {"stage": 3}}, "zero_optimisation': unknown key; did you mean zero_optimization?"),
         ({"zero_optimization": []}, r"zero_optimization is \[\], not an object"),
-        ({"zero_optimization": {"stage": "two"}}, "zero_optimization.stage: input should be 0, 1, 2"),
+        ({"zero_optimization": {"stage": "two"}}, "zero_optimization.stage: input should be 0, 1, 2 or 3, not"),
         ({"zero_optimization": {"stage": 9}}, "zero_optimization.stage: "),
         ({"zero_optimization": {"stage": 2, "reduce_bucket": 5}}, "zero_optimization.reduce_bucket: unknown key"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "x"}}}, "offload_optimizer.device: "),
