@@ -44,6 +44,12 @@ class ModelConfig(Section):
     """A Hugging Face hub id or a local folder with a causal LM and its tokenizer."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of weights and activations. `auto`: bfloat16 where the device computes it natively, else float32."""
+    load_in_4bit: bool = False
+    """QLoRA: the frozen linear layers in 4 bits, computed in `dtype` (bitsandbytes; pip install 'anit-ds[quant]')."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """With load_in_4bit: the 16 values that a weight can have."""
+    bnb_4bit_use_double_quant: bool = True
+    """With load_in_4bit: the scales of 64 weights each are quantised as well."""
     attn: str = "sdpa"
     """Attention implementation given to transformers: sdpa, eager, flash_attention_2."""
     revision: str | None = None
@@ -382,7 +388,8 @@ class Config(Section):
     distortion: DistortionConfig = Field(default_factory=DistortionConfig)
     prompt: PromptConfig = Field(default_factory=PromptConfig)
     method: MethodConfig = Field(default_factory=MethodConfig)
-    lora: LoraConfig = Field(default_factory=LoraConfig)
+    lora: LoraConfig | None = Field(default_factory=LoraConfig)
+    """An adapter of low rank; `lora: null` trains every weight of the model (then train.lr is nearer to 1e-5)."""
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     deepspeed: PathText | dict[str, Any] = Field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
@@ -400,12 +407,25 @@ class Config(Section):
             self.noise.kind, self.noise.views = "none", 1
         if self.noise.kind == "none" and self.noise.views > 1:
             raise ValueError(f"noise.views: {self.noise.views} views of a sample need a noise; noise.kind is none")
+        if self.lora is None and self.model.load_in_4bit:
+            raise ValueError(
+                "lora: null trains every weight, and weights in 4 bits cannot be trained; use LoRA on them"
+            )
+        if self.lora is None and self.method.schedule == "pipelined":
+            raise ValueError(
+                "method.schedule: pipelined keeps the attack's rows off LoRA's weights; with lora: null, where every "
+                "weight is trained, use three_pass or prefix_tree"
+            )
         if self.train.early_stopping_patience and self.eval.every is None:
             raise ValueError(
                 "train.early_stopping_patience counts evaluations on dev, and eval.every: null makes none before the "
                 "end; give eval.every in epochs, such as 1.0"
             )
         return self
+
+    @property
+    def lora_dropout(self) -> float:
+        return self.lora.dropout if self.lora else 0.0
 
     @property
     def packs(self) -> bool:

@@ -231,8 +231,9 @@ def _annotated(section: type[BaseModel], values: dict[str, Any], indent: str) ->
             continue
         for sentence in (field.description or "").splitlines():
             lines.append(f"{indent}# {sentence.strip()}")
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
+        kinds = (field.annotation, *get_args(field.annotation))
+        nested = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if nested and isinstance(values[key], dict):
             lines += [f"{indent}{key}:", *_annotated(nested, values[key], indent + "  ")]
         else:
             lines.append(f"{indent}{key}: {json.dumps(values[key])}")

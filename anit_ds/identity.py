@@ -76,10 +76,12 @@ def _defaults(schema: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
         path, nested = f"{prefix}{field.alias or name}", field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(value, BaseModel):
+            found |= _defaults(type(value), f"{path}.")
+        elif isinstance(nested, type) and issubclass(nested, BaseModel):
             found |= _defaults(nested, f"{path}.")
         elif not field.is_required():
-            value = field.get_default(call_default_factory=True)
             found[path] = list(value) if isinstance(value, tuple) else value
     return found
 
@@ -124,6 +126,6 @@ def with_absolute_paths(config: Config) -> Config:
         "model": config.model.model_copy(update={"name_or_path": absolute(config.model.name_or_path)}),
         "data": data,
         "distortion": measure.model_copy(update={"model": absolute(measure.model) if measure.local else measure.model}),
-        "lora": config.lora.model_copy(update={"init_from": absolute(config.lora.init_from)}),
+        "lora": config.lora and config.lora.model_copy(update={"init_from": absolute(config.lora.init_from)}),
         "deepspeed": absolute(config.deepspeed),
     })  # fmt: skip

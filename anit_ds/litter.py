@@ -16,7 +16,7 @@ from anit_ds.files import remove_unless_written
 _FILE, _FOLDER, _PARTS = (
     re.compile(pattern) for pattern in (r"\.(.+)\.[0-9]+", r"\.(.+)\.(writing|old)", r"\.parts-[0-9a-f]{16}")
 )
-_IN_THE_RUN = {"config.yaml", "run.json", "metrics.jsonl", "summary.json", "requeue", "adapter"}
+_IN_THE_RUN = {"config.yaml", "run.json", "metrics.jsonl", "summary.json", "requeue", "adapter", "model"}
 _READERS_WRITE_FOR = 3600.0  # seconds
 
 

@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -68,7 +69,9 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | N
     On the way to a GPU a checkpoint in another dtype is converted tensor by tensor: eight ranks that each convert
     Llama-2-7B's float16 into bfloat16 on the host hold 108 GB there.
     """
-    straight = {"device_map": {"": device}} if device is not None and device.type != "cpu" else {}
+    straight: dict[str, Any] = {"device_map": {"": device}} if device is not None and device.type != "cpu" else {}
+    if config.load_in_4bit:
+        straight = {"device_map": {"": device or "cpu"}, "quantization_config": _in_4bit(config, dtype)}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             config.name_or_path,
@@ -80,7 +83,23 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | N
         )
     except (OSError, ValueError, ImportError) as error:
         raise not_there(config, error) from error
+    for module in model.modules():
+        # On some CPUs an evaluation would pack the weights anew, into a form that gradients do not go through.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False)
+
+
+def _in_4bit(config: ModelConfig, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    """Raises InputError where bitsandbytes is not installed."""
+    if find_spec("bitsandbytes") is None:
+        raise InputError("model.load_in_4bit: needs bitsandbytes; pip install 'anit-ds[quant]'")
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
+    )
 
 
 def not_there(config: ModelConfig, error: Exception) -> InputError:
@@ -134,12 +153,15 @@ def _adapter_of_type(kind: Any) -> TypeAdapter[Any]:
         return TypeAdapter(kind)
 
 
-def add_adapter(model: nn.Module, config: Config) -> nn.Module:
-    """A PEFT model with the run's LoRA, or with the adapter of `lora.init_from` to go on from.
+def make_trainable(model: nn.Module, config: Config) -> nn.Module:
+    """A PEFT model with the run's LoRA, or with the adapter of `lora.init_from` to go on from; with `lora: null` the
+    model itself, all of whose weights are trained.
 
     Adapter weights are made from `train.seed`, in the model's dtype (DeepSpeed keeps float32 masters of them).
     Raises InputError: no module has a name in `lora.targets`, no adapter at `lora.init_from`.
     """
+    if config.lora is None:
+        return model.requires_grad_(True)
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
         if config.lora.init_from:
@@ -196,7 +218,7 @@ def with_fields_of_init_from(config: Config) -> Config:
 
     Raises InputError: no adapter there, a field of `lora` that was given another value.
     """
-    if not config.lora.init_from:
+    if config.lora is None or not config.lora.init_from:
         return config
     file = adapter_folder(config.lora.init_from) / "adapter_config.json"
     try:
@@ -221,8 +243,8 @@ def with_fields_of_init_from(config: Config) -> Config:
     return config.model_copy(update={"lora": config.lora.model_copy(update=fields)})
 
 
-ADAPTER_SEAL = "checksums.json"
-"""Beside an adapter that a run wrote: the SHA-256 of its files, and of which configuration and step it is."""
+WEIGHTS_SEAL = "checksums.json"
+"""Beside weights that a run wrote: the SHA-256 of their files, and of which configuration and step they are."""
 
 
 def adapter_folder(run_or_adapter: str | Path) -> Path:
@@ -233,16 +255,27 @@ def adapter_folder(run_or_adapter: str | Path) -> Path:
     folder = Path(run_or_adapter)
     if (folder / "adapter").is_dir():
         folder = folder / "adapter"
-    adapter_about(folder)
+    weights_about(folder)
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)")
     return folder
 
 
-def adapter_about(folder: Path) -> dict[str, Any]:
-    """What a run said about an adapter that it wrote; empty for any other. Raises Damaged where its files are not
-    what was written."""
-    return read_sealed_folder(folder, ADAPTER_SEAL) if (folder / ADAPTER_SEAL).is_file() else {}
+def weights_about(folder: Path) -> dict[str, Any]:
+    """What a run said about an adapter or a model that it wrote; empty for any other. Raises Damaged where its files
+    are not what was written."""
+    return read_sealed_folder(folder, WEIGHTS_SEAL) if (folder / WEIGHTS_SEAL).is_file() else {}
+
+
+def load_trained(config: Config, folder: Path, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
+    """The model that a run has trained, from the folder of its best weights: the base with the adapter there, or the
+    whole model there. Raises InputError: no such weights, damaged ones, no base."""
+    if config.lora is not None:
+        return load_adapter(load_model(config.model, dtype, device), folder)
+    weights_about(folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no model here (config.json is missing)")
+    return load_model(config.model.model_copy(update={"name_or_path": str(folder), "revision": None}), dtype, device)
 
 
 def load_adapter(model: nn.Module, run_or_adapter: str | Path, *, trainable: bool = False) -> nn.Module:

@@ -1,7 +1,7 @@
 """A run's folder: where everything is, and that it belongs to this configuration.
 
-config.yaml   run.json   data/   metrics.jsonl   tensorboard/   checkpoints/   adapter/   eval/   summary.json
-log-rank0.txt
+config.yaml   run.json   data/   metrics.jsonl   tensorboard/   checkpoints/   adapter/ or model/   eval/
+summary.json   log-rank0.txt
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from anit_ds.config import Config
+from anit_ds.config import Config, LoraConfig
 from anit_ds.configfile import load_config
 from anit_ds.errors import InputError
 from anit_ds.files import write_atomically
@@ -22,8 +22,8 @@ from anit_ds.sealed import Damaged, read_sealed, write_sealed
 
 # What `--fresh` and the demo may delete: our own names only, whatever else lies in the folder.
 _OURS = (
-    "config.yaml", "run.json", "data", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "eval", "summary.json",
-    "requeue",
+    "config.yaml", "run.json", "data", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "model", "eval",
+    "summary.json", "requeue",
 )  # fmt: skip
 _VERSIONED = ("anit-ds", "torch", "deepspeed", "transformers", "peft", "triton", "datasets", "rapidfuzz")
 
@@ -40,9 +40,14 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
         self.eval = self.path / "eval"
         self.summary = self.path / "summary.json"
         self.requeue = self.path / "requeue"
+
+    def best(self, config: Config) -> Path:
+        """The folder of the best weights: the adapter, or the whole model where that is trained."""
+        return self.model if config.lora is None else self.adapter
 
     def begin(self, config: Config, *, fresh: bool = False) -> Config:
         """Make the folder and write the resolved configuration into it; returns that, its local paths absolute.
@@ -77,6 +82,19 @@ class RunFolder:
         except InputError:
             return None
         return there if differ_in_length(there, config) else None
+
+    def lora_of(self, config: Config) -> LoraConfig | None:
+        """What config.yaml says of the adapter that the run went on from, where `config` names the same one and gives
+        it no other fields."""
+        try:
+            there = with_absolute_paths(load_config(self.config)).lora
+        except InputError:
+            return None
+        here = with_absolute_paths(config).lora
+        if there is None or here is None or not here.init_from:
+            return None
+        given = here.model_fields_set
+        return there if there.model_dump(include=given) == here.model_dump(include=given) else None
 
     def _refuse_another(self, config: Config) -> None:
         """The configuration that the run began with decides; config.yaml says where the other one differs."""

@@ -28,7 +28,7 @@ from anit_ds.adversarial import Batch, PerturbableLM, build_method
 from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config
 from anit_ds.configfile import validate
-from anit_ds.modeling import add_adapter
+from anit_ds.modeling import make_trainable
 from anit_ds.planning.footprint import footprint
 from anit_ds.planning.workload import Workload, made_up
 from anit_ds.ranks.device import device, on_gpu
@@ -123,7 +123,7 @@ def _model(config: Config, settings: transformers.PretrainedConfig, dtype: torch
     torch.manual_seed(0)
     with device():
         model = transformers.AutoModelForCausalLM.from_config(settings, dtype=dtype).requires_grad_(False)
-    model = add_adapter(model, config).to(device()).train()
+    model = make_trainable(model, config).to(device()).train()
     if config.method.schedule == "prefix_tree":
         return PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context)
     lm = PerturbableLM(model)

@@ -25,7 +25,7 @@ from anit_ds.configfile import validate
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData
 from anit_ds.errors import InputError
-from anit_ds.modeling import add_adapter, load_model, load_tokenizer, resolve_dtype
+from anit_ds.modeling import load_model, load_tokenizer, make_trainable, resolve_dtype
 from anit_ds.training.batching import collate, plan_epoch
 
 IGNORE = -100
@@ -164,7 +164,7 @@ class Foundation:
     def adapted(self, config: Config) -> nn.Module:
         """A model of its own with a fresh adapter, the same at every call; it shares the frozen weights."""
         shared = {id(t): t for t in [*self.model.parameters(), *self.model.buffers()]}
-        return add_adapter(copy.deepcopy(self.model, memo=shared), config)
+        return make_trainable(copy.deepcopy(self.model, memo=shared), config)
 
 
 class Stepper:

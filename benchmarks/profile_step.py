@@ -28,7 +28,7 @@ from anit_ds.config import Config, MethodConfig
 from anit_ds.configfile import validate
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import RunData
-from anit_ds.modeling import add_adapter, load_model, load_tokenizer
+from anit_ds.modeling import load_model, load_tokenizer, make_trainable
 from anit_ds.training.batching import collate
 
 # name: (method, packed, activation checkpointing, checkpointing of the attack)
@@ -75,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = run_config(arguments.model, str(Path(arguments.data)), arguments.instructions)
-    model: Any = add_adapter(load_model(config.model, torch.bfloat16), config).train()
+    model: Any = make_trainable(load_model(config.model, torch.bfloat16), config).train()
     batches = micro_batches(config)
     lm = PerturbableLM(model)
 

@@ -16,15 +16,15 @@ from torch import Tensor
 from anit_ds.config import Config
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData
-from anit_ds.modeling import add_adapter, load_model, load_tokenizer
+from anit_ds.modeling import load_model, load_tokenizer, make_trainable
 from anit_ds.training.batching import collate, plan_epoch
 from anit_ds.training.engine import learning_rate
 
 
 def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[str, Tensor], list[float]]:
-    """(adapter after the last step, clean loss before each step) of the run that `config` describes, in float32."""
+    """(trained weights after the last step, clean loss before each step) of the run of `config`, in float32."""
     train, method = config.train, config.method
-    model = add_adapter(load_model(config.model, torch.float32), config)
+    model = make_trainable(load_model(config.model, torch.float32), config)
     embedding = model.get_input_embeddings()
     parameters = [p for p in model.parameters() if p.requires_grad]
     if train.optimizer == "sgd":
@@ -66,7 +66,7 @@ def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[
             logits = model(inputs_embeds=inputs, attention_mask=batch.attended.long()).logits
             return logits[batch.target_rows, batch.target_positions].log_softmax(-1)
 
-        e = embedding(batch.input_ids).detach()
+        e = embedding(batch.input_ids)
         losses.append(mean_loss(e).item())
         formula(Step(batch, e, mean_loss, method, seed=train.seed, log_probs=log_probs)).backward()
         if train.grad_clip > 0:
@@ -75,6 +75,8 @@ def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[
             group["lr"] = learning_rate(train, step, len(steps))
         optimizer.step()
         optimizer.zero_grad()
-    moved = max(p.abs().max().item() for n, p in model.named_parameters() if "lora_B" in n)
+    moved = 1.0 if config.lora is None else max(
+        p.abs().max().item() for n, p in model.named_parameters() if "lora_B" in n
+    )  # fmt: skip
     assert moved > 1e-3, "lora_B starts at 0: a run that does not move it would agree with anything"
     return {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}, losses

@@ -15,9 +15,10 @@ from anit_ds.training import train
 def assert_a_resume_is_exact(config: Config, last: str) -> None:
     """A finished run goes on from the checkpoint before `last`, and ends in the same bits."""
     out = Path(config.out)
-    whole = load_file(out / "adapter" / "adapter_model.safetensors")
+    best = next(path for name in ("adapter", "model") for path in (out / name).glob("*.safetensors"))
+    whole = load_file(best)
     shutil.rmtree(out / "checkpoints" / last)
     (out / "summary.json").unlink()
     train(config)
-    again = load_file(out / "adapter" / "adapter_model.safetensors")
+    again = load_file(best)
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)

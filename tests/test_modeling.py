@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from anit_ds.config import Config
 from anit_ds.errors import InputError
-from anit_ds.modeling import add_adapter, check_tables, load_model, with_fields_of_init_from
+from anit_ds.modeling import check_tables, load_model, make_trainable, with_fields_of_init_from
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_an_odd_value_of_lora_is_named(
 ) -> None:
     config = make_config(**{f"lora.{field}": value})
     with pytest.raises(InputError) as error:
-        add_adapter(load_model(config.model, torch.float32), config)
+        make_trainable(load_model(config.model, torch.float32), config)
     assert said in str(error.value)
 
 
@@ -50,7 +50,7 @@ def test_an_adapter_that_a_run_goes_on_from_keeps_its_fields(
     make_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     first = make_config("first", **{"lora.targets": ["q_proj", "v_proj"]})
-    add_adapter(load_model(first.model, torch.float32), first).save_pretrained(str(tmp_path / "adapter"))
+    make_trainable(load_model(first.model, torch.float32), first).save_pretrained(str(tmp_path / "adapter"))
     goes_on = {"init_from": str(tmp_path / "adapter")}
     found = with_fields_of_init_from(make_config(lora=goes_on)).lora
     assert (found.r, found.alpha, found.dropout, found.targets) == (4, 16, 0.0, ["q_proj", "v_proj"])
@@ -71,7 +71,7 @@ def test_an_adapter_that_a_run_goes_on_from_keeps_its_fields(
 def test_a_tied_head_is_not_adapted(make_config: Callable[..., Config]) -> None:
     config = make_config(**{"lora.targets": ["q_proj", "lm_head"]})
     with pytest.raises(InputError, match="lora: it adapts the head, but head and embeddings are one weight"):
-        add_adapter(load_model(config.model, torch.float32), config)
+        make_trainable(load_model(config.model, torch.float32), config)
 
 
 def test_ids_and_positions_beyond_the_tables() -> None:

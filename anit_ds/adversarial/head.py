@@ -57,13 +57,13 @@ class AnswerHead:
             return self._original(hidden)
         # Indexing copies the rows together: a strided slice here is 100 times slower on CPU in bfloat16.
         hidden = hidden[self._where]
-        if type(self.module) is nn.Linear and not self.module.weight.requires_grad:
-            return _FrozenHead.apply(hidden, self.module.weight, self.module.bias)
+        if type(self.module) is nn.Linear:
+            return _Float32Logits.apply(hidden, self.module.weight, self.module.bias)
         return self._original(hidden).float()
 
 
-class _FrozenHead(torch.autograd.Function):
-    """hidden [A, H] -> float32 logits [A, V] for a frozen weight in half precision, without a float32 copy of it.
+class _Float32Logits(torch.autograd.Function):
+    """hidden [A, H] -> float32 logits [A, V] for a weight in half precision, without a float32 copy of it.
 
     Half-precision logits near 20 are 1/8 apart, which is the size of the differences the attack lives on. A CUDA
     device multiplies halves exactly and sums them in float32 by itself. Elsewhere a slice of the weight at a time is
@@ -73,7 +73,8 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
+        # A frozen weight has no use for what it was multiplied by.
+        ctx.save_for_backward(weight, hidden if ctx.needs_input_grad[1] else None)
         ctx.dtype = hidden.dtype
         if _sums_in_float32(hidden, weight):
             logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
@@ -85,16 +86,28 @@ class _FrozenHead(torch.autograd.Function):
         return logits if bias is None else logits.add_(bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        weight, hidden = ctx.saved_tensors
+        of_weight = _gradient_of_weight(grads[0], hidden, weight) if ctx.needs_input_grad[1] else None
+        of_bias = grads[0].sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         # In bfloat16 only: float16 would lose a gradient below 6e-8, as most of a softmax's are.
         if _sums_in_float32(grads[0], weight) and ctx.dtype is torch.bfloat16:
-            return torch.mm(grads[0].to(ctx.dtype), weight, out_dtype=torch.float32).to(ctx.dtype), None, None
+            of_hidden = torch.mm(grads[0].to(ctx.dtype), weight, out_dtype=torch.float32).to(ctx.dtype)
+            return of_hidden, of_weight, of_bias
         gradient = grads[0].new_zeros(grads[0].shape[0], weight.shape[1])
         rows = _rows_of_a_slice(weight)
         for back, part in zip(grads[0].split(rows, dim=1), weight.split(rows), strict=True):
             gradient.addmm_(back, part.float())
-        return gradient.to(ctx.dtype), None, None
+        return gradient.to(ctx.dtype), of_weight, of_bias
+
+
+def _gradient_of_weight(grad: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """[V, H] from grad [A, V] and hidden [A, H], summed in float32."""
+    gradient, exact = torch.empty_like(weight), hidden.float()
+    rows = _rows_of_a_slice(weight)
+    for into, back in zip(gradient.split(rows), grad.split(rows, dim=1), strict=True):
+        into.copy_(back.t() @ exact)
+    return gradient
 
 
 def _sums_in_float32(tensor: Tensor, weight: Tensor) -> bool:

@@ -103,9 +103,11 @@ class _LearnsFromFirst(torch.autograd.Function):
 
 def _lora_parts(model: nn.Module) -> tuple[list[nn.Linear], list[nn.Dropout]]:
     """Every lora_A and lora_B that is a linear layer of a linear layer, and LoRA's dropouts (none where p is 0)."""
-    from peft.tuners.lora import Linear  # here and below: only a LoRA model needs PEFT
+    from peft.tuners import lora  # here and below: only a LoRA model needs PEFT
 
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, Linear)]
+    # The layer on weights in 4 bits is there where bitsandbytes is.
+    known = lora.Linear, getattr(lora, "Linear4bit", lora.Linear)
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, known)]
     linears = [m for layer in layers for part in (layer.lora_A, layer.lora_B) for m in part.values()]
     dropouts = [m for layer in layers for m in layer.lora_dropout.values() if isinstance(m, nn.Dropout)]
     return linears, dropouts

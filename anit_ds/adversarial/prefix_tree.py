@@ -164,7 +164,7 @@ class PrefixTreeLM(PerturbableLM):
             if offload and any(p.requires_grad for p in self.head.module.parameters()):
                 raise InputError(
                     "method.schedule: prefix_tree cannot train the language-model head under an offloaded optimizer; "
-                    "use three_pass, or leave the head out of lora.modules_to_save"
+                    "use three_pass, or LoRA without the head"
                 )
             # ZeRO adds a gradient to the ones before it only where a forward of the engine came between; this is what
             # such a forward tells it.

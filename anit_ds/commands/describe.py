@@ -97,7 +97,8 @@ def describe_summary(summary: dict[str, Any], folder: Path) -> str:
         lines.append(f"texts cut to fit data.max_length: {cut}")
     if summary["left_out"]:
         lines.append(f"{summary['left_out']} training samples left out: without a text they exceed data.max_length too")
-    lines += [f"adapter      {folder / 'adapter'}", f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}"]
+    kept = "adapter" if (folder / "adapter").is_dir() else "model"
+    lines += [f"{kept:<12} {folder / kept}", f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}"]
     return "\n".join(lines)
 
 

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
               "Hugging Face hub too, with the token in HF_TOKEN; it is made private.")  # fmt: skip
 @click.option("--public", is_flag=True, help="With --push: a repository that is not there yet is made public.")
 def export(run: str, out: str, merge: bool, repository: str | None, public: bool) -> None:
-    """Write the adapter of RUN to OUT in PEFT's format, or with --merge the whole model.
+    """Write the adapter of RUN to OUT in PEFT's format, or with --merge the whole model; of a run that trained every
+    weight the whole model.
 
     Beside the weights stand README.md, a model card with the scores; prompt.json; a chat template that asks the model
     as training did; and generation settings.
     """
-    from anit_ds.export import export_adapter, export_merged, push, refuse_push
+    from anit_ds.export import export_best, export_merged, push, refuse_push
 
     if repository is not None:
         refuse_push(repository)
@@ -38,8 +39,10 @@ def export(run: str, out: str, merge: bool, repository: str | None, public: bool
         told = f"its logits differ from base + adapter's by {difference:.1e} of their spread"
         click.echo(f"merged model written to {out}; {told}")
     else:
-        notes = export_adapter(Path(run), Path(out), beside)
-        click.echo(f"adapter written to {out}: PeftModel.from_pretrained(base, {out!r})")
+        notes = export_best(Path(run), Path(out), beside)
+        adapter = (Path(out) / "adapter_config.json").is_file()
+        load = f"PeftModel.from_pretrained(base, {out!r})" if adapter else f"loaded by transformers alone from {out!r}"
+        click.echo(f"{'adapter' if adapter else 'model'} written to {out}: {load}")
     for note in notes:
         click.echo(note)
     if repository is not None:
@@ -64,7 +67,7 @@ def _beside(folder: Path, run_path: Path, *, merged: bool) -> list[str]:
         notes.append(f"without a chat template: {error}")
     else:
         notes += write_prompt(folder, config, data, tokenizer, run.noted().get("answer_limits", {}))
-    write_card(folder, config, data, scores, merged=merged)
+    write_card(folder, config, data, scores, whole=merged or config.lora is None)
     return notes
 
 

@@ -24,7 +24,7 @@ from anit_ds.evaluation.labels import read_thresholds, temperatures_of
 from anit_ds.evaluation.report import Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.evaluation.score import Evaluator
-from anit_ds.modeling import adapter_about, load_adapter, load_model, load_tokenizer, resolve_dtype
+from anit_ds.modeling import load_model, load_tokenizer, load_trained, resolve_dtype, weights_about
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
 from anit_ds.sealed import Damaged
@@ -84,15 +84,13 @@ class FinishedRun:
     def model(self) -> nn.Module:
         """On this rank's device, in evaluation mode. Raises InputError: no adapter, a damaged or another's, no
         model."""
-        if not self.base:
-            of = adapter_about(self.folder.adapter).get("configuration")
-            if of not in self.folder.configurations(self.config):
-                raise InputError(f"{self.folder.adapter}: is the adapter of another configuration than config.yaml's")
-        device = distributed.device()
-        model = load_model(self.config.model, resolve_dtype(self.dtype or self.config.model.dtype, device.type), device)
-        if not self.base:
-            model = load_adapter(model, self.folder.path)
-        return model.to(device).eval()
+        device, best = distributed.device(), self.folder.best(self.config)
+        dtype = resolve_dtype(self.dtype or self.config.model.dtype, device.type)
+        if self.base:
+            return load_model(self.config.model, dtype, device).to(device).eval()
+        if weights_about(best).get("configuration") not in self.folder.configurations(self.config):
+            raise InputError(f"{best}: is of another configuration than config.yaml's")
+        return load_trained(self.config, best, dtype, device).to(device).eval()
 
     @cached_property
     def evaluator(self) -> Evaluator:

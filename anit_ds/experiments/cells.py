@@ -187,6 +187,8 @@ def _cell(
     if place.model:
         set_field(raw, "model.name_or_path", place.model)
     if source is not None:
+        if source.config.lora is None:
+            raise InputError("transfers: a run goes on from another one's adapter, and lora: null leaves none")
         set_field(raw, "lora.init_from", source.config.out)
     for field, value in {**data.set, **spec.set, **settings}.items():
         set_field(raw, field if "." in field else f"method.{field}", value)
@@ -206,5 +208,5 @@ def _hash(run: Config, source: Cell | None) -> str:
 
     A source is named by its own hash, so that a folder can be moved.
     """
-    fields = {**chosen_fields(run), "lora.init_from": source.hash if source else run.lora.init_from}
+    fields = {**chosen_fields(run), "lora.init_from": source.hash if source else run.lora and run.lora.init_from}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -41,7 +41,9 @@ class Cells:
         except Damaged:
             return None  # the run's folder has it still, so it costs no training
         # Where a source's run lies is no part of a result.
-        recorded = {**content["config"], "lora.init_from": cell.config.lora.init_from}
+        recorded = content["config"]
+        if cell.config.lora is not None:  # the source's hash stands for where it lies
+            recorded = {**recorded, "lora.init_from": cell.config.lora.init_from}
         return content if content["config_hash"] == cell.hash and same_result(recorded, cell.config) else None
 
     def finished(self, cell: Cell) -> Result | None:

@@ -31,18 +31,18 @@ class Measured(NamedTuple):
     n: int
 
 
-def write_card(folder: Path, config: Config, data: RunData, scores: Sequence[Measured], *, merged: bool) -> None:
+def write_card(folder: Path, config: Config, data: RunData, scores: Sequence[Measured], *, whole: bool) -> None:
     """Write README.md, with the metadata that the Hugging Face hub reads."""
     raw = [score for score in scores if score.noise == "none"]
     about = ModelCardData(
         base_model=None if Path(config.model.name_or_path).exists() else config.model.name_or_path,
-        library_name="transformers" if merged else "peft",
+        library_name="transformers" if whole else "peft",
         pipeline_tag="text-generation",
         tags=["anit", "instruction-tuning", *sorted({_TASKS[s.task.name] for s in data.sets})],
         model_name=f"{Path(config.model.name_or_path).name} on {'+'.join(s.name for s in data.sets)}",
         eval_results=[_result(score, data[score.dataset]) for score in raw] or None,
     )
-    parts = [f"# {about.model_name}", _about(config, data), _scores(scores), _use(config, data, merged=merged)]
+    parts = [f"# {about.model_name}", _about(config, data), _scores(scores), _use(config, data, whole=whole)]
     card = "\n\n".join([f"---\n{about.to_yaml()}\n---", *parts])
     ModelCard(f"{card}\n").save(folder / "README.md")
 
@@ -87,9 +87,9 @@ def _scores(scores: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
-def _use(config: Config, data: RunData, *, merged: bool) -> str:
+def _use(config: Config, data: RunData, *, whole: bool) -> str:
     kinds = ", ".join(s.name for s in data.sets)
-    load = "AutoModelForCausalLM.from_pretrained(FOLDER)" if merged else "PeftModel.from_pretrained(base, FOLDER)"
+    load = "AutoModelForCausalLM.from_pretrained(FOLDER)" if whole else "PeftModel.from_pretrained(base, FOLDER)"
     ask = "The chat template takes a message as the text and puts the prompt of training around it."
     if len(data.sets) > 1:
         ask = "prompt.json has the prompt of each data set."

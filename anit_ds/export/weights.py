@@ -1,4 +1,5 @@
-"""A run's best adapter in PEFT's format, or base and adapter merged into one checkpoint, checked by its logits."""
+"""A run's best adapter in PEFT's format, or base and adapter merged into one checkpoint, checked by its logits; the
+checkpoint itself of a run that trained every weight."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from anit_ds.config import Config
 from anit_ds.errors import InputError
 from anit_ds.files import replacing_folder
-from anit_ds.modeling import adapter_folder, load_adapter, load_model, load_tokenizer, resolve_dtype
+from anit_ds.modeling import load_tokenizer, load_trained, resolve_dtype, weights_about
 from anit_ds.runfolder import RunFolder
 
 # How far the merged model's logits may be from base + adapter's: root mean square, relative to their spread. Merging
@@ -25,12 +27,14 @@ Beside = Callable[[Path], list[str]]
 """Writes what stands beside the weights into their folder, and returns what has to be said about it."""
 
 
-def export_adapter(run_path: Path, out: Path, beside: Beside = lambda folder: []) -> list[str]:
-    """Write the best adapter of a run to `out`; returns what `beside` says. Raises InputError: no run, no adapter or a
-    damaged one, `out` already there."""
-    run = run_with_adapter(run_path, out)
+def export_best(run_path: Path, out: Path, beside: Beside = lambda folder: []) -> list[str]:
+    """Write the best adapter of a run to `out`, or its model with the tokenizer; returns what `beside` says. Raises
+    InputError: no run, no weights or damaged ones, `out` already there."""
+    run, config = run_with_weights(run_path, out)
     with replacing_folder(out) as unfinished:
-        shutil.copytree(run.adapter, unfinished, dirs_exist_ok=True)
+        shutil.copytree(run.best(config), unfinished, dirs_exist_ok=True)
+        if config.lora is None:
+            load_tokenizer(config.model).save_pretrained(unfinished)
         return beside(unfinished)
 
 
@@ -41,11 +45,17 @@ def export_merged(run_path: Path, out: Path, beside: Beside = lambda folder: [])
     says. Raises InputError: no run, no adapter, `out` already there. Raises RuntimeError where the merged checkpoint,
     loaded by transformers alone, does not give the logits of base + adapter.
     """
-    run = run_with_adapter(run_path, out)
-    config = run.load_config()
+    run, config = run_with_weights(run_path, out)
+    if config.lora is None:
+        raise InputError(
+            f"{run_path}: trained every weight, so its export is one checkpoint already; leave --merge out"
+        )
+    # LoRA that was trained beside weights in 4 bits goes into the weights that those were made of.
+    quantised = config.model.load_in_4bit
+    config = config.model_copy(update={"model": config.model.model_copy(update={"load_in_4bit": False})})
     dtype = resolve_dtype(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config.model)
-    model: Any = load_adapter(load_model(config.model, dtype), run.path).eval()
+    model: Any = load_trained(config, run.adapter, dtype).eval()
     probe = tokenizer("Instruction: answer.\nText: a test of the weights\nAnswer:", return_tensors="pt").input_ids
     with torch.no_grad():
         expected = model(input_ids=probe).logits.float()
@@ -59,16 +69,22 @@ def export_merged(run_path: Path, out: Path, beside: Beside = lambda folder: [])
         difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
         if difference > _TOLERANCE[dtype]:
             raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
+    if quantised:
+        notes = [
+            *notes,
+            "merged into the weights that those in 4 bits were made of, so answers may differ from the run's",
+        ]
     return difference, notes
 
 
-def run_with_adapter(path: Path, out: Path) -> RunFolder:
-    """The run, where it has an adapter and `out` is free to be written."""
+def run_with_weights(path: Path, out: Path) -> tuple[RunFolder, Config]:
+    """The run and its configuration, where it has weights to export and `out` is free to be written."""
     run = RunFolder(path)
-    run.load_config()
+    config = run.load_config()
     if out.exists():
         raise InputError(f"{out}: already there; choose another folder")
-    if not (run.adapter / "adapter_config.json").is_file():
-        raise InputError(f"{path}: has no adapter yet; train it first")
-    adapter_folder(run.adapter)
-    return run
+    best = run.best(config)
+    if not best.is_dir():
+        raise InputError(f"{path}: has no {best.name} yet; train it first")
+    weights_about(best)
+    return run, config

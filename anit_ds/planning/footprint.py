@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
 from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config, ModelConfig
-from anit_ds.modeling import add_adapter, not_there, use_activation_checkpointing
+from anit_ds.modeling import make_trainable, not_there, use_activation_checkpointing
 from anit_kernels import shapes_only
 
 T = TypeVar("T")
@@ -36,12 +36,18 @@ _FEW, _MANY = 2, 4  # decoder layers
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Numbers of weights of a model under LoRA, and the largest of its decoder layers."""
+    """Numbers of weights of a model as it is trained, and the largest of its decoder layers."""
 
     frozen: int
     trained: int
     largest_layer: int
     embeddings: int
+    quantised: int = 0  # of the frozen ones, those held in 4 bits
+    largest_quantised: int = 0  # of one layer, which is computed with in full
+
+    @property
+    def all(self) -> int:
+        return self.frozen + self.trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +87,7 @@ def footprint(config: Config, batch: Batch, dtype: torch.dtype) -> Footprint:
             many.weights,
             frozen=at_full_depth(few.weights.frozen, many.weights.frozen),
             trained=at_full_depth(few.weights.trained, many.weights.trained),
+            quantised=at_full_depth(few.weights.quantised, many.weights.quantised),
         ),
     )
 
@@ -91,7 +98,7 @@ class _FakeRun:
     def __init__(self, config: Config, settings: Any, dtype: torch.dtype) -> None:
         self.config, self._mode = config, FakeTensorMode()
         model = _fake_model(config, settings, dtype, self._mode)
-        self.weights = _count(model)
+        self.weights = _count(model, in_4bit=config.model.load_in_4bit)
         if config.train.activation_checkpointing:
             use_activation_checkpointing(model)
         tree = config.method.schedule == "prefix_tree"
@@ -206,7 +213,7 @@ def _fake_model(config: Config, settings: Any, dtype: torch.dtype, mode: FakeTen
             model = transformers.AutoModelForCausalLM.from_config(
                 settings, dtype=dtype, attn_implementation=source.attn, trust_remote_code=source.trust_remote_code
             ).requires_grad_(False)
-            adapted = add_adapter(model, config)
+            adapted = make_trainable(model, config)
     except (ValueError, ImportError) as error:
         raise not_there(source, error) from error
     made: dict[int, Tensor] = {}  # a table that is tied is one
@@ -229,16 +236,20 @@ def _fake_model(config: Config, settings: Any, dtype: torch.dtype, mode: FakeTen
     return adapted
 
 
-def _count(model: nn.Module) -> Weights:
+def _count(model: Any, *, in_4bit: bool) -> Weights:
     layers = [
         sum(p.numel() for p in m.parameters()) for m in model.modules() if type(m).__name__.endswith("DecoderLayer")
     ]
-    parameters = list(model.parameters())
+    parameters, head = list(model.parameters()), model.get_output_embeddings()
+    linears = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    quantised = [weight.numel() for weight in linears if in_4bit and not weight.requires_grad]
     return Weights(
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         largest_layer=max(layers, default=0),
-        embeddings=model.get_input_embeddings().weight.numel(),  # type: ignore[operator]
+        embeddings=model.get_input_embeddings().weight.numel(),
+        quantised=sum(quantised),
+        largest_quantised=max(quantised, default=0),
     )
 
 

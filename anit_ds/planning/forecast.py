@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from anit_ds.config import Config
+from anit_ds.config import Config, ModelConfig
 from anit_ds.errors import InputError
 from anit_ds.planning.footprint import Footprint, Weights, footprint
 from anit_ds.planning.workload import Workload
@@ -26,6 +26,8 @@ from anit_ds.training.schedule import sweeps
 GB = 1e9
 _FLOAT32 = 4
 _ADAM = 2 * _FLOAT32
+# bitsandbytes' own: weights that share a scale, and scales that share one where they are quantised too.
+_BLOCK, _BLOCKS_OF_A_SCALE = 64, 256
 # DeepSpeed's own defaults, in elements.
 _LIVE_PARAMETERS, _BUCKET = 1_000_000_000, 500_000_000
 
@@ -74,12 +76,12 @@ class Forecaster:
 
     def __init__(self, workload: Workload, dtype: torch.dtype) -> None:
         self.workload, self.dtype = workload, dtype
-        self._counted: dict[tuple[str, str], Footprint] = {}
+        self._counted: dict[tuple[str, ...], Footprint] = {}
 
     def forecast(self, config: Config, cluster: Cluster) -> Forecast:
         """A run as its configuration has it. Raises InputError for what the trainer would refuse of model or method."""
         size = config.train.micro_batch * config.noise.rows  # choosing the worst of several views is not counted
-        key = config.method.model_dump_json(), config.train.model_dump_json()
+        key = config.model.model_dump_json(), config.method.model_dump_json(), config.train.model_dump_json()
         if key not in self._counted:
             self._counted[key] = footprint(config, self.workload.micro_batch(config, size), self.dtype)
         return _on_ranks(config, self._counted[key], self.workload.mean_share(size), cluster, self.dtype)
@@ -99,7 +101,7 @@ class Forecaster:
         if config.method.schedule != "auto":
             return config
         possible = self.schedules(config, cluster)
-        if config.lora.dropout > 0:
+        if config.lora_dropout > 0:
             possible.pop("prefix_tree", None)
         return _changed(config, {"method": {"schedule": min(possible, key=lambda name: possible[name].seconds)}})
 
@@ -113,7 +115,9 @@ class Forecaster:
             tried.append(("train.activation_checkpointing: true", {"train": {"activation_checkpointing": True}}))
         if config.method.name == "anit" and config.method.passes == "joined" and config.method.gradient == "attack":
             tried.append(("method.passes: separate", {"method": {"passes": "separate"}}))
-        if cluster.ranks > 1 and zero_stage(settings) < 3:
+        if config.lora is not None and not config.model.load_in_4bit and zero_stage(settings) < 3:
+            tried.append(("model.load_in_4bit: true", {"model": {"load_in_4bit": True}}))
+        if cluster.ranks > 1 and zero_stage(settings) < 3 and not config.model.load_in_4bit:
             tried.append(("ds_configs/zero3.json", {"deepspeed": {**settings, "zero_optimization": {"stage": 3}}}))
         for told, fields in tried:
             with suppress(InputError):  # this method or model does not go together with it
@@ -128,7 +132,7 @@ def _on_ranks(config: Config, counted: Footprint, share: float, cluster: Cluster
     gathered = 0
     if stage == 3 and cluster.ranks > 1:
         trunk = method.schedule == "prefix_tree" and config.attacks_behind_context
-        gathered = sweeps(method, method.schedule, micro_batches, trunk=trunk) * counted.weights.frozen * dtype.itemsize
+        gathered = sweeps(method, method.schedule, micro_batches, trunk=trunk) * counted.weights.all * dtype.itemsize
     moved = gathered * (cluster.ranks - 1) / cluster.ranks
     return Forecast(
         stage=stage,
@@ -145,25 +149,35 @@ def _holds(
     config: Config, counted: Footprint, zero: Mapping[str, Any], stage: int, ranks: int, dtype: torch.dtype
 ) -> dict[str, int]:
     weights, size = counted.weights, dtype.itemsize
-    adapter = weights.trained
+    trained = weights.trained
     states = (_ADAM if config.train.optimizer == "adamw" else 0) + (_FLOAT32 if dtype.itemsize < 4 or stage > 0 else 0)
+    # From stage 2 on a gradient goes into its partition as soon as it is there, a layer or the embeddings at a time.
+    passing = min(trained, max(weights.largest_layer, weights.embeddings)) if stage >= 2 else trained
     offloaded = bool(zero.get("offload_optimizer"))
     parts = {
-        "frozen weights": weights.frozen * size / (ranks if stage == 3 else 1),
+        "frozen weights": (weights.frozen - weights.quantised) * size / (ranks if stage == 3 else 1),
+        "weights in 4 bits": weights.quantised * _bytes_in_4bit(config.model),
+        "a layer in full": weights.largest_quantised * size,
         "gathered layers": _live(weights, zero) * size if stage == 3 and ranks > 1 else 0,
-        "adapter": adapter * size / (ranks if stage == 3 else 1),
-        "gradients": adapter * size + adapter * _FLOAT32 / (ranks if stage >= 2 else 1),
-        "optimizer": 0 if offloaded else adapter * states / (ranks if stage >= 1 else 1),
-        "ZeRO's buckets": 2 * min(int(zero.get("reduce_bucket_size", _BUCKET)), adapter) * size if stage else 0,
+        "trained weights": trained * size / (ranks if stage == 3 else 1),
+        "gradients": passing * size + trained * _FLOAT32 / (ranks if stage >= 2 else 1),
+        "optimizer": 0 if offloaded else trained * states / (ranks if stage >= 1 else 1),
+        "ZeRO's buckets": 2 * min(int(zero.get("reduce_bucket_size", _BUCKET)), trained) * size if stage else 0,
         "activations": counted.peak,
     }
     return {name: round(count) for name, count in parts.items() if count}
 
 
+def _bytes_in_4bit(model: ModelConfig) -> float:
+    """Of one weight, its share of its block's scale included."""
+    scale = 1 + _FLOAT32 / _BLOCKS_OF_A_SCALE if model.bnb_4bit_use_double_quant else _FLOAT32
+    return 0.5 + scale / _BLOCK
+
+
 def _live(weights: Weights, zero: Mapping[str, Any]) -> int:
     """Elements that ZeRO-3 keeps gathered: up to its limit, and one layer and the embeddings whatever the limit."""
     limit = int(zero.get("stage3_max_live_parameters", _LIVE_PARAMETERS))
-    return min(weights.frozen, max(limit, weights.largest_layer + weights.embeddings))
+    return min(weights.all, max(limit, weights.largest_layer + weights.embeddings))
 
 
 def _changed(config: Config, fields: dict[str, Any]) -> Config:

@@ -4,7 +4,7 @@ load.
 A checkpoint is a folder step-000200/ with
     weights.safetensors     the trainable weights, float32 masters, gathered
     optimizer.safetensors   AdamW's two moments, gathered
-    adapter/                the best adapter so far, where dev has chosen one
+    adapter/ or model/      the best weights so far, where dev has chosen them
     state.json              step, best dev score, beta, ... and the SHA-256 of all files, its own content included
 
 It takes its place when complete, so it is whole or absent (see `replacing_folder`). Everything else a run needs
@@ -16,14 +16,15 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anit_ds.errors import InputError
@@ -34,6 +35,8 @@ from anit_ds.sealed import Damaged, read_sealed, read_sealed_folder, seal_folder
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATE = "state.json"
+# Elements of the weights that a rank has whole at a time: all of a model's would not fit where ZeRO-3 is needed.
+_WHOLE_AT_A_TIME = 1 << 26
 _NAME = re.compile(r"step-[0-9]{6,}")
 logger = logging.getLogger("anit")
 
@@ -43,22 +46,62 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def save_checkpoint(
-    engine: Any, folder: Path, state: dict[str, Any], *, keep: int, adapter: Path | None = None
-) -> Path:
+def gathered(
+    parameters: Mapping[str, nn.Parameter], *, modifier_rank: int | None = None
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """Each parameter, whole on every rank while it is at hand; all ranks go through all of them. With `modifier_rank`
+    what that rank writes into it stays, on all."""
+    for group in _groups(parameters):
+        with deepspeed.zero.GatheredParameters([p for _, p in group], modifier_rank=modifier_rank):
+            yield from group
+
+
+def _groups(parameters: Mapping[str, nn.Parameter]) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    group: list[tuple[str, nn.Parameter]] = []
+    size = 0
+    for name, p in parameters.items():
+        elements = getattr(p, "ds_numel", p.numel())
+        if group and size + elements > _WHOLE_AT_A_TIME:
+            yield group
+            group, size = [], 0
+        group.append((name, p))
+        size += elements
+    if group:
+        yield group
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of safetensors files, each read when it is asked for: a rank need not hold a whole model of them."""
+
+    def __init__(self, *files: Path) -> None:
+        opened = [safe_open(file, framework="pt") for file in files]
+        self._where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._where[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+def save_checkpoint(engine: Any, folder: Path, state: dict[str, Any], *, keep: int, best: Path | None = None) -> Path:
     """Write folder/step-NNNNNN from all ranks' parts, then `prune`. `state` must hold "step".
 
-    `adapter` is the folder of the best one so far, which a run that goes on from here must have. Every rank calls it;
+    `best` is the folder of the best weights so far, which a run that goes on from here must have. Every rank calls it;
     rank 0 writes. Returns the checkpoint's path.
     """
-    weights, moments = gather_weights(engine), _gather_moments(engine)
+    weights, moments = _gather_weights(engine), _gather_moments(engine)
     target = folder / f"step-{state['step']:06d}"
     if distributed.rank() == 0:
         with replacing_folder(target) as unfinished:
             save_file(weights, unfinished / "weights.safetensors")
             save_file(moments, unfinished / "optimizer.safetensors")
-            if adapter is not None:
-                shutil.copytree(adapter, unfinished / "adapter")
+            if best is not None:
+                shutil.copytree(best, unfinished / best.name)
             seal_folder(unfinished, _STATE, state)
         prune(folder, target, keep=keep)
     distributed.barrier()
@@ -97,8 +140,8 @@ def load_checkpoint(engine: Any, path: Path, *, configurations: Collection[str |
     state = read_sealed(path / _STATE)
     if state.get("configuration") not in configurations:
         raise InputError(f"{path}: is a checkpoint of another configuration; take it away, or begin anew with --fresh")
-    weights = load_file(path / "weights.safetensors")
-    moments = load_file(path / "optimizer.safetensors")
+    weights = StoredTensors(path / "weights.safetensors")
+    moments = StoredTensors(path / "optimizer.safetensors")
     names = set(trainable(engine.module))
     if names != set(weights):
         odd = sorted(names ^ set(weights))[0]
@@ -109,41 +152,43 @@ def load_checkpoint(engine: Any, path: Path, *, configurations: Collection[str |
     return state
 
 
-def restore_adapter(checkpoint: Path, adapter: Path) -> bool:
-    """Put the best adapter that a checkpoint knows of where a run has its own, whatever has become of that.
+def restore_best(checkpoint: Path, best: Path) -> bool:
+    """Put the best weights that a checkpoint knows of where a run has its own, whatever has become of those.
 
     A checkpoint of an older version holds none: then whether the run's own is what was saved; False, and said, where it
     is not, so that the evaluations on dev to come choose anew.
     """
-    if (checkpoint / "adapter").is_dir():
-        with replacing_folder(adapter) as unfinished:
-            shutil.copytree(checkpoint / "adapter", unfinished, dirs_exist_ok=True)
+    if (checkpoint / best.name).is_dir():
+        with replacing_folder(best) as unfinished:
+            shutil.copytree(checkpoint / best.name, unfinished, dirs_exist_ok=True)
         return True
     try:
-        adapter_folder(adapter)
+        adapter_folder(best)
     except InputError as error:
         logger.warning("the best adapter so far is lost, so dev chooses anew from here on: %s", error)
         return False
     return True
 
 
-def gather_weights(engine: Any) -> dict[str, Tensor]:
-    """Trainable weights in float32 on the CPU, whole, on every rank (the optimizer's masters where there are any)."""
-    gathered = {}
+def _gather_weights(engine: Any) -> dict[str, Tensor]:
+    """Trainable weights in float32 on rank 0's CPU (the optimizer's masters where there are any); elsewhere nothing."""
+    weights = {}
     for name, p in trainable(engine.module).items():
         master = safe_get_full_fp32_param(p)
-        gathered[name] = (p if master is None else master).detach().float().cpu().contiguous().clone()
-    return gathered
+        if distributed.rank() == 0:
+            weights[name] = _for_a_file(p if master is None else master)
+    return weights
 
 
-def load_weights(engine: Any, weights: dict[str, Tensor], *, masters: bool) -> None:
+def _for_a_file(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().contiguous().clone()
+
+
+def load_weights(engine: Any, weights: Mapping[str, Tensor], *, masters: bool) -> None:
     """Set trainable weights on every rank; with `masters` also the float32 copies that the optimizer steps."""
     parameters = trainable(engine.module)
-    with (
-        torch.no_grad(),
-        deepspeed.zero.GatheredParameters(list(parameters.values()), modifier_rank=0),
-    ):
-        for name, p in parameters.items():
+    with torch.no_grad():
+        for name, p in gathered(parameters, modifier_rank=0):
             p.copy_(weights[name].to(p.device, p.dtype))
     if masters:
         for name, p in parameters.items():
@@ -165,11 +210,12 @@ def _gather_moments(engine: Any) -> dict[str, Tensor]:
         for key in _MOMENTS:
             value = safe_get_full_optimizer_state(p, key)
             value = base.state[p][key] if value is None else value
-            moments[f"{name}.{key}"] = value.detach().float().cpu().contiguous().clone()
+            if distributed.rank() == 0:
+                moments[f"{name}.{key}"] = _for_a_file(value)
     return moments
 
 
-def _load_moments(engine: Any, moments: dict[str, Tensor], steps: int) -> None:
+def _load_moments(engine: Any, moments: Mapping[str, Tensor], steps: int) -> None:
     base = _base_optimizer(engine)
     for stepped in _stepped_tensors(engine):
         base.state[stepped] = {
@@ -191,7 +237,8 @@ def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
 def _stepped_tensors(engine: Any) -> list[Tensor]:
     """What the torch optimizer really steps: ZeRO's flat float32 partitions, or the parameters themselves."""
     optimizer = engine.optimizer
-    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+    # ZeRO 3's, that of ZeRO 1 and 2, and that of ZeRO 1 in bfloat16, which is an optimizer of its own.
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         if hasattr(optimizer, name):
             return list(getattr(optimizer, name))
     return list(trainable(engine.module).values())

@@ -74,8 +74,13 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
             f"{source}: ZeRO stage 0 with {_name(dtype)} counts AdamW's steps twice in DeepSpeed 0.19; use stage "
             "1, or float32"
         )
+    if stage == 3 and config.model.load_in_4bit:
+        raise InputError(
+            f"{source}: ZeRO stage 3 takes each weight apart as it is loaded, and weights in 4 bits are packed whole; "
+            "use stage 2 with model.load_in_4bit"
+        )
     for field in ("use_dora", "trainable_token_indices"):
-        if stage == 3 and (config.lora.model_extra or {}).get(field):
+        if stage == 3 and config.lora and (config.lora.model_extra or {}).get(field):
             raise InputError(
                 f"{source}: ZeRO stage 3 leaves each rank a part of every weight, and lora.{field} begins from whole "
                 f"ones; use stage 2, or leave lora.{field} out"

@@ -10,6 +10,7 @@ import hashlib
 import platform
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,10 @@ from anit_ds.evaluation import Evaluator, Interrupted
 from anit_ds.files import write_atomically
 from anit_ds.identity import configuration_hash
 from anit_ds.modeling import (
-    add_adapter,
     check_tables,
     load_model,
     load_tokenizer,
+    make_trainable,
     peft_config,
     resolve_dtype,
     use_activation_checkpointing,
@@ -39,15 +40,15 @@ from anit_ds.ranks import distributed
 from anit_ds.ranks.signals import Signals
 from anit_ds.runfolder import RunFolder, log_to
 from anit_ds.sealed import write_sealed
-from anit_ds.training.adapter import read_adapter, save_adapter
 from anit_ds.training.batching import accumulation
+from anit_ds.training.best import read_best, save_best
 from anit_ds.training.checkpoint import (
     latest_good,
     load_checkpoint,
     load_weights,
     optimizer_steps,
     prune,
-    restore_adapter,
+    restore_best,
     save_checkpoint,
 )
 from anit_ds.training.engine import (
@@ -83,7 +84,7 @@ def _train(config: Config, watchdog: distributed.Watchdog, signals: Signals, *, 
     run = RunFolder(config.out)
     with ExitStack() as held:
         distributed.from_main(lambda: held.enter_context(only_writer(run.path)))
-        config = distributed.from_main(lambda: run.begin(with_fields_of_init_from(config), fresh=fresh))
+        config = distributed.from_main(lambda: run.begin(_with_whole_lora(config, run, fresh), fresh=fresh))
         log_to(run.path, distributed.rank())
         there = distributed.from_main(lambda: run.of_another_length(config))
         summary = distributed.from_main(lambda: finished(run)) if there is None else None
@@ -125,7 +126,8 @@ class Trainer:
         micro_batches = accumulation(config.train.global_batch, config.train.micro_batch, ranks)
         device = distributed.device()
         self.dtype = resolve_dtype(config.model.dtype, device.type)
-        peft_config(config.lora)  # what is wrong with it is said before any work
+        if config.lora is not None:
+            peft_config(config.lora)  # what is wrong with it is said before any work
         ds_config = deepspeed_config(config, ranks=ranks, accumulation=micro_batches, dtype=self.dtype)
         tokenizer = load_tokenizer(config.model)
         self.encoder = PromptEncoder.of(config, tokenizer)
@@ -180,7 +182,7 @@ class Trainer:
         if config.method.eps_unit != "absolute":
             with whole_weights(model.get_input_embeddings()):  # type: ignore[operator]
                 scale = embedding_scale(model, config.method.eps_unit)
-        model = add_adapter(model, config)
+        model = make_trainable(model, config)
         if config.train.activation_checkpointing:
             use_activation_checkpointing(model)
         if config.method.schedule == "auto":
@@ -202,6 +204,11 @@ class Trainer:
         method = self.config.method.model_copy(update={"schedule": schedule})
         self.config = self.feed.config = self.config.model_copy(update={"method": method})
         return self.config
+
+    @property
+    def best(self) -> Path:
+        """The folder of the best weights on dev."""
+        return self.run.best(self.config)
 
     @property
     def module(self) -> nn.Module:
@@ -327,7 +334,7 @@ class Trainer:
         known = distributed.from_main(lambda: self.run.configurations(self.config))
         state = load_checkpoint(self.lm.engine, path, configurations=known)
         self.scores.best = Best(**state["best"])
-        if self.scores.best.step and not distributed.from_main(lambda: restore_adapter(path, self.run.adapter)):
+        if self.scores.best.step and not distributed.from_main(lambda: restore_best(path, self.best)):
             self.scores.best = Best()
         distributed.from_main(lambda: prune(self.run.checkpoints, path, keep=self.config.train.keep))
         distributed.logger().info("resumed from %s", path)
@@ -347,10 +354,8 @@ class Trainer:
             "configuration": configuration_hash(self.config),
             "lost": self.lost.counts(),
         }
-        adapter = self.run.adapter if self.scores.best.step else None
-        save_checkpoint(
-            self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep, adapter=adapter
-        )  # fmt: skip
+        best = self.best if self.scores.best.step else None
+        save_checkpoint(self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep, best=best)
         self.saved = self.step
 
     def _ask_for_requeue(self) -> None:
@@ -366,18 +371,18 @@ class Trainer:
         self.monitor.scalar(self.step, "dev/micro_f1", evaluation.micro_f1)
         self.monitor.say(f"step {self.step}: dev micro-F1 {evaluation.micro_f1:.4f}")
         if better:
-            self._keep_adapter()
+            self._keep_best()
         self.dev_due = False
 
-    def _keep_adapter(self) -> None:
+    def _keep_best(self) -> None:
         about = {"step": self.step, "configuration": configuration_hash(self.config)}
-        save_adapter(self.lm.engine, self.run.adapter, about)
+        save_best(self.lm.engine, self.best, about)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         after: dict[str, Any] | None = None
         robustness: dict[str, dict[str, float]] = {}
         if self.config.eval.test:
-            load_weights(self.lm.engine, read_adapter(self.module, self.run.adapter), masters=False)
+            load_weights(self.lm.engine, read_best(self.module, self.best), masters=False)
             after, robustness = self.scores.test(self.module)
         best = self.scores.best
         summary = {
@@ -406,6 +411,12 @@ class Trainer:
             write_sealed(self.run.summary, summary)
         distributed.barrier()
         return summary
+
+
+def _with_whole_lora(config: Config, run: RunFolder, fresh: bool) -> Config:
+    """The configuration with all fields of an adapter that it goes on from; a finished run knows them by itself."""
+    known = run.lora_of(config) if run.summary.exists() and not fresh else None
+    return config.model_copy(update={"lora": known}) if known else with_fields_of_init_from(config)
 
 
 def _name(dtype: torch.dtype) -> str:

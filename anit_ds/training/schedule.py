@@ -48,7 +48,7 @@ def choose_schedule(config: Config, feed: Feed, model: nn.Module, *, stage: int,
     """(the schedule to run, a sentence that says why). `stage` is ZeRO's, `nodes` the machines of the run."""
     found = candidates(config, feed, sharded=stage == 3)
     reasons = []
-    if config.lora.dropout > 0:
+    if config.lora_dropout > 0:
         reasons.append("prefix_tree is left out, because lora.dropout > 0 would share its masks between samples")
     elif said := _refusal(model):
         reasons.append(f"prefix_tree is left out ({said})")
@@ -72,7 +72,7 @@ def candidates(config: Config, feed: Feed, *, sharded: bool) -> list[Candidate]:
         return sweeps(method, schedule, micro, trunk=trunk) if sharded else 0
 
     found = [Candidate("three_pass", passes * padded, swept("three_pass"))]
-    if method.can_be_pipelined and micro > 1:
+    if method.can_be_pipelined and config.lora is not None and micro > 1:
         found.append(Candidate("pipelined", passes * padded, swept("pipelined")))
     trunk = sum(b.trunk.layout.tokens for b in batches if b.trunk) if config.attacks_behind_context else 0
     if trunk:

@@ -10,19 +10,19 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from anit_ds.adversarial.head import AnswerHead, _FrozenHead
+from anit_ds.adversarial.head import AnswerHead, _Float32Logits
 
 _VOCABULARY, _WIDTH = 70_001, 64  # three slices on a CPU, the last one ragged
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bias", [False, True], ids=["frozen", "trained with a bias"])
 def test_logits_and_gradient_are_float32_exact(dtype: torch.dtype, bias: bool) -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=8, hidden_size=_WIDTH, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
-    model.lm_head = nn.Linear(_WIDTH, _VOCABULARY, bias=bias, dtype=dtype).requires_grad_(False)
+    model.lm_head = nn.Linear(_WIDTH, _VOCABULARY, bias=bias, dtype=dtype).requires_grad_(bias)
     head = AnswerHead(model)
     hidden = torch.randn(2, 5, _WIDTH, dtype=dtype, requires_grad=True)
     rows, positions = torch.tensor([0, 1, 1]), torch.tensor([4, 0, 3])
@@ -30,12 +30,18 @@ def test_logits_and_gradient_are_float32_exact(dtype: torch.dtype, bias: bool) -
 
     with head.only_at(rows, positions):
         logits = model.lm_head(hidden)
-    (gradient,) = torch.autograd.grad((logits * weights).sum(), hidden)
+    linear = model.lm_head
+    trained = [hidden, *(p for p in linear.parameters() if p.requires_grad)]
+    gradient, *of_head = torch.autograd.grad((logits * weights).sum(), trained)
 
     exact = hidden.detach().double().requires_grad_()
-    linear = model.lm_head
-    expected = exact[rows, positions] @ linear.weight.double().T + (linear.bias.double() if bias else 0.0)
-    (expected_gradient,) = torch.autograd.grad((expected * weights.double()).sum(), exact)
+    weight = linear.weight.detach().double().requires_grad_()
+    expected = exact[rows, positions] @ weight.T + (linear.bias.double() if bias else 0.0)
+    expected_gradient, of_weight = torch.autograd.grad((expected * weights.double()).sum(), [exact, weight])
+    if of_head:
+        torch.testing.assert_close(of_head[0], of_weight.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+    if of_head and bias:
+        torch.testing.assert_close(of_head[1], weights.sum(0).to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
     assert logits.dtype is torch.float32 and gradient.dtype is dtype
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(gradient, expected_gradient.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
@@ -49,9 +55,11 @@ def test_a_gpu_multiplies_halves_without_a_float32_copy_of_the_weight(dtype: tor
         weight = torch.empty(96, 16, dtype=dtype, device="cuda")
         hidden = torch.empty(5, 16, dtype=dtype, device="cuda")
         # By hand, as autograd's engine wants a real device.
-        kept = SimpleNamespace(save_for_backward=lambda *tensors: None, saved_tensors=(weight,))
-        logits = _FrozenHead.forward(kept, hidden, weight, None)
-        gradient, *_ = _FrozenHead.backward(kept, torch.empty_like(logits))
+        kept = SimpleNamespace(
+            save_for_backward=lambda *tensors: None, saved_tensors=(weight, None), needs_input_grad=(True, False, False)
+        )
+        logits = _Float32Logits.forward(kept, hidden, weight, None)
+        gradient, *_ = _Float32Logits.backward(kept, torch.empty_like(logits))
     assert logits.dtype is torch.float32 and logits.shape == (5, 96)
     assert gradient.dtype is dtype and gradient.shape == (5, 16)
     exact = torch.float32  # what float16's gradient is multiplied in: most of a softmax's are too small for halves

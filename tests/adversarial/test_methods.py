@@ -20,11 +20,10 @@ EPS, ALPHA, LAMBDA = 0.7, 0.3, 0.6
 ANIT = {"eps": EPS, "alpha": ALPHA, "lambda": LAMBDA, "eps_unit": "absolute", "ball": "frobenius", "tokens": "prompt"}
 
 
-def model_and_batch() -> tuple[nn.Module, Batch, Tensor]:
-    model = peft.get_peft_model(
-        tiny_model().requires_grad_(False),
-        peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.0),
-    )
+def model_and_batch(*, full: bool = False) -> tuple[nn.Module, Batch, Tensor]:
+    """`full`: every weight is trained, the table that embeddings and head share among them."""
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.0)
+    model = tiny_model() if full else peft.get_peft_model(tiny_model().requires_grad_(False), lora)
     with torch.no_grad():
         for number, p in enumerate(q for q in model.parameters() if q.requires_grad):
             p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
@@ -34,9 +33,9 @@ def model_and_batch() -> tuple[nn.Module, Batch, Tensor]:
     return model, Batch.from_labels(ids, attended, labels, beta=0.4, step=2), labels
 
 
-def step_of(name: str, settings: dict[str, object]) -> tuple[nn.Module, Step]:
+def step_of(name: str, settings: dict[str, object], *, full: bool = False) -> tuple[nn.Module, Step]:
     """The loss as transformers computes it, on embeddings that a formula chooses."""
-    model, batch, labels = model_and_batch()
+    model, batch, labels = model_and_batch(full=full)
 
     def loss(x: Tensor) -> Tensor:
         logits = model(inputs_embeds=x, attention_mask=batch.attended.long()).logits
@@ -46,7 +45,7 @@ def step_of(name: str, settings: dict[str, object]) -> tuple[nn.Module, Step]:
         logits = model(inputs_embeds=x, attention_mask=batch.attended.long()).logits
         return logits[:, :-1][labels[:, 1:] != -100].log_softmax(-1)
 
-    e = model.get_input_embeddings()(batch.input_ids).detach()
+    e = model.get_input_embeddings()(batch.input_ids)
     return model, Step(batch, e, loss, MethodConfig(name=name, **settings), log_probs=log_probs)
 
 
@@ -77,13 +76,14 @@ CASES: dict[str, tuple[dict[str, object], int]] = {
 }
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_method_is_its_formula(case: str):
+def test_a_method_is_its_formula(case: str, full: bool):
     name, (settings, passes) = case.partition("-")[0], CASES[case]
-    reference, step = step_of(name, settings)
+    reference, step = step_of(name, settings, full=full)
     formulas()[name](step).backward()
     expected = gradients(reference)
-    model, batch, _ = model_and_batch()
+    model, batch, _ = model_and_batch(full=full)
     method = build_method(MethodConfig(name=name, **settings), seed=1, scale=1.0)
     method.backward(PerturbableLM(model), batch)
     got = gradients(model)

@@ -14,7 +14,7 @@ import transformers
 from anit_ds.adversarial import PerturbableLM, build_method
 from anit_ds.commands.cli import main
 from anit_ds.config import Config
-from anit_ds.modeling import add_adapter
+from anit_ds.modeling import load_model, make_trainable
 from anit_ds.planning import footprint as footprints
 from anit_ds.planning.footprint import footprint
 from anit_ds.planning.forecast import Cluster, Forecaster
@@ -52,9 +52,30 @@ def test_two_depths_give_every_depth(
     assert followed.peaks == counted.peaks
     assert (followed.operations, followed.weights) == (counted.operations, counted.weights)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(deep_folder))
-    adapted = add_adapter(model.requires_grad_(False), config)
+    adapted = make_trainable(model.requires_grad_(False), config)
     assert counted.weights.trained == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert counted.weights.frozen == sum(p.numel() for p in adapted.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize("changes", [{"lora": None}, {"model.load_in_4bit": True}], ids=["full", "4-bit"])
+def test_weights_are_those_that_are_held(changes: dict, deep_folder: Path, make_config: Callable[..., Config]):
+    config = make_config(**{"model.name_or_path": str(deep_folder), **changes})
+    cluster = Cluster(ranks=1, memory=80, bandwidth=50, tflops=1)
+    workload = Workload([made_up(n, 64) for n in range(4)], 64, known=False)
+    holds = Forecaster(workload, torch.float32).forecast(config, cluster).holds
+    settings = transformers.AutoConfig.from_pretrained(deep_folder)
+    model = transformers.AutoModelForCausalLM.from_config(settings).requires_grad_(False)
+    if config.lora is None:
+        size = sum(p.numel() for p in model.parameters())
+        assert holds["trained weights"] == 4 * size and holds["optimizer"] == 12 * size
+        return
+    model.save_pretrained(deep_folder)
+    loaded = load_model(config.model, torch.float32)
+    packed = [m.weight for m in loaded.modules() if hasattr(m.weight if hasattr(m, "weight") else m, "quant_state")]
+    scales = [state for p in packed for state in p.quant_state.as_dict(packed=True).values()]
+    exact = sum(p.nbytes for p in packed) + sum(t.nbytes for t in scales if t.dtype in (torch.uint8, torch.float32))
+    assert len(packed) == 42 and holds["weights in 4 bits"] == pytest.approx(exact, rel=0.2)
+    assert holds["frozen weights"] == sum(p.nbytes for p in loaded.parameters() if p.is_floating_point())
 
 
 def test_operations_are_those_of_a_real_step(deep_folder: Path, make_config: Callable[..., Config]):
@@ -63,7 +84,7 @@ def test_operations_are_those_of_a_real_step(deep_folder: Path, make_config: Cal
     config = make_config(method={"name": "noisy_sft"}, **{"model.name_or_path": str(deep_folder)})
     settings = transformers.AutoConfig.from_pretrained(deep_folder)
     model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager")
-    lm = PerturbableLM(add_adapter(model.requires_grad_(False), config).train())
+    lm = PerturbableLM(make_trainable(model.requires_grad_(False), config).train())
     with FlopCounterMode(display=False) as counter:
         build_method(config.method, seed=1, scale=1.0).backward(lm, _batch(config))
     real = counter.get_total_flops()

@@ -65,6 +65,11 @@ def test_zero_3_refuses_adapters_that_begin_from_whole_weights(
         check(make_config(deepspeed={"zero_optimization": {"stage": 3}}, **lora))
 
 
+def test_zero_3_refuses_weights_in_4_bits(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(InputError, match="packed whole; use stage 2 with model.load_in_4bit"):
+        check(make_config(deepspeed={"zero_optimization": {"stage": 3}}, **{"model.load_in_4bit": True}))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_zero_0_counts_steps_twice_in_half_precision(dtype: torch.dtype, make_config: Callable[..., Config]) -> None:
     config = make_config(deepspeed={"zero_optimization": {"stage": 0}})

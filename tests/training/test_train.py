@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,17 @@ def test_another_configuration_in_the_folder_is_refused(make_config: MakeConfig)
     train(make_config(**{"train.epochs": 1}))
     with pytest.raises(InputError, match=r"another configuration \(train.lr: 0.001 there, 0.002 here\)"):
         train(make_config(**{"train.epochs": 1, "train.lr": 2e-3}))
+
+
+def test_a_finished_run_needs_what_it_began_from_no_more(make_config: MakeConfig):
+    first = make_config("first", **{"train.max_steps": 1, "eval.test": False})
+    second = make_config("second", lora={"init_from": first.out}, **{"train.max_steps": 1, "eval.test": False})
+    train(first)
+    summary = train(second)
+    shutil.rmtree(first.out)
+    assert train(second) == summary
+    with pytest.raises(InputError, match="no adapter here"):
+        train(second, fresh=True)
 
 
 @pytest.mark.parametrize(
