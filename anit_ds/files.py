@@ -20,6 +20,8 @@ from anit_ds.errors import InputError, shown
 
 _BLOCK = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
+# In indented JSON; a text in it has no line end of its own.
+_LIST_OF_NUMBERS = re.compile(r"\[(\n[-+.\deE,\s]+)\]")
 
 Report = Callable[[int, str], None]
 """Told of a line that cannot be read: its number, from 1, and what is wrong with it."""
@@ -132,9 +134,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON, atomically, into a folder that is made where it is missing; see `finite_or_null`."""
+    """Write indented JSON, a list of numbers on one line, atomically, into a folder that is made where it is missing;
+    see `finite_or_null`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(finite_or_null(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(finite_or_null(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, _LIST_OF_NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def finite_or_null(content: Any) -> Any:

@@ -33,8 +33,13 @@ def consistency(raw: Sequence[Mapping[str, Any]], noisy: Sequence[Mapping[str, A
     """
     if [row["id"] for row in raw] != [row["id"] for row in noisy]:
         raise ValueError("consistency compares two answers to the same samples, in the same order")
-    equal = sum(_meaning(a) == _meaning(b) for a, b in zip(raw, noisy, strict=True))
+    equal = sum(same_answer(a, b) for a, b in zip(raw, noisy, strict=True))
     return equal / len(raw) if raw else 0.0
+
+
+def same_answer(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two rows parse to the same items."""
+    return _meaning(a) == _meaning(b)
 
 
 def _meaning(row: Mapping[str, Any]) -> tuple[Counter[tuple[str, ...]], int]:

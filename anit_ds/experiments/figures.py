@@ -43,7 +43,7 @@ def omega(axes: Axes, results: Sequence[Result]) -> bool:
         axes.axhline(level, linestyle=":", color="grey", label=f"{dataset}, sft" if several_sets else "sft")
     axes.set(xlabel="omega: share of the words that the noise touches", ylabel="test micro-F1 (%)")
     if lines:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return bool(lines)
 
 
@@ -87,15 +87,12 @@ def draw(
 
 
 def draw_panels(
-    what: Callable[[Figure, Sequence[Result]], bool],
-    results: Sequence[Result],
-    stem: Path,
-    size: tuple[float, float] = (9, 8),
+    what: Callable[[Figure, Any], bool], drawn: Any, stem: Path, size: tuple[float, float] = (9, 8)
 ) -> Path | None:
-    """The same of a figure with panels of its own; `size` in inches."""
+    """The same of a figure with panels of its own, which `what` makes of `drawn`; `size` in inches."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        if not what(figure, results):
+        if not what(figure, drawn):
             return None
         stem.parent.mkdir(parents=True, exist_ok=True)
         svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")

@@ -1,6 +1,6 @@
 """What a comparison keeps of its cells.
 
-OUT/cells/NAME.json holds a finished cell: its record, [hits, predicted, gold] of each test example, and its dev curve.
+OUT/cells/NAME.json holds a finished cell: its record, what answers.py keeps of its answers, and its dev curve.
 OUT/results.json holds the records of all.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from anit_ds.experiments.answers import KEPT, kept_answers
 from anit_ds.experiments.cells import Cell, Chosen
 from anit_ds.experiments.grid import CompareConfig
-from anit_ds.experiments.statistics import example_counts
 from anit_ds.files import read_json_lines, write_json
 from anit_ds.identity import identity, same_result
 from anit_ds.runfolder import RunFolder, versions
-from anit_ds.sealed import Damaged, check_file, read_sealed, write_sealed
+from anit_ds.sealed import Damaged, read_sealed, write_sealed
 
 Result = dict[str, Any]
 """One cell's record in results.json; `status` is "done" or "failed"."""
@@ -32,7 +32,7 @@ class Cells:
         self.folder = out / "cells"
 
     def read(self, cell: Cell) -> Result | None:
-        """What is on record for this cell, a failure too; counts and dev curve included."""
+        """What is on record for this cell, a failure too; answers and dev curve included."""
         file = self.folder / f"{cell.name}.json"
         if not file.is_file():
             return None
@@ -75,8 +75,8 @@ class Records:
 
     def __init__(self, config: CompareConfig, grid: Sequence[Cell], results: Cells, chosen: Chosen) -> None:
         self._config, self._grid, self._results, self._chosen = config, grid, results, chosen
-        # Read once: a large grid's counts are hundreds of megabytes, and this file has none.
-        self._records = {cell.hash: _without_counts(result) for cell, result in self._read()}
+        # Read once: what is kept of a large grid's answers is hundreds of megabytes, and this file has none.
+        self._records = {cell.hash: _without_answers(result) for cell, result in self._read()}
 
     def _read(self) -> Iterator[tuple[Cell, Result]]:
         for cell in self._grid:
@@ -87,7 +87,7 @@ class Records:
         return {**result, "tuned": self._chosen.get((cell.arm, cell.dataset))}
 
     def add(self, cell: Cell, result: Result) -> None:
-        self._records[cell.hash] = _without_counts(self._with_choice(cell, result))
+        self._records[cell.hash] = _without_answers(self._with_choice(cell, result))
         self.write()
 
     def write(self) -> None:
@@ -96,12 +96,12 @@ class Records:
         write_json(self._results.out / "results.json", {**about, "cells": made})
 
     def read_whole(self) -> list[Result]:
-        """The records with their counts and dev curves."""
+        """The records with what is kept of their answers, and their dev curves."""
         return [result for _, result in self._read()]
 
 
-def _without_counts(result: Result) -> Result:
-    return {key: value for key, value in result.items() if key not in ("counts", "dev_curve", "config")}
+def _without_answers(result: Result) -> Result:
+    return {key: value for key, value in result.items() if key not in (*KEPT, "dev_curve", "config")}
 
 
 def _identity_of(cell: Cell) -> dict[str, Any]:
@@ -134,21 +134,9 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
         "attack": _attack(run.metrics),
         "run": os.path.relpath(run.path, out),
         "notes": after.get("notes", []),
-        "counts": _counts(run.eval, "test"),
+        **kept_answers(run.eval, summary["robustness"]),
         "dev_curve": _dev_curve(run.metrics),
     }
-
-
-def _counts(folder: Path, split: str) -> dict[str, list[list[int]]]:
-    """Data set -> [hits, predicted, gold] of each test example, which the intervals are drawn from."""
-    counts: dict[str, list[list[int]]] = {}
-    predictions = folder / f"predictions-{split}.jsonl"
-    if predictions.is_file():
-        if digest := read_sealed(folder / f"{split}.json").get("predictions_sha256"):
-            check_file(predictions, digest)
-        for row in read_json_lines(predictions):
-            counts.setdefault(row["dataset"], []).append(example_counts(row))
-    return counts
 
 
 def _told(report: dict[str, Any], prefix: str) -> dict[str, Any]:

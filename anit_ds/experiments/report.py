@@ -1,4 +1,8 @@
-"""Tables as Markdown, LaTeX and CSV, figures as PNG and SVG, and one HTML file with all of it, readable offline."""
+"""Tables as Markdown, LaTeX and CSV, figures as PNG and SVG, and one HTML file with all of it, readable offline.
+
+What was computed is shown without being asked for: the chart of methods, robustness, confusion matrices, and the
+examples on which methods differ most. `show` adds the paper's tables and figures.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +18,15 @@ import jinja2
 import yaml
 
 from anit_ds.experiments import figures
+from anit_ds.experiments.answers import SHOWN as ANSWERS
+from anit_ds.experiments.chart import draw_methods, size_of
+from anit_ds.experiments.confusion import confusions
+from anit_ds.experiments.entries import Entry, Table
 from anit_ds.experiments.estimate import clock
+from anit_ds.experiments.examples import telling_examples
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.screen import draw_screen, screen
-from anit_ds.experiments.tables import TABLES, Table
+from anit_ds.experiments.tables import TABLES, dev, methods
 from anit_ds.files import write_atomically
 from anit_ds.runfolder import versions
 
@@ -29,8 +39,7 @@ _CELL_COLUMNS = (
 def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], out: Path) -> Path:
     """Write OUT/tables, OUT/figures and OUT/report.html from the cells' results; returns the last."""
     done = [r for r in results if r["status"] == "done"]
-    makers = {**TABLES, "screen": screen}
-    tables = [makers[name](done) for name in config.show if name in makers and done]
+    tables = _tables(config, done)
     for table in tables:
         stem = out / "tables" / table.name
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -38,9 +47,12 @@ def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], ou
         write_atomically(stem.with_suffix(".tex"), to_latex(table))
         write_atomically(stem.with_suffix(".csv"), to_csv(table))
     drawn = [figure for name in config.show if (figure := _figure(name, config, done, out)) is not None]
+    general = [note for note in tables[0].notes if all(note in t.notes for t in tables)] if len(tables) > 1 else []
+    constants, columns = _constant_and_varying(done)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("anit_ds", "experiments"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.tests["entry"] = lambda cell: isinstance(cell, Entry)
     page = environment.get_template("report.html.j2").render(
         title=config.title,
         done=len(done),
@@ -49,16 +61,53 @@ def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], ou
         hours=clock(sum(r["train_seconds"] for r in done)),
         ranks=_several({f"{r['ranks']} rank{'s' if r['ranks'] > 1 else ''}" for r in done}),
         dtypes=_several({r["dtype"] for r in done}),
+        general=general,
+        charts=[_inline(svg) for svg in _charts(done, out)],
         tables=tables,
+        confusions=confusions(done),
+        examples=telling_examples(done),
+        answers=ANSWERS,
         figures=[_inline(svg) for svg in drawn],
         curves=[_inline(svg) for svg in _curves(done, out)],
-        cell_columns=_CELL_COLUMNS,
-        cell_rows=[[_short(r[column]) for column in _CELL_COLUMNS] for r in done],
+        constants=constants,
+        cell_columns=columns,
+        cell_rows=[[_short(r.get(column)) for column in columns] for r in done],
         configuration=yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
         versions="\n".join(f"{name} {version}" for name, version in versions().items()),
     )
     write_atomically(out / "report.html", page)
     return out / "report.html"
+
+
+def _tables(config: CompareConfig, done: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """What `show` asks for, and robustness wherever it was computed."""
+    makers = {**TABLES, "screen": screen}
+    computed = ["robustness"] if any(r.get("robustness") for r in done) else []
+    asked = [name for name in dict.fromkeys([*config.show, *computed]) if name in makers]
+    made = [makers[name](done) for name in asked if done]
+    return [table for table in made if table.rows]
+
+
+def _charts(done: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+    """The chart of methods on each data set: on test, or on dev where no test split was read."""
+    table = methods(done)
+    if not table.rows:
+        table = dev(done)
+    drawn = []
+    for column, head in enumerate(table.columns):
+        if any(isinstance(row[column], Entry) for row in table.rows):
+            name = re.sub(r"[^\w.+-]+", "-", f"{table.name}-{head}").strip("-")
+            stem = out / "figures" / name
+            draw, size = partial(draw_methods, column=column), size_of(table, column)
+            drawn.append(figures.draw_panels(draw, table, stem, size))
+    return [svg for svg in drawn if svg is not None]
+
+
+def _constant_and_varying(done: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
+    """(what all cells share and its value, the columns in which they differ)."""
+    shown = {column: [_short(r.get(column)) for r in done] for column in _CELL_COLUMNS}
+    constants = {column: texts[0] for column, texts in shown.items() if len(done) > 1 and len(set(texts)) == 1}
+    return {name: text for name, text in constants.items() if text}, [c for c in _CELL_COLUMNS if c not in constants]
 
 
 def to_markdown(table: Table) -> str:
@@ -69,7 +118,7 @@ def to_markdown(table: Table) -> str:
 
     rule = line(["---"] * len(table.columns))
     notes = "".join(f"- {note}\n" for note in table.notes)
-    body = "\n".join([line(table.columns), rule, *map(line, table.rows)])
+    body = "\n".join([line(table.columns), rule, *map(line, table.texts())])
     return f"**{table.title}**\n\n{body}\n\n{notes}"
 
 
@@ -87,7 +136,7 @@ def to_latex(table: Table) -> str:
         r"\toprule",
         line(table.columns),
         r"\midrule",
-        *map(line, table.rows),
+        *map(line, table.texts()),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
@@ -106,7 +155,7 @@ def _escape_latex(text: str) -> str:
 def to_csv(table: Table) -> str:
     """Columns and rows, without title and notes."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([table.columns, *table.rows])
+    csv.writer(buffer, lineterminator="\n").writerows([table.columns, *table.texts()])
     return buffer.getvalue()
 
 
@@ -138,9 +187,11 @@ def _curves(done: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
 
 
 def _inline(svg: Path) -> str:
-    """The <svg> element alone: its prologue names a DTD on the web, which a page must not fetch."""
+    """The <svg> element alone, in the page's own colours: its prologue names a DTD on the web, which a page must not
+    fetch, and black on white would stay so in the dark."""
     text = svg.read_text(encoding="utf-8")
-    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return text.replace("#ffffff", "transparent").replace("#000000", "currentColor")
 
 
 def _short(value: Any) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from anit_ds.experiments.tables import NOTHING, Table, grouped
+from anit_ds.experiments.entries import BASELINE, NOTHING, Entry, Table
+from anit_ds.experiments.tables import grouped
 
 Result = Mapping[str, Any]
-_BASELINE = "sft"
 # What an arm's step is called in its configuration: fgsm and fgm have no step beside the radius.
 _STEP = {"fgsm": "method.eps", "fgm": "method.eps"}
 
@@ -24,19 +24,21 @@ _STEP = {"fgsm": "method.eps", "fgm": "method.eps"}
 def screen(results: Sequence[Result]) -> Table:
     """Dev micro-F1 (100 x) and NLL per answer, means over seeds; in brackets the paired difference to sft."""
     datasets = list(dict.fromkeys(r["dataset"] for r in results))
-    rows = []
+    rows: list[list[str | Entry]] = []
     for arm, group in grouped(results, lambda r: r["arm"]).items():
-        row = [arm]
+        row: list[str | Entry] = [arm]
         for dataset in datasets:
             own = {r["seed"]: r for r in group if r["dataset"] == dataset}
-            base = {r["seed"]: r for r in results if (r["dataset"], r["arm"]) == (dataset, _BASELINE)}
+            base = {r["seed"]: r for r in results if (r["dataset"], r["arm"]) == (dataset, BASELINE)}
             row += [_beside(own, base, "dev_micro_f1", 100, 1), _beside(own, base, "dev_nll", 1, 3)]
         late = [r["attack"] for r in group]
         row += [_mean([a.get("nrm/cosine") for a in late]), _mean([a.get("loss/adversarial") for a in late])]
         row += [f"{mean(r['train_seconds'] for r in group):.0f}", str(len(group))]
         rows.append(row)
     columns = ["arm", *(f"{d}, {what}" for d in datasets for what in ("dev F1", "dev NLL"))]
-    notes = ["no test split was read", "differences are paired by seed, ± their standard deviation over seeds"]
+    several = len({r["seed"] for r in results}) > 1
+    spread = ", ± their standard deviation over seeds" if several else ""
+    notes = ["no test split was read", f"in brackets: differences to {BASELINE} on the same seeds{spread}"]
     return Table("screen", "Screen on dev", [*columns, "cosine", "adversarial loss", "seconds", "runs"], rows, notes)
 
 
@@ -79,13 +81,14 @@ def draw_screen(figure: Figure, results: Sequence[Result]) -> bool:
                 drawn = [(step, mean(values)) for step, values in known if values]
                 if drawn:
                     axes.plot(*zip(*drawn, strict=True), marker="o", label=line)
-        level = [r["dev_micro_f1"] for r in results if (r["dataset"], r["arm"]) == (dataset, _BASELINE)]
+        level = [r["dev_micro_f1"] for r in results if (r["dataset"], r["arm"]) == (dataset, BASELINE)]
         if level:
-            column[0].axhline(100 * mean(level), linestyle=":", color="grey", label=_BASELINE)
+            column[0].axhline(100 * mean(level), linestyle=":", color="grey", label=BASELINE)
         column[0].set(title=dataset, ylabel="dev micro-F1 (%)")
         column[1].set(ylabel="cosine of delta1 and g")
         column[2].set(ylabel="adversarial loss", xlabel="step, in units of eps_unit", xscale="log")
-    panels[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    lines = {line.get_label(): line for line in panels[0][-1].get_lines() + panels[0][0].get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower left", fontsize=7)
     return True
 
 

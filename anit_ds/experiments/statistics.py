@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+_AT_ONCE = 250  # weightings of ten thousand examples are 20 MB
 _SEED = 20250101  # of the bootstrap alone: a report made twice is the same report
 
 Floats = NDArray[np.float64]
@@ -38,6 +40,12 @@ def _f1(hits: Floats, predicted: Floats, gold: Floats) -> Floats:
     return np.divide(2 * hits, predicted + gold, out=np.zeros_like(hits), where=predicted + gold > 0)
 
 
+def example_f1(counts: Sequence[int]) -> float:
+    """F1 in [0, 1] of one example's [hits, predicted, gold]; 1 where rightly nothing is said."""
+    hits, predicted, gold = counts
+    return 2 * hits / (predicted + gold) if predicted + gold else 1.0
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over seeds and its 95% bootstrap interval; `p` is two-sided, of the mean being 0 (differences only)."""
@@ -48,39 +56,67 @@ class Interval:
     p: float = float("nan")
 
 
-def score(runs: Sequence[Sequence[Sequence[int]]]) -> Interval:
-    """Mean micro-F1 of runs that differ in their seed, each [examples, 3], with its interval."""
-    counts = np.asarray(runs, dtype=np.float64)
-    drawn = _resampled(counts).mean(axis=1)
-    return Interval(float(micro_f1(counts).mean()), *_percentiles(drawn))
+Runs = Sequence[Sequence[Sequence[int]]]
+"""[seeds, examples, 3]: the counts of runs that differ in their seed."""
 
 
-def difference(runs: Sequence[Sequence[Sequence[int]]], baseline: Sequence[Sequence[Sequence[int]]]) -> Interval:
-    """Mean micro-F1 of `runs` less that of `baseline`: the same seeds in the same order, the same test examples.
+def combination(terms: Sequence[tuple[float, Runs]]) -> Interval:
+    """The sum of weight x mean micro-F1 over terms, such as a mean over noises or a difference of differences, all of
+    them on the same drawn seeds, and those of equally many examples on the same drawn examples.
 
-    Raises ValueError when the two are not of one shape.
+    Raises ValueError when the terms have not equally many seeds.
     """
-    ours, theirs = np.asarray(runs, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"a paired difference needs equal seeds and examples, not {ours.shape} and {theirs.shape}")
-    drawn = (_resampled(ours) - _resampled(theirs)).mean(axis=1)
-    mean = float((micro_f1(ours) - micro_f1(theirs)).mean())
+    weights, counts = [weight for weight, _ in terms], [np.asarray(runs, dtype=np.float64) for _, runs in terms]
+    if len({len(each) for each in counts}) > 1:
+        raise ValueError(f"a sum needs equal seeds, not {' and '.join(str(len(each)) for each in counts)}")
+    drawn = sum(weight * _resampled(each).mean(axis=1) for weight, each in zip(weights, counts, strict=True))
+    mean = sum(weight * float(micro_f1(each).mean()) for weight, each in zip(weights, counts, strict=True))
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return Interval(mean, *_percentiles(drawn), p=float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))))
 
 
+def score(runs: Runs) -> Interval:
+    """Mean micro-F1 of runs with its interval."""
+    return replace(combination([(1, runs)]), p=float("nan"))
+
+
+def difference(runs: Runs, baseline: Runs) -> Interval:
+    """Mean micro-F1 of `runs` less that of `baseline`: the same seeds in the same order, the same test examples.
+
+    Raises ValueError when the two are not of one shape.
+    """
+    shapes = [np.shape(runs), np.shape(baseline)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"a paired difference needs equal seeds and examples, not {shapes[0]} and {shapes[1]}")
+    return combination([(1, runs), (-1, baseline)])
+
+
 def _resampled(counts: Floats) -> Floats:
     """Micro-F1 [RESAMPLES, seeds] of drawn seeds on drawn examples. Equal shapes draw equally, so differences pair."""
-    seeds, examples, _ = counts.shape
-    rng = np.random.default_rng([_SEED, seeds, examples])
-    drawn_seeds = rng.integers(seeds, size=(RESAMPLES, seeds))
+    small = counts.astype(np.int32)
+    return _resampled_once(small.tobytes(), *small.shape[:2])
+
+
+@lru_cache(maxsize=64)  # a method's counts stand in its score, its differences and its gaps
+def _resampled_once(content: bytes, seeds: int, examples: int) -> Floats:
+    counts = np.frombuffer(content, dtype=np.int32).reshape(seeds, examples, 3).astype(np.float64)
+    drawn_seeds, weights = _draws(seeds, examples)
     result = np.empty((RESAMPLES, seeds))
-    for first in range(0, RESAMPLES, 250):  # a quarter of a thousand weightings of ten thousand examples are 20 MB
-        weights = rng.multinomial(examples, np.full(examples, 1 / examples), size=250).astype(np.float64)
-        sums = np.einsum("re,sec->rsc", weights, counts, optimize=True)
-        rows = np.take_along_axis(sums, drawn_seeds[first : first + 250, :, None], axis=1)
-        result[first : first + 250] = _f1(*np.moveaxis(rows, -1, 0))
+    for first in range(0, RESAMPLES, _AT_ONCE):
+        sums = np.einsum("re,sec->rsc", weights[first : first + _AT_ONCE].astype(np.float64), counts, optimize=True)
+        rows = np.take_along_axis(sums, drawn_seeds[first : first + _AT_ONCE, :, None], axis=1)
+        result[first : first + _AT_ONCE] = _f1(*np.moveaxis(rows, -1, 0))
     return result
+
+
+@lru_cache(maxsize=8)
+def _draws(seeds: int, examples: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    """(drawn seeds [RESAMPLES, seeds], how often each example is drawn [RESAMPLES, examples])."""
+    drawn_seeds = np.random.default_rng([_SEED, seeds]).integers(seeds, size=(RESAMPLES, seeds))
+    rng = np.random.default_rng([_SEED, seeds, examples])
+    even = np.full(examples, 1 / examples)
+    parts = [rng.multinomial(examples, even, size=_AT_ONCE).astype(np.uint16) for _ in range(0, RESAMPLES, _AT_ONCE)]
+    return drawn_seeds, np.concatenate(parts)
 
 
 def _percentiles(drawn: Floats) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from anit_ds.errors import InputError
 from anit_ds.experiments import load_compare_config
 from anit_ds.experiments.cells import cells, tuning_cells
 from anit_ds.experiments.estimate import passes_of
+from anit_ds.experiments.examples import telling_examples
 from anit_ds.identity import chosen, identity, same_result
 
 
@@ -63,9 +64,11 @@ def write(tiny_folder: Path, review_folder: Path, tmp_path: Path):
 
 def anit(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["anit", "compare", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit:
+    try:
         main()
-    return int(exit.value.code or 0)
+    except SystemExit as exit:
+        return int(exit.code or 0)
+    return 0
 
 
 def results(file: Path) -> list[dict[str, Any]]:
@@ -127,7 +130,7 @@ def test_tables_figures_and_report_come_from_the_cells(write, monkeypatch: pytes
     file = write(
         grid={"methods": ["sft", {"name": "anit", "tune": {"alpha": [0.1, 0.4]}}], "omegas": [0.1, 0.4]},
         base={"eval": {"max_new_tokens": 4, "noises": ["shuffle"]}},
-        show=["methods", "table2", "figure2a", "figure2b", "robustness"],
+        show=["methods", "table2", "figure2a", "figure2b"],
     )
     assert anit(monkeypatch, file, "--jobs", 2) == 0
     out = tmp_path / "comparison"
@@ -147,16 +150,40 @@ def test_tables_figures_and_report_come_from_the_cells(write, monkeypatch: pytes
         assert row[1].startswith(f"{100 * result['micro_f1']:.1f} [")
     assert "tuned on the dev split of the same data set: anit on jsonl" in (out / "tables" / "table2.md").read_text()
     assert r"\toprule" in (out / "tables" / "methods.tex").read_text()
-    for name in ("figure2a", "figure2b"):
+    for name in ("figure2a", "figure2b", "methods-jsonl"):
         assert (out / "figures" / f"{name}.png").stat().st_size > 5000
         assert (out / "figures" / f"{name}.svg").stat().st_size > 5000
     page = (out / "report.html").read_text()
     links = re.findall(r"""(?:src|href|xlink:href)\s*=\s*["'](?!#)|url\((?!["']?#)|@import|<script|<link""", page)
     assert links == [], "a report that asks for something outside itself is not readable offline"
     assert all(f"{title}" in page for title in ("Methods", "Table 2", "Figure 2a", "Robustness", "A tiny comparison"))
+    cell = json.loads((out / "cells" / f"{Path(made[1]['run']).name}.json").read_text())
+    assert sum(map(sum, cell["confusion"]["jsonl"]["matrix"])) == len(cell["answers"]["jsonl"]) == 6, "of 6 test texts"
+    robust = list(csv.reader((out / "tables" / "robustness.csv").open()))
+    assert [row[0] for row in robust] == [row[0] for row in rows], "computed, so shown"
+    gap, consistency = made[1]["robustness"]["shuffle"]["gap"], made[1]["robustness"]["shuffle"]["consistency"]
+    assert robust[2][3].startswith(f"{100 * gap:.1f} [") and robust[2][4].startswith(f"{100 * consistency:.1f} [")
     capsys.readouterr()
     assert anit(monkeypatch, file) == 0
     assert "[" not in capsys.readouterr().out, "nothing is trained twice"
+
+
+def test_the_most_telling_examples_take_neither_side():
+    def result(arm: str, right: str) -> dict[str, Any]:
+        """Of a method that answers the texts a to f, and these of them rightly."""
+        said = ["yes" if text in right else "no" for text in "abcdef"]
+        kept = [{"place": at, "text": "abcdef"[at], "gold": [["yes"]], "answer": word} for at, word in enumerate(said)]
+        return {
+            "arm": arm, "noise": "none", "dataset": "set", "transfer_from": None, "model": "m", "fraction": 1.0,
+            "instructions": "concise", "answers": {"set": kept},
+            "counts": {"set": [[int(word == "yes"), 1, 1] for word in said]},
+        }  # fmt: skip
+
+    told = telling_examples([result("sft", "abc"), result("anit", "ad"), result("pgd", "ad")])
+    assert [e.text for e in told] == ["b", "d", "c"], "a is right and e, f are wrong everywhere"
+    assert [(a.method, a.score, a.text) for a in told[0].answers] == [
+        ("sft", 1.0, "yes"), ("anit", 0.0, "no"), ("pgd", 0.0, "no")
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

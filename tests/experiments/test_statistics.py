@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
-from anit_ds.experiments.statistics import difference, example_counts, holm, micro_f1, score
+from anit_ds.experiments.statistics import combination, difference, example_counts, holm, micro_f1, score
 
 RNG = np.random.default_rng(0)
 
@@ -40,6 +40,19 @@ def test_one_seeds_interval_is_scipys_bootstrap():
     theirs = bootstrap((hits,), np.mean, method="percentile", n_resamples=5000, rng=1).confidence_interval
     assert ours.mean == pytest.approx(hits.mean())
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.008)
+
+
+def test_a_mean_gap_is_scipys_paired_bootstrap():
+    raw, *bent = (classified(accuracy) for accuracy in (0.9, 0.8, 0.6))
+    ours = combination([(0.5, [bent[0]]), (0.5, [bent[1]]), (-1, [raw])])
+    hits = [np.array(run)[:, 0] for run in (*bent, raw)]
+
+    def gap(a: np.ndarray, b: np.ndarray, c: np.ndarray, axis: int = -1) -> np.ndarray:
+        return ((a + b) / 2 - c).mean(axis=axis)
+
+    theirs = bootstrap(hits, gap, paired=True, method="percentile", n_resamples=5000, rng=1).confidence_interval
+    assert ours.mean == pytest.approx(gap(*hits))
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
 def test_seeds_that_disagree_widen_the_interval():
