@@ -220,7 +220,12 @@ def annotated_yaml() -> str:
     example = validate(
         {**required, "data": {"dataset": "14lap", "path": "data/14lap"}, "out": "runs/14lap-anit"}, source="example"
     )
-    return "\n".join(_annotated(Config, example.model_dump(mode="json", by_alias=True), "")) + "\n"
+    return annotated(Config, example.model_dump(mode="json", by_alias=True))
+
+
+def annotated(schema: type[BaseModel], values: dict[str, Any]) -> str:
+    """`values` as YAML, each field under what its schema says of it."""
+    return "\n".join(_annotated(schema, values, "")) + "\n"
 
 
 def _annotated(section: type[BaseModel], values: dict[str, Any], indent: str) -> list[str]:
@@ -229,12 +234,20 @@ def _annotated(section: type[BaseModel], values: dict[str, Any], indent: str) ->
         key = field.alias or name
         if key == "versions":
             continue
-        for sentence in (field.description or "").splitlines():
-            lines.append(f"{indent}# {sentence.strip()}")
-        kinds = (field.annotation, *get_args(field.annotation))
+        lines += [f"{indent}# {sentence.strip()}" for sentence in (field.description or "").splitlines()]
+        value, kinds = values[key], (field.annotation, *get_args(field.annotation))
         nested = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if nested and isinstance(values[key], dict):
-            lines += [f"{indent}{key}:", *_annotated(nested, values[key], indent + "  ")]
+        if nested and isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_annotated(nested, value, indent + "  ")]
+        elif isinstance(value, dict) and value:
+            lines += [f"{indent}{key}:", *(f"{indent}  {inner}: {_flow(value[inner])}" for inner in value)]
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            lines += [f"{indent}{key}:", *(f"{indent}  - {_flow(item)}" for item in value)]
         else:
-            lines.append(f"{indent}{key}: {json.dumps(values[key])}")
+            lines.append(f"{indent}{key}: {json.dumps(value)}")
     return lines
+
+
+def _flow(value: Any) -> str:
+    """On one line, as people write YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).removesuffix("...\n").strip()

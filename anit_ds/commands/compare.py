@@ -17,16 +17,28 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Train a grid of runs; tables, figures and a report.")
-@config_and_overrides()
+@config_and_overrides(required=False)
+@click.option("--init", is_flag=True, help="Print a comparison to start from, every field explained.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Cells trained at once; by default the configuration's.")
 @click.option("--dry-run", is_flag=True, help="Only list the cells, which are done, and how long the rest will take.")
 @click.option("--report-only", is_flag=True, help="Train nothing: make tables, figures and report from what is there.")
-def compare(config: str, overrides: tuple[str, ...], jobs: int | None, dry_run: bool, report_only: bool) -> None:
+def compare(
+    config: str | None, overrides: tuple[str, ...], init: bool, jobs: int | None, dry_run: bool, report_only: bool
+) -> None:
     """Train every cell of a grid (methods, noises, data sets, seeds ...), and write results.json, tables, figures and
     report.html into CONFIG's `out`. Finished cells are not run again; a cell that fails is reported, and the rest goes
-    on."""
+    on. It begins with
+
+    \b
+        anit compare --init > comparison.yaml
+    """
     from anit_ds import experiments
 
+    if init == (config is not None):
+        raise click.UsageError("CONFIG is the YAML of a comparison; --init, without CONFIG, prints one to start from")
+    if config is None:
+        click.echo(experiments.example_yaml(), nl=False)
+        return
     settings = experiments.load_compare_config(config, overrides)
     if dry_run:
         click.echo(_describe(experiments.plan(settings)))

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from anit_ds.experiments.cells import Cell, load_compare_config
 from anit_ds.experiments.compare import Listener, Outcome, compare
-from anit_ds.experiments.grid import CompareConfig
+from anit_ds.experiments.grid import CompareConfig, example_yaml
 from anit_ds.experiments.plan import Planned, plan
 
-__all__ = ["Cell", "CompareConfig", "Listener", "Outcome", "Planned", "compare", "load_compare_config", "plan"]
+__all__ = [
+    "Cell",
+    "CompareConfig",
+    "Listener",
+    "Outcome",
+    "Planned",
+    "compare",
+    "example_yaml",
+    "load_compare_config",
+    "plan",
+]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import MixItem, NoiseKind, PathText, Section
+from anit_ds.configfile import annotated
 from anit_ds.errors import shown
 
 Shown = Literal[
@@ -97,7 +98,9 @@ class Grid(Section):
     """The axes, innermost first."""
 
     methods: list[Annotated[MethodSpec, BeforeValidator(_as_method)]] = Field(min_length=1)
-    """Names of methods, or {name: ..., label: ..., and fields of the method}."""
+    """Names of methods, or {name: ..., and fields of a run's `method`}. Beside them: `label`, what tables call it;
+    `set: {train.epochs: 12}`, other fields of the run; `tune: {alpha: [0.03, 0.1]}`, values to try on dev, of which
+    each data set gets the best; `stays: true`, see survivors."""
     noises: list[NoiseKind] = Field(["replacement"], min_length=1)
     """Noises of the training instructions."""
     omegas: list[Annotated[float, Field(ge=0, le=1)]] = Field([0.2], min_length=1)
@@ -107,13 +110,38 @@ class Grid(Section):
     distortions: list[Literal["rbe", "lme"]] = Field(["rbe"], min_length=1)
     """Measures of the distortion."""
     datasets: list[DataSpec] = Field(min_length=1)
-    """Data sets and mixtures."""
+    """{dataset: ..., path: ...}, or {mix: [...]} for several in one run; `set: {...}` as with methods."""
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0], min_length=1)
     """Shares of the training split; with transfers, of the target's."""
     models: list[PathText] = Field(default_factory=list)
     """Models in place of base.model.name_or_path."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([42], min_length=1)
     """Seeds. Three alone prove nothing."""
+
+
+EXAMPLE: dict[str, Any] = {
+    "title": "Does an attack pay beside noisy instructions?",
+    "base": {
+        "model": {"name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "train": {"epochs": 3, "global_batch": 16, "micro_batch": 4, "lr": 1e-3},
+        "eval": {"noises": ["shuffle", "replacement"]},
+    },
+    "grid": {
+        "methods": [
+            "sft",
+            "noisy_sft",
+            {"name": "anit", "preset": "ours", "tune": {"alpha": [0.03, 0.1]}},
+            {"name": "pgd", "label": "pgd-3", "eps": 0.3, "eps_unit": "relative", "tune": {"alpha": [0.03, 0.1]}},
+        ],
+        "datasets": [
+            {"dataset": "sst2", "path": "data/sst2"},
+            {"dataset": "14lap", "path": "data/14lap", "set": {"train.epochs": 10}},
+        ],
+        "seeds": [1, 2, 3, 4, 5],
+    },
+    "out": "results/does-an-attack-pay",
+}  # fmt: skip
+"""What `anit compare --init` starts from."""
 
 
 class CompareConfig(Section):
@@ -124,15 +152,16 @@ class CompareConfig(Section):
     base: dict[str, Any]
     """A run's configuration without what the grid decides; or a YAML file with it, named from this file's folder."""
     grid: Grid
+    """The axes that its cells span."""
     transfers: list[Transfer] = Field(default_factory=list)
-    """Few-shot transfers between data sets of the grid, in place of the plain grid."""
+    """Few-shot transfers between data sets of the grid, {source: ..., target: ...}, in place of the plain grid."""
     survivors: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Successive halving: how many arms are trained on the first rung, the second and so on, the last number on all
     others; the best by dev NLL go on. A rung is one data set with one seed, the data sets of the first seed first. By
     default every arm is trained everywhere."""
     show: list[Shown] = Field(["methods"])
-    """Tables and figures of the report: the paper's by their numbers, `methods` (all against all data sets),
-    `robustness`, and `screen` (many settings on dev, no test split read)."""
+    """Tables and figures of the report: the paper's by their numbers, `methods` (all against all data sets), and
+    `screen` (many settings on dev, no test split read). `robustness` is shown wherever it was computed."""
     jobs: int = Field(1, ge=1)
     """Cells trained at once, each on a GPU of its own where there are several."""
     launcher: str | None = None
@@ -172,3 +201,10 @@ class CompareConfig(Section):
             told = ", ".join(f"{label} {count}" for label, count in trials.items())
             raise ValueError(f"grid.methods: tuned methods need equally many trials, but they have {told}")
         return self
+
+
+def example_yaml() -> str:
+    """A comparison that runs, with every field, its meaning and its default."""
+    filled = CompareConfig.model_validate(EXAMPLE).model_dump(mode="json")
+    grid = {**filled["grid"], "methods": EXAMPLE["grid"]["methods"], "datasets": EXAMPLE["grid"]["datasets"]}
+    return annotated(CompareConfig, {**filled, "grid": grid})

@@ -24,10 +24,11 @@ from anit_ds.adversarial.rules import METHODS
 from anit_ds.commands.cli import main
 from anit_ds.config import Config, MethodConfig
 from anit_ds.errors import InputError
-from anit_ds.experiments import load_compare_config
+from anit_ds.experiments import CompareConfig, load_compare_config
 from anit_ds.experiments.cells import cells, tuning_cells
 from anit_ds.experiments.estimate import passes_of
 from anit_ds.experiments.examples import telling_examples
+from anit_ds.experiments.grid import Grid
 from anit_ds.identity import chosen, identity, same_result
 
 
@@ -94,6 +95,20 @@ def test_the_grid_has_seeds_outermost_and_each_cell_once(write):
     # sft feels no noise; noisy_sft and a fixed beta feel no measure; `opposite` feels no omega
     assert counts == {"sft": 1, "noisy_sft": 3, "anit": 6, "anit (authors)": 3}
     assert [a[0] for a in of_seed[:4]] == ["sft", "noisy_sft", "anit", "anit (authors)"], "methods are innermost"
+
+
+def test_init_prints_a_comparison_that_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    assert anit(monkeypatch, "--init") == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "c.yaml").write_text(printed)
+    assert anit(monkeypatch, tmp_path / "c.yaml", "--dry-run") == 0
+    # 2 data sets: 2 tuned methods with 2 trials each, and 4 methods with 5 seeds
+    assert capsys.readouterr().out.splitlines()[-1].startswith("48 cells, 0 done")
+    for section in (CompareConfig, Grid):
+        for name, field in section.model_fields.items():
+            about = field.description.split("\n")[0]
+            assert re.search(rf"# {re.escape(about)}\n( *#.*\n)* *{name}:", printed), name
+    assert anit(monkeypatch, "--init", tmp_path / "c.yaml") == 2 and anit(monkeypatch) == 2
 
 
 def test_tuned_methods_must_have_equally_many_trials(write):
