@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.errors import shown
@@ -31,6 +31,14 @@ _Url = Annotated[str, AfterValidator(_without_secret)]
 _MANY = 1_000_000
 """Above every size that means something, and small enough to compute with."""
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+TrackerName = Literal[
+    "tensorboard", "wandb", "mlflow", "trackio", "swanlab", "comet_ml", "aim", "clearml", "dvclive"
+]  # fmt: skip
+"""Those that accelerate knows."""
+
+
+def _as_list(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
 
 
 class Section(BaseModel):
@@ -359,6 +367,9 @@ class TrainConfig(Section):
     """Newest checkpoints kept."""
     log_every: int = Field(10, ge=1)
     """Optimizer steps between fetches of the statistics from the device (every step is logged all the same)."""
+    report_to: Annotated[list[TrackerName], BeforeValidator(_as_list)] = Field(["tensorboard"])
+    """Trackers that get every step's statistics, one name or several, such as [tensorboard, wandb]; metrics.jsonl has
+    them without any. Each needs its package, and is set up by its own environment variables."""
     rank_timeout: float = Field(600.0, gt=0, le=_MANY)
     """Seconds without a sign of life or progress after which a rank counts as hung and the run is ended with its
     name; it must exceed the slowest step or evaluation batch."""

@@ -86,7 +86,7 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | N
     for module in model.modules():
         # On some CPUs an evaluation would pack the weights anew, into a form that gradients do not go through.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model.requires_grad_(False)
 
 

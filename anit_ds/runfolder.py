@@ -1,7 +1,7 @@
 """A run's folder: where everything is, and that it belongs to this configuration.
 
-config.yaml   run.json   data/   metrics.jsonl   tensorboard/   checkpoints/   adapter/ or model/   eval/
-summary.json   log-rank0.txt
+config.yaml   run.json   data/   metrics.jsonl   tensorboard/   trackers.json   checkpoints/   eval/
+adapter/ or model/   summary.json   log-rank0.txt
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from anit_ds.sealed import Damaged, read_sealed, write_sealed
 
 # What `--fresh` and the demo may delete: our own names only, whatever else lies in the folder.
 _OURS = (
-    "config.yaml", "run.json", "data", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "model", "eval",
-    "summary.json", "requeue",
+    "config.yaml", "run.json", "data", "metrics.jsonl", "tensorboard", "trackers.json", "checkpoints", "adapter",
+    "model", "eval", "summary.json", "requeue",
 )  # fmt: skip
 _VERSIONED = ("anit-ds", "torch", "deepspeed", "transformers", "peft", "triton", "datasets", "rapidfuzz")
 
@@ -38,6 +38,7 @@ class RunFolder:
         self.data = self.path / "data"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.trackers = self.path / "trackers.json"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"

@@ -98,7 +98,9 @@ def describe_summary(summary: dict[str, Any], folder: Path) -> str:
     if summary["left_out"]:
         lines.append(f"{summary['left_out']} training samples left out: without a text they exceed data.max_length too")
     kept = "adapter" if (folder / "adapter").is_dir() else "model"
-    lines += [f"{kept:<12} {folder / kept}", f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}"]
+    lines.append(f"{kept:<12} {folder / kept}")
+    if (folder / "tensorboard").is_dir():
+        lines.append(f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}")
     return "\n".join(lines)
 
 

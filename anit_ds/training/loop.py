@@ -67,6 +67,7 @@ from anit_ds.training.monitor import Monitor, peak_memory_mb
 from anit_ds.training.schedule import choose_schedule
 from anit_ds.training.scores import Best, Scores
 from anit_ds.training.summary import finished
+from anit_ds.training.trackers import check_installed
 
 
 def train(config: Config, *, fresh: bool = False, signals: Signals | None = None) -> dict[str, Any] | None:
@@ -128,6 +129,7 @@ class Trainer:
         self.dtype = resolve_dtype(config.model.dtype, device.type)
         if config.lora is not None:
             peft_config(config.lora)  # what is wrong with it is said before any work
+        check_installed(config.train.report_to)
         ds_config = deepspeed_config(config, ranks=ranks, accumulation=micro_batches, dtype=self.dtype)
         tokenizer = load_tokenizer(config.model)
         self.encoder = PromptEncoder.of(config, tokenizer)
@@ -154,10 +156,7 @@ class Trainer:
         self.before = state.get("before")
         self.lost = LostSteps(float16=self.dtype is torch.float16, **state.get("lost", {}))
         self.dev_due = state.get("dev_due", False)
-        self.monitor = Monitor(
-            run, self.lost, total_steps=self.length.steps, start=self.step, log_every=config.train.log_every,
-            config_text=run.config.read_text(encoding="utf-8"),
-        )  # fmt: skip
+        self.monitor = Monitor(config, run, self.lost, total_steps=self.length.steps, start=self.step)
 
     def _load_data(self, epoch: int) -> RunData:
         """The data as of an epoch. Noise that was drawn for earlier ones goes, but for what the last checkpoint is in:
@@ -407,6 +406,11 @@ class Trainer:
             "ranks": distributed.world_size(),
             "dtype": _name(self.dtype),
         }
+        self.monitor.conclude(self.step, {
+            "final/dev_micro_f1": best.micro_f1 if best.step else None,
+            "final/test_micro_f1": after["micro_f1"] if after else None,
+            **{f"final/test_{noise}_micro_f1": told["micro_f1"] for noise, told in robustness.items()},
+        })  # fmt: skip
         if distributed.rank() == 0:
             write_sealed(self.run.summary, summary)
         distributed.barrier()

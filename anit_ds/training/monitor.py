@@ -1,4 +1,5 @@
-"""What a run says: metrics.jsonl (one line a step), TensorBoard (the same scalars), and a progress bar on rank 0.
+"""What a run says: metrics.jsonl (one line a step), TensorBoard and other trackers (the same scalars), and a progress
+bar on rank 0.
 
 metrics.jsonl is the record; TensorBoard's files are made from it. A resumed run cuts the record back to its
 checkpoint and writes TensorBoard anew, so neither ever holds a step twice. A figure that is not finite is null in the
@@ -12,7 +13,7 @@ import math
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +21,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from anit_ds.adversarial.stats import StepStats
+from anit_ds.config import Config
 from anit_ds.files import finite_or_null, json_lines, replacing
+from anit_ds.identity import identity
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
+from anit_ds.training.hparams import hyperparameters
 from anit_ds.training.lost import LostSteps
+from anit_ds.training.trackers import Trackers
 
 
 class Monitor:
@@ -32,47 +37,55 @@ class Monitor:
     `lost` is told of every step then, on every rank.
     """
 
-    def __init__(
-        self, run: RunFolder, lost: LostSteps, *, total_steps: int, start: int, log_every: int, config_text: str
-    ) -> None:
-        self.run, self.lost, self.log_every = run, lost, log_every
+    def __init__(self, config: Config, run: RunFolder, lost: LostSteps, *, total_steps: int, start: int) -> None:
+        self.config, self.run, self.lost, self.log_every = config, run, lost, config.train.log_every
         self._pending: list[tuple[int, StepStats, dict[str, float], str]] = []
         self._writer: SummaryWriter | None = None
+        self._trackers: Trackers | None = None
         self._bar: tqdm[Any] | None = None
         if distributed.rank() == 0:
             shutil.rmtree(run.tensorboard, ignore_errors=True)
-            self._writer = SummaryWriter(str(run.tensorboard))
-            self._writer.add_text("config", f"```yaml\n{config_text}\n```")
-            self._cut_back(start)
+            if "tensorboard" in config.train.report_to:
+                self._writer = SummaryWriter(str(run.tensorboard))
+                self._writer.add_text("config", f"```yaml\n{run.config.read_text(encoding='utf-8')}\n```")
+            told = self._cut_back(start)
+            others = [name for name in config.train.report_to if name != "tensorboard"]
+            self._trackers = Trackers(run, others, identity(config), told=told) if others else None
             self._record = open(run.metrics, "ab")  # noqa: SIM115 (open for the run's whole life)
             terminal = sys.stderr.isatty()
             self._bar = tqdm(
                 total=total_steps, initial=start, desc="train", unit="step", dynamic_ncols=True,
-                mininterval=0.5 if terminal else 15.0,
+                mininterval=0.1 if terminal else 15.0,
             )  # fmt: skip
 
-    def _cut_back(self, start: int) -> None:
+    def _cut_back(self, start: int) -> int:
         """Keep the record of steps up to `start`, and show it in TensorBoard, line by line: it may be a million.
 
-        A line that cannot be read costs itself alone.
+        A line that cannot be read costs itself alone. Returns the last step that the record had.
         """
+        last = 0
         if not self.run.metrics.exists():
-            return
+            return last
         broken: list[int] = []
         with self.run.metrics.open("rb") as record, replacing(self.run.metrics) as kept:
             for number, line in json_lines(record, lambda number, problem: broken.append(number)):
                 if not isinstance(line, dict) or not _is_number(line.get("step")):
                     broken.append(number)
-                elif line["step"] <= start:
+                    continue
+                last = max(last, int(line["step"]))
+                if line["step"] <= start:
                     kept.write(_as_json(line))
                     self._to_tensorboard(line)
         if broken:
             distributed.logger().warning("%s: lines that cannot be read are left out: %s", self.run.metrics, broken)
+        return last
 
     def step(self, step: int, stats: StepStats, scalars: dict[str, float], datasets: str) -> None:
         """Note a finished optimizer step (numbered from 1) on `datasets`. `scalars` are already global; `stats` are
         this rank's."""
         self._pending.append((step, stats, scalars, datasets))
+        if self._bar is not None:
+            self._bar.update(1)
         if len(self._pending) >= self.log_every:
             self.flush()
 
@@ -87,7 +100,7 @@ class Monitor:
             line |= scalars
             self.lost.note(step, line, datasets)
             self._write({"step": step, **line})
-        self._advance(len(self._pending), line)
+        self._show(line)
         self._pending.clear()
 
     def scalar(self, step: int, name: str, value: float) -> None:
@@ -99,31 +112,44 @@ class Monitor:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
 
+    def conclude(self, step: int, scores: Mapping[str, float | None]) -> None:
+        """The final scores, which summary.json keeps: in TensorBoard's hparams tab, and for the other trackers."""
+        known = {name: float(value) for name, value in scores.items() if value is not None}
+        if self._writer is not None:
+            self._writer.add_hparams(hyperparameters(self.config), known, run_name=".", global_step=step)
+        if self._trackers is not None:
+            self._trackers.conclude(step, known)
+
     def close(self) -> None:
         self.flush()
         if self._writer is not None:
             self._writer.close()
-            self._record.close()
+        if self._trackers is not None:
+            self._trackers.close()
         if self._bar is not None:
+            self._record.close()
             self._bar.close()
 
     def _write(self, line: dict[str, float]) -> None:
-        if self._writer is not None:
-            self._record.write(_as_json(line))
-            self._record.flush()
-            self._to_tensorboard(line)
+        if distributed.rank() != 0:
+            return
+        self._record.write(_as_json(line))
+        self._record.flush()
+        self._to_tensorboard(line)
+        if self._trackers is not None:
+            self._trackers.log({name: value for name, value in line.items() if _is_number(value)})
 
     def _to_tensorboard(self, line: dict[str, float]) -> None:
-        assert self._writer is not None
+        if self._writer is None:
+            return
         for name, value in line.items():
             if name != "step" and _is_number(value):
                 self._writer.add_scalar(name, value, int(line["step"]))
 
-    def _advance(self, steps: int, line: dict[str, float]) -> None:
+    def _show(self, line: dict[str, float]) -> None:
         if self._bar is not None:
             shown = {"loss": line.get("loss/clean"), "adv": line.get("loss/adversarial")}
             self._bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None}, refresh=False)
-            self._bar.update(steps)
 
 
 def _is_number(value: object) -> bool:

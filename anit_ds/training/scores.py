@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ class Scores:
 
         Never the best is a model that is not `usable`, and one that gives no gold answer a finite probability.
         """
-        evaluation = self.evaluator.evaluate(model, "dev", heartbeat=self.beat)
+        evaluation = self.evaluator.evaluate(model, "dev", progress=sys.stderr.isatty(), heartbeat=self.beat)
         better = usable and not evaluation.broken and evaluation.micro_f1 > self.best.micro_f1
         if better:
             self.best = Best(evaluation.micro_f1, step)
