@@ -83,7 +83,8 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | N
         )
     except (OSError, ValueError, ImportError) as error:
         raise not_there(config, error) from error
-    for module in model.modules():
+    layers: Iterable[Any] = model.modules()
+    for module in layers:
         # On some CPUs an evaluation would pack the weights anew, into a form that gradients do not go through.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

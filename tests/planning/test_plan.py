@@ -72,9 +72,9 @@ def test_weights_are_those_that_are_held(changes: dict, deep_folder: Path, make_
     model.save_pretrained(deep_folder)
     loaded = load_model(config.model, torch.float32)
     packed = [m.weight for m in loaded.modules() if hasattr(m.weight if hasattr(m, "weight") else m, "quant_state")]
-    scales = [state for p in packed for state in p.quant_state.as_dict(packed=True).values()]
-    exact = sum(p.nbytes for p in packed) + sum(t.nbytes for t in scales if t.dtype in (torch.uint8, torch.float32))
-    assert len(packed) == 42 and holds["weights in 4 bits"] == pytest.approx(exact, rel=0.2)
+    scales = [scale for p in packed for scale in (p.quant_state.absmax, p.quant_state.state2.absmax)]
+    exact = sum(t.nbytes for t in [*packed, *scales])
+    assert len(packed) == 42 and holds["weights in 4 bits"] == pytest.approx(exact, rel=0.05)
     assert holds["frozen weights"] == sum(p.nbytes for p in loaded.parameters() if p.is_floating_point())
 
 

@@ -22,16 +22,14 @@ functional = pytest.importorskip("bitsandbytes.functional")
 MakeConfig = Callable[..., Config]
 
 
-def in_full(model: nn.Module) -> nn.Module:
-    """The model with each weight in 4 bits replaced by its value in float32."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child).__name__ == "Linear4bit" and hasattr(child.weight, "quant_state"):
-                full = nn.Linear(child.in_features, child.out_features, bias=False)
-                value = functional.dequantize_4bit(child.weight.data, child.weight.quant_state).float()
-                full.weight = nn.Parameter(value, requires_grad=False)
-                setattr(parent, name, full)
-    return model.float()
+def in_full(packed: nn.Module, plain: nn.Module) -> nn.Module:
+    """`plain`, a model in float32, with each weight's value in `packed`, which has some of them in 4 bits."""
+    with torch.no_grad():
+        for name, p in plain.named_parameters():
+            of = packed.get_parameter(name)
+            state = getattr(of, "quant_state", None)
+            p.copy_(of if state is None else functional.dequantize_4bit(of.data, state))
+    return plain
 
 
 def attack_gradient(model: nn.Module) -> Tensor:
@@ -48,10 +46,11 @@ def test_the_attack_is_that_on_the_same_weights_in_full(
     make_config: MakeConfig, dtype: torch.dtype, most: float, double: bool
 ) -> None:
     config = make_config(**{"model.load_in_4bit": True, "model.bnb_4bit_use_double_quant": double})
-    found = attack_gradient(load_model(config.model, dtype))
-    expected = attack_gradient(in_full(load_model(config.model, dtype)))
-    plain = attack_gradient(load_model(make_config().model, torch.float32))
-    off, from_plain = ((found - other).norm() / other.norm() for other in (expected, plain))
+    plain = make_config().model
+    packed = load_model(config.model, dtype)
+    expected = attack_gradient(in_full(packed, load_model(plain, torch.float32)))
+    found, before = attack_gradient(packed), attack_gradient(load_model(plain, torch.float32))
+    off, from_plain = ((found - other).norm() / other.norm() for other in (expected, before))
     print(f"{dtype}: {off:.1e} from the same weights in float32, {from_plain:.1e} from those that were quantised")
     assert off <= most < from_plain
 
