@@ -7,10 +7,11 @@ from anit_ds.config import Config
 from anit_ds.identity import chosen, identity
 
 _FIELDS = (
-    "model.name_or_path", "data.dataset", "data.instructions", "data.fraction", "noise.kind", "noise.omega",
-    "noise.phi", "distortion.kind", "prompt.order", "method.name", "lora.r", "train.epochs", "train.global_batch",
-    "train.lr", "train.seed",
+    "model.name_or_path", "data.dataset", "noise.kind", "noise.omega", "noise.phi", "method.name", "lora.r",
+    "train.epochs", "train.global_batch", "train.lr", "train.seed",
 )  # fmt: skip
+# Where things lie, and what is measured beside: no reason for a score.
+_NO_REASON = ("data.path", "data.instructions_file", "data.columns", "lora.init_from", "eval.noises", "eval.before")
 
 
 def hyperparameters(config: Config) -> dict[str, str | float | bool]:
@@ -21,5 +22,5 @@ def hyperparameters(config: Config) -> dict[str, str | float | bool]:
     return {
         path: value if isinstance(value, str | int | float) else str(value)
         for path, value in shown.items()
-        if value is not None and value != []
+        if value is not None and path not in _NO_REASON
     }
