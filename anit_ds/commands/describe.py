@@ -125,14 +125,15 @@ def describe_evaluation(name: str, report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def describe_answer(row: Mapping[str, Any]) -> str:
-    """What a run says of one text: its answer, each label's probability or each constrained item's score."""
+def describe_answer(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """What a run says of one text: its answer, each label's probability or each constrained item's score. `words`: what
+    labels are answered with."""
     marks = [text for key, text in (("cut", "cut off at its limit"), ("malformed", "not parsed whole")) if key in row]
     lines = [(row["answer"] or "(an empty answer)") + (f"   ({', '.join(marks)})" if marks else "")]
     likely = row.get("probabilities", {})
     if likely and [(row["label"],)] != [tuple(item) for item in row["items"]]:
-        lines.append(f"by probability: {row['label'] or 'no label'}")
-    scored = sorted(likely.items(), key=lambda pair: -pair[1])
+        lines.append(f"by probability: {words.get(row['label'], 'no label')}")
+    scored = sorted(((words[label], p) for label, p in likely.items()), key=lambda pair: -pair[1])
     scored += [(": ".join(item), score) for item, score in zip(row["items"], row.get("scores", ()), strict=False)]
     width = max((len(name) for name, _ in scored), default=0)
     return "\n".join([*lines, *(f"  {name:<{width}}  {p:.4f}  {'#' * round(30 * p)}".rstrip() for name, p in scored)])

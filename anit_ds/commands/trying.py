@@ -29,7 +29,7 @@ def try_texts(run: str, dataset: str | None, constrained: bool, thresholds: tupl
     asked = FinishedRun(run, dtype=dtype, thresholds=thresholds)
     asked.refuse_constraint(constrained)
     of = {"dataset": dataset} if dataset else {}
-    asked.check({"text": "", **of}, "--dataset")
+    words = asked.check({"text": "", **of}, "--dataset").instructions.labels
     asked.model  # noqa: B018 (what is wrong with it is said before the first text)
     typed = sys.stdin.isatty()
     rows = ((f"line {at}", {"text": text, **of}) for at, text in _lines(typed) if text.strip())
@@ -38,7 +38,7 @@ def try_texts(run: str, dataset: str | None, constrained: bool, thresholds: tupl
         try:
             for answered in asked.answer(some, probabilities=True if thresholds else None, constrained=constrained):
                 for row in answered:
-                    click.echo(("" if typed else f"> {row['text']}\n") + describe_answer(row))
+                    click.echo(("" if typed else f"> {row['text']}\n") + describe_answer(row, words))
                     probable |= "probabilities" in row
         except InputError as error:  # one text; the next one may be better
             if not typed:

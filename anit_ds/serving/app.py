@@ -114,7 +114,8 @@ def build_app(run: FinishedRun, *, api_key: str | None = None, constrained: bool
 
     async def page(request: Request) -> Response:
         html = files("anit_ds.serving").joinpath("page.html").read_text(encoding="utf-8")
-        return HTMLResponse(html.replace("{{ names }}", json.dumps(names).replace("<", "\\u003c")))
+        words = {data_set.name: data_set.instructions.labels for data_set in run.data.sets}
+        return HTMLResponse(html.replace("{{ words }}", json.dumps(words).replace("<", "\\u003c")))
 
     return Starlette(
         routes=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,11 +19,13 @@ from typing import Any
 
 import openai
 import pytest
+from browser import Browser
 
 from anit_ds.commands.cli import main
 
 pytest.importorskip("uvicorn", reason="anit serve needs the extra `serve`")
 KEY = "hunter2"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,32 @@ def test_what_cannot_be_answered_is_one_sentence(address: str, path: str, body: 
 def test_the_key_is_asked_for_and_the_page_needs_none(address: str):
     assert post(f"{address}/predict", {"text": "a"}, key="guess")[0] == 401
     page = urllib.request.urlopen(address).read().decode()
-    assert "<title>Try a text</title>" in page and 'names = ["jsonl"]' in page
+    assert (
+        "<title>Try a text</title>" in page
+        and 'words = {"jsonl": {"positive": "positive", "negative": "negative"}}' in page
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_text_typed_on_the_page_is_answered(address: str, predicted: list[dict[str, Any]], tmp_path: Path):
+    (asked, *_), said = predicted, "document.querySelector('#{}').textContent"
+    with Browser(str(CHROMIUM), tmp_path / "profile") as page:
+        page.look(width=390, height=780, scheme="dark")
+        page("Page.navigate", url=address)
+        page.until("document.readyState == 'complete' && document.querySelector('#text') == document.activeElement")
+        # A dialog would stop the page until somebody answers it.
+        page.value(f"window.prompt = () => window.answered ? null : (window.answered = '{KEY}')")
+        page.type(asked["text"])
+        page.value("document.querySelector('#ask').click()")
+        page.until("document.querySelector('#table').rows.length == 2")
+        assert page.value(said.format("answer")) == (asked["answer"] or "(an empty answer)")
+        likely = sorted(asked["probabilities"].items(), key=lambda pair: -pair[1])
+        cells = page.value("[...document.querySelectorAll('#table tr')].map(row => row.innerText.split('\\t'))")
+        assert [(label, pytest.approx(float(p), abs=1e-3)) for label, p, *_ in cells] == likely
+        assert page.value("document.documentElement.scrollWidth") <= 390, "nothing is cut off on a phone"
+        page.value("document.querySelector('#text').value = ' '")
+        page.value("document.querySelector('#form').requestSubmit()")
+        assert "the text is blank" in page.until(said.format("error"))
 
 
 def test_what_is_wrong_with_a_run_is_said_before_the_port_is_open(

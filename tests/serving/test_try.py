@@ -33,7 +33,7 @@ def test_a_terminal_has_a_history_and_ends_with_ctrl_d(run: Path, predicted: lis
             try:
                 said += os.read(ours, 4096)
             except OSError:  # the program has ended
-                pytest.fail(f"{said!r}, then {(tmp_path / 'stderr').read_text()}")
+                pytest.fail(f"{said!r}, {program.wait()}, {(tmp_path / 'stderr').read_text()}")
         return said.decode().replace("\r\n", "\n")
 
     answer()
@@ -60,7 +60,7 @@ def test_a_pipe_is_answered_in_batches(
     said = piped("\n\n".join(row["text"] for row in predicted).encode())
     assert said.count("> test ") == len(predicted) and "not calibrated" not in said
     for row in predicted:
-        first = describe_answer(row).splitlines()[0]
+        first = describe_answer(row, {"positive": "positive", "negative": "negative"}).splitlines()[0]
         assert f"> {row['text']}\n{first}\n" in said
     assert "by probability: no label" in piped(b"a text", "--threshold", "positive=1", "--threshold", "negative=1")
     assert "line 2: not UTF-8" in piped(b"a text\n\xff", code=2)
