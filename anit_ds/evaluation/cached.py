@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from anit_ds.adversarial.head import AnswerHead
 from anit_ds.evaluation.asking import base_of
 from anit_ds.evaluation.rows import GrowingLayer, Rows
+from anit_ds.evaluation.trie import Trie
 from anit_ds.ranks import distributed
 
 # What a sliding layer sees is left to its mask; a chunked one's window moves with a token's place in the row.
@@ -28,6 +29,8 @@ _GENERATION_SETTINGS = {
     "top_k", "top_p", "transformers_version", "typical_p", "use_cache",
 }  # fmt: skip
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, [])
+# Attention that takes a mask of four dimensions as it is; training may have wrapped it (adversarial/segments.py).
+_TAKES_ANY_MASK = ("sdpa", "eager")
 
 
 def why_not_cached(model: nn.Module) -> str | None:
@@ -120,45 +123,65 @@ class CachedLM:
             return Rows.joined([self._prefixes[number] for number in which])
         return self._prefixes[first].repeated(len(which))
 
-    def read(
-        self, rows: Rows, tokens: Sequence[list[int]], answers: Sequence[Sequence[int]] = ()
-    ) -> tuple[Rows, Tensor, Tensor]:
-        """The rows with one or more tokens each; the logits [B, V] of what follows, in the model's dtype; and with an
-        answer for each row its log-probability there [B] float32, which leaves no trace in the rows.
+    def takes_tries(self, longest: int) -> bool:
+        """Whether several answers may stand in one row of up to `longest` tokens: the attention takes a mask as it is,
+        and no layer's window is shorter."""
+        config = base_of(self.model).config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        attention = str(config._attn_implementation).removesuffix("_by_segment")
+        return attention in _TAKES_ANY_MASK and (window is None or longest <= window)
 
-        Takes `rows` over. An answer runs in the same pass; its logits are computed in float32 where the head is frozen.
+    def read(
+        self, rows: Rows, tokens: Sequence[list[int]], tries: Sequence[Trie] = ()
+    ) -> tuple[Rows, Tensor, list[list[float]]]:
+        """The rows with one or more tokens each; the logits [B, V] of what follows, in the model's dtype; and with a
+        trie of answers for each row their log-probabilities there, which leave no trace in the rows.
+
+        Takes `rows` over. Answers run in the same pass; their logits are computed in float32 where the head is frozen.
         """
         lengths = [len(more) for more in tokens]
-        if not answers:
+        if not tries:
             with self._head_at([length - 1 for length in lengths]) if max(lengths) > 1 else nullcontext():
                 logits = self._run(rows, tokens)[:, -1]
-            return rows.grown(lengths), logits, logits.new_zeros(len(tokens), dtype=torch.float32)
-        texts = [[*more, *answer[:-1]] for more, answer in zip(tokens, answers, strict=True)]
-        places = [(row, at) for row, text in enumerate(texts) for at in range(lengths[row] - 1, len(text))]
+            return rows.grown(lengths), logits, []
+        sizes = [1 + len(trie) for trie in tries]
+        places = [(row, length - 1 + at) for row, length in enumerate(lengths) for at in range(sizes[row])]
         row, place = torch.tensor(places, device=self.device).T
         with self._head.only_at(row, place):
-            exact = self._run(rows, texts)  # [A, V]
-        said = torch.tensor([token for answer in answers for token in answer], device=self.device)
-        chosen = exact.gather(1, said.unsqueeze(1)).squeeze(1) - exact.logsumexp(1)
-        scores = torch.zeros(len(texts), device=self.device).index_add_(0, row, chosen.float())
-        first = torch.tensor(list(accumulate([0, *map(len, answers)][:-1])), device=self.device)
-        return rows.grown(lengths), exact[first].to(self.dtype), scores
+            exact = self._run(rows, tokens, tries)  # [A, V]
+        scores = [trie.scores(part) for trie, part in zip(tries, exact.split(sizes), strict=True)]
+        told = [of.tolist() for of in torch.cat(scores).cpu().split([len(of) for of in scores])]
+        first = torch.tensor(list(accumulate([0, *sizes][:-1])), device=self.device)
+        return rows.grown(lengths), exact[first].to(self.dtype), told
 
-    def _run(self, rows: Rows, tokens: Sequence[list[int]]) -> Tensor:
+    def _run(self, rows: Rows, tokens: Sequence[list[int]], tries: Sequence[Trie] = ()) -> Tensor:
         self._pace.before_a_pass()
-        return self._pass(rows, tokens)
+        if not tries:
+            return self._pass(rows, tokens)
+        texts = [[*more, *trie.tokens] for more, trie in zip(tokens, tries, strict=True)]
+        if all(trie.is_chain for trie in tries):
+            return self._pass(rows, texts)
+        return self._pass(rows, texts, _seen(tokens, tries))
 
-    def _pass(self, rows: Rows, tokens: Sequence[list[int]]) -> Tensor:
-        """The model's logits for more tokens, padded behind the rows; their keys and values are in the cache then."""
+    def _pass(self, rows: Rows, tokens: Sequence[list[int]], seen: Tensor | None = None) -> Tensor:
+        """The model's logits for more tokens, padded behind the rows; their keys and values are in the cache then.
+
+        seen [B, T, T] bool: which of the new tokens each sees, itself included, where that is not all before it.
+        """
         width = max(map(len, tokens))
         ids = torch.tensor([more + [0] * (width - len(more)) for more in tokens], device=self.device)
         lengths = torch.tensor([[len(more)] for more in tokens], device=self.device)
         new = torch.arange(width, device=self.device)
         before = torch.tensor(rows.lengths, device=self.device).unsqueeze(1)
+        if seen is None:
+            mask, position = torch.cat([rows.attended(self.device), new < lengths], dim=1).long(), new
+        else:
+            seen = seen.to(self.device)
+            mask, position = self._as_it_is(rows.attended(self.device), seen), seen.sum(2) - 1
         output = self.model(
             input_ids=ids,
-            attention_mask=torch.cat([rows.attended(self.device), new < lengths], dim=1).long(),
-            position_ids=before + new,
+            attention_mask=mask,
+            position_ids=before + position,
             past_key_values=rows.cache,
             use_cache=True,
         )
@@ -167,6 +190,12 @@ class CachedLM:
         self._heartbeat()
         logits: Tensor = output.logits
         return logits
+
+    def _as_it_is(self, kept: Tensor, seen: Tensor) -> Tensor:
+        """[B, 1, T, L + T], added to attention's scores: kept [B, L] columns and the new tokens of `seen` [B, T, T]."""
+        both = torch.cat([kept.unsqueeze(1).expand(-1, seen.shape[1], -1), seen], dim=2)
+        mask = torch.zeros(both.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(~both, torch.finfo(self.dtype).min).unsqueeze(1)
 
     @contextmanager
     def _head_at(self, places: Sequence[int]) -> Iterator[None]:
@@ -185,3 +214,15 @@ class CachedLM:
             yield
         finally:
             handle.remove()
+
+
+def _seen(tokens: Sequence[list[int]], tries: Sequence[Trie]) -> Tensor:
+    """[B, T, T] bool: of rows with more tokens and a trie behind them, which of these each sees; padding itself."""
+    width = max(len(more) + len(trie) for more, trie in zip(tokens, tries, strict=True))
+    seen = torch.eye(width, dtype=torch.bool).repeat(len(tokens), 1, 1)
+    for row, more, trie in zip(seen, tokens, tries, strict=True):
+        start, end = len(more), len(more) + len(trie)
+        row[:start, :start] = torch.ones(start, start, dtype=torch.bool).tril()
+        row[start:end, :start] = True
+        row[start:end, start:end] = trie.seen
+    return seen

@@ -28,6 +28,7 @@ from anit_ds.evaluation.cached import CachedLM, why_not_cached
 from anit_ds.evaluation.constrained import Constraint
 from anit_ds.evaluation.prefix import Prefixes, shared_prefixes
 from anit_ds.evaluation.rows import Rows
+from anit_ds.evaluation.trie import Trie
 from anit_ds.ranks import distributed
 
 # Batches' worth of prompts that one rank takes at a time, and among which a batch is filled up again.
@@ -142,6 +143,8 @@ class _Share:
         self.penalty = getattr(base_of(lm.model).generation_config, "repetition_penalty", None) or 1.0
         self.replies: dict[int, Reply] = {}
         self.tokenizer, self.constraints = tokenizer, dict[int, Constraint]()
+        self.longest = max(len(question.prompt) for question in questions)
+        self._tries: dict[int, list[Trie]] = {}  # by the answers' identity: labels are those of many questions
 
     def passes(self, numbers: Sequence[int]) -> Iterator[int]:
         """Answer the questions with these numbers; yields after each pass how many it finished."""
@@ -177,16 +180,34 @@ class _Share:
             if (grammar := self.questions[i].grammar) is not None:
                 self.constraints[i] = Constraint(grammar, self.tokenizer, self.ending.stops)
         rows = self.lm.start([self.prefixes.which[i] for i in new])
-        firsts = [self.questions[i].answers[:1] for i in new]
-        along = all(firsts) and sum(len(answer) for (answer,) in firsts) <= _TOKENS_OF_A_ROW * self.lm.batch_size
-        rests = [self.prefixes.rests[i] for i in new]
-        rows, logits, scores = self.lm.read(rows, rests, [answer for (answer,) in firsts] if along else ())
+        tries = {i: deque(self._tries_of(self.questions[i])) for i in new}
+        along = all(tries.values()) and sum(len(of[0]) for of in tries.values()) <= self._room
+        firsts = [of.popleft() for of in tries.values()] if along else []
+        rows, logits, scores = self.lm.read(rows, [self.prefixes.rests[i] for i in new], firsts)
         if self.max_new_tokens:
             self._take_tokens(new, logits)
-        if along:
-            self._take_scores(new, scores)
-        self._score(new, rows)
+        self._take_scores(new if along else [], scores)
+        self._score(new, rows, deque((row, trie) for row, i in enumerate(new) for trie in tries[i]))
         return rows
+
+    @property
+    def _room(self) -> int:
+        return _TOKENS_OF_A_ROW * self.lm.batch_size
+
+    def _tries_of(self, question: Question) -> list[Trie]:
+        """Its answers, as many together as a pass has room for; one by one where the model takes no tries."""
+        key = id(question.answers)
+        if key not in self._tries:
+            together = self.lm.takes_tries(self.longest + max(map(len, question.answers), default=0))
+            parts: list[list[list[int]]] = []
+            tokens = 0
+            for answer in question.answers:
+                if not (parts and together and tokens + len(answer) <= self._room):
+                    parts, tokens = [*parts, []], 0
+                parts[-1].append(answer)
+                tokens += len(answer)
+            self._tries[key] = [Trie.of(part) for part in parts]
+        return self._tries[key]
 
     def _take_tokens(self, live: Sequence[int], logits: Tensor) -> None:
         """The most probable token of each row that goes on. logits [B, V]"""
@@ -204,28 +225,23 @@ class _Share:
                 reply.token_scores.append(score)
             reply.tokens.append(token)
 
-    def _take_scores(self, new: Sequence[int], scores: Tensor) -> None:
-        for i, score in zip(new, scores.tolist(), strict=True):
-            self.replies[i].log_probabilities.append(score)
+    def _take_scores(self, new: Sequence[int], scores: Sequence[list[float]]) -> None:
+        for i, some in zip(new, scores, strict=True):
+            self.replies[i].log_probabilities += some
 
-    def _score(self, new: Sequence[int], rows: Rows) -> None:
-        """The log-probabilities of given answers that have none yet, each in a row of its own: its prompt's, whose last
+    def _score(self, new: Sequence[int], rows: Rows, left: deque[tuple[int, Trie]]) -> None:
+        """The log-probabilities of the answers that are left, each trie in a row of its own: its prompt's, whose last
         token is read again."""
-        left = deque(
-            (row, answer)
-            for row, i in enumerate(new)
-            for answer in self.questions[i].answers[len(self.replies[i].log_probabilities) :]
-        )
         while left:
-            some: list[tuple[int, list[int]]] = []
-            room = _TOKENS_OF_A_ROW * self.lm.batch_size
-            while left and len(some) < _ANSWERS_OF_A_ROW * self.lm.batch_size and (len(left[0][1]) <= room or not some):
+            some: list[tuple[int, Trie]] = []
+            room = self._room
+            while left and len(some) < _ANSWERS_OF_A_ROW * self.lm.batch_size and (len(left[0][1]) < room or not some):
                 some.append(left.popleft())
-                room -= len(some[-1][1])
+                room -= 1 + len(some[-1][1])
             numbers = [new[row] for row, _ in some]
             behind = rows.chosen([row for row, _ in some], without_last=True)
             again = [self.questions[i].prompt[-1:] for i in numbers]
-            self._take_scores(numbers, self.lm.read(behind, again, [answer for _, answer in some])[2])
+            self._take_scores(numbers, self.lm.read(behind, again, [trie for _, trie in some])[2])
 
 
 def _say_once(line: str) -> None:

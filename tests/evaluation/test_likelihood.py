@@ -55,6 +55,26 @@ def test_scores_of_labels_are_those_of_plain_passes(
     assert scores.shape == (11, 6) and torch.allclose(scores, expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("along", [True, False], ids=["with the prompts", "behind the prompts"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_many_labels_take_few_passes_and_have_the_probabilities_of_plain_ones(
+    family: str, along: bool, make_model: Callable[..., Any], tokenizer: Any, log_probability: Callable[..., float]
+):
+    model, rng = make_model(family), random.Random(0)
+    prompts, _ = prompts_and_answers(7)
+    # Of seven first words and seven second ones, some with a third; one label begins another.
+    words = [[20 + a, 40 + b] + [60 + a] * ((a + b) % 3 == 0) + [EOS] for a in range(7) for b in range(7)]
+    labels = [[20, EOS], *rng.sample(words, 10 if along else 49)]
+    passed = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, out: passed.append(args[0].numel()))
+    scores = label_scores(model, tokenizer, prompts, labels, batch_size=2)
+    # 4 batches and the prefix; behind the prompts a row's labels are two rows, for which there is room for one a pass.
+    assert len(passed) <= (5 if along else 5 + 14)
+    expected = torch.tensor([[log_probability(model, p, label) for label in labels] for p in prompts])
+    assert torch.allclose(scores.softmax(1), expected.softmax(1), atol=1e-5, rtol=0)
+    assert torch.allclose(scores, expected, atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("lengths", ["equal", "unequal"])
 def test_answers_stay_what_they_are_beside_scores(
