@@ -3,20 +3,27 @@
     MALLOC_MMAP_THRESHOLD_=65536 MALLOC_TRIM_THRESHOLD_=65536 OMP_NUM_THREADS=1 \
       python benchmarks/forecast.py --json results/plan/memory.json
     python benchmarks/forecast.py --shape llama-3-8b gemma-2b --batch 4x512 --modes sft anit     # on a GPU
+    python benchmarks/forecast.py --shape llama-3-8b llama-2-7b gemma-2b --batch 8x512 --saved   # no GPU needed
 
 Predicted is `anit_ds.planning.footprint`, which runs nothing; measured is the peak of resident memory above what was
-held before the step (or of the GPU's allocator), the least of three steps. Both are above weights and gradients. On a
+held before the step (or of the GPU's allocator), the least of some steps. Both are above weights and gradients. On a
 CPU the C library has to hand freed memory back at once, or the peak has in it what it kept. Models are random: `small`
 is wide enough for activations to outweigh what a process takes for itself, the others have their namesakes' shape and
-are made on the GPU, in bfloat16. `seconds` is the median of as many steps more.
+are made on the GPU, in bfloat16. A step has two micro-batches where `schedule: pipelined` attacks the second in the
+pass of the first. `seconds` is the median of as many steps more.
+
+With `--saved` nothing is measured: beside the predicted peaks of an `anit` step in bfloat16 stands what autograd keeps
+for the backward of its joined pass, counted by its own hooks (`torch.autograd.graph.saved_tensors_hooks`).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import statistics
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +65,14 @@ SHAPES: dict[str, transformers.PretrainedConfig] = {
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
         vocab_size=128256,
     ),
+    "llama-2-7b": transformers.LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000,
+    ),
     "gemma-2b": transformers.GemmaConfig(
         hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8, num_key_value_heads=1,
         head_dim=256, vocab_size=256000,
     ),
 }  # fmt: skip
-_STEPS = 3
 
 
 def main() -> None:
@@ -72,8 +81,16 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=_batch, default=[(4, 64), (8, 128), (8, 256)], metavar="BxT",
                         help="samples x tokens of each")  # fmt: skip
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--steps", type=int, default=3, help="measured for memory, and again for time on a GPU")
+    parser.add_argument("--saved", action="store_true", help="no steps: what autograd keeps, beside the prediction")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    if asked.saved:
+        rows = [_saved(shape, *size, dropout) for shape in asked.shape for size in asked.batch for dropout in (0.05, 0)]
+        show(rows)
+        if asked.json:
+            write_json(asked.json, {"rows": rows, "dtype": "bfloat16"})
+        return
     dtype = torch.bfloat16 if on_gpu() else torch.float32
     rows = []
     for shape in asked.shape:
@@ -86,11 +103,11 @@ def main() -> None:
                 lm = _model(config, settings, dtype)
                 for samples, length in asked.batch:
                     made = [made_up(number, length) for number in range(samples)]
-                    batch = Workload(made, length, known=False).micro_batch(config, samples)
-                    predicted = footprint(config, batch, dtype).peak / 2**20
-                    measured, seconds = _measured(config, lm, batch)
+                    batch = Workload(made, known=False).micro_batch(config, samples)
+                    predicted = footprint(config, batch, dtype, ahead=True).peak / 2**20
                     row = {"shape": shape, "mode": mode, "size": f"{samples} x {length}", "predicted_mb": predicted}
-                    row |= {"measured_mb": measured, "ratio": predicted / measured, "seconds": seconds}
+                    row |= _measured(config, lm, batch, asked.steps)
+                    row["ratio"] = predicted / row["measured_mb"]
                     rows.append(row)
                     print(row, flush=True)
                     if asked.json:
@@ -105,13 +122,55 @@ def _batch(text: str) -> tuple[int, int]:
     return int(samples), int(length)
 
 
-def _config(folder: str, method: dict[str, Any]) -> Config:
+def _saved(shape: str, samples: int, length: int, dropout: float) -> dict[str, Any]:
+    """A row of `--saved`, in GiB: two depths counted, all layers on a straight line."""
+    counted = []
+    layers = SHAPES[shape].num_hidden_layers
+    for depth in (2, 4):
+        settings = copy.deepcopy(SHAPES[shape])
+        settings.num_hidden_layers = depth
+        settings.architectures = [f"{type(settings).__name__.removesuffix('Config')}ForCausalLM"]
+        with tempfile.TemporaryDirectory() as folder:
+            settings.save_pretrained(folder)
+            config = _config(folder, {"name": "anit"}, r=16, dropout=dropout)
+            batch = Workload([made_up(n, length) for n in range(samples)], known=False).micro_batch(config, samples)
+            kept = _Kept()
+            with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+                peaks = footprint(config, batch, torch.bfloat16).peaks
+        counted.append({"attack": peaks["attack"], "training": peaks["training"], "saved": kept.most})
+    few, many = counted
+    full = {name: (few[name] + (many[name] - few[name]) * (layers - 2) / 2) / 2**30 for name in few}
+    return {"shape": shape, "size": f"{samples} x {length}", "dropout": dropout, **full}
+
+
+class _Kept:
+    """Bytes of the tensors that autograd keeps at one time, each storage once; weights are not among them."""
+
+    def __init__(self) -> None:
+        self.most, self._alive, self._storages = 0, 0, set[int]()
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        base = tensor if tensor._base is None else tensor._base
+        if not isinstance(base, torch.nn.Parameter) and storage._cdata not in self._storages:
+            self._storages.add(storage._cdata)
+            self._alive += storage.nbytes()
+            self.most = max(self.most, self._alive)
+            weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        return tensor
+
+    def _freed(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self._alive -= size
+
+
+def _config(folder: str, method: dict[str, Any], *, r: int = 8, dropout: float = 0.0) -> Config:
     return validate(
         {
             "model": {"name_or_path": folder, "dtype": "float32"},
             "data": {"dataset": "sst2", "path": folder},
             "prompt": {"order": "instruction_last"},
-            "lora": {"r": 8, "dropout": 0.0},
+            "lora": {"r": r, "dropout": dropout},
             "method": method,
             "out": folder,
         },
@@ -131,19 +190,22 @@ def _model(config: Config, settings: transformers.PretrainedConfig, dtype: torch
     return lm
 
 
-def _measured(config: Config, lm: PerturbableLM, batch: Batch) -> tuple[float, float]:
-    """(peak in MiB, median seconds) of a micro-batch, forward and backward."""
+def _measured(config: Config, lm: PerturbableLM, batch: Batch, steps: int) -> dict[str, float]:
+    """The peak in MiB, and on a GPU the median seconds, of a step's forward and backward passes."""
     method = build_method(config.method, seed=1, scale=1.0, total_steps=1)
     method.attach(lm)
-    prepared = lm.prepare(batch.to(device()))
+    batches = [lm.prepare(batch.to(device())) for _ in range(2 if config.method.schedule == "pipelined" else 1)]
 
     def step() -> None:
-        method.foresee(None)
-        method.backward(lm, prepared)
+        for now, after in zip(batches, [*batches[1:], None], strict=True):
+            method.foresee(after)
+            method.backward(lm, now)
 
     step()  # gradients are there from now on, as in a step of several micro-batches; kernels are compiled
-    peak = min(peak_mb_of(step) for _ in range(_STEPS))
-    return peak, statistics.median(time_of(step).wall for _ in range(_STEPS))
+    measured = {"measured_mb": min(peak_mb_of(step) for _ in range(steps))}
+    if on_gpu():
+        measured["seconds"] = statistics.median(time_of(step).wall for _ in range(steps))
+    return measured
 
 
 if __name__ == "__main__":

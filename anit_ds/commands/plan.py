@@ -10,7 +10,8 @@ from anit_ds.commands.arguments import config_and_overrides
 
 if TYPE_CHECKING:
     from anit_ds.config import Config
-    from anit_ds.planning.forecast import Cluster, Forecast
+    from anit_ds.planning.forecast import Forecast, Forecaster
+    from anit_ds.planning.simulation import Cluster
     from anit_ds.planning.workload import Workload
 
 _GB = 1e9
@@ -21,7 +22,7 @@ _GB = 1e9
 @click.option("--gpus", default="1", show_default=True, metavar="N[,N ...]", help="Ranks; several for a table.")
 @click.option("--gpu-memory", type=click.FloatRange(min=0, min_open=True), default=80, show_default=True, help="GB.")
 @click.option("--bandwidth", type=click.FloatRange(min=0, min_open=True), default=50, show_default=True,
-              help="GB/s that a GPU has towards other nodes.")  # fmt: skip
+              help="GB/s that a GPU has to other nodes; a node has eight.")  # fmt: skip
 @click.option("--tflops", type=click.FloatRange(min=0, min_open=True), default=400, show_default=True,
               help="What a GPU sustains, not what its data sheet says.")  # fmt: skip
 def plan(
@@ -33,14 +34,15 @@ def plan(
     """
     from anit_ds.configfile import load_config
     from anit_ds.modeling import resolve_dtype
-    from anit_ds.planning import forecast as planning
+    from anit_ds.planning.forecast import Forecaster
+    from anit_ds.planning.simulation import Cluster
     from anit_ds.planning.workload import Workload
 
     settings = load_config(config, overrides)
     # `auto` on a GPU that is worth planning for.
     dtype = resolve_dtype("bfloat16" if settings.model.dtype == "auto" else settings.model.dtype, "cuda")
-    clusters = [planning.Cluster(ranks, gpu_memory, bandwidth, tflops) for ranks in _numbers(gpus)]
-    plans = planning.Forecaster(Workload.of(settings), dtype)
+    clusters = [Cluster(ranks, gpu_memory, bandwidth, tflops) for ranks in _numbers(gpus)]
+    plans = Forecaster(Workload.of(settings), dtype)
     settings = plans.decided(settings, clusters[0])
     possible, made = plans.schedules(settings, clusters[0]), plans.forecast(settings, clusters[0])
     click.echo(_head(settings, plans.workload, clusters[0], made, str(dtype).removeprefix("torch.")))
@@ -50,20 +52,31 @@ def plan(
         click.echo("\n| schedule | step | GB a rank |\n|---|---|---|")
         for name, one in possible.items():
             this = " (this one)" if name == settings.method.schedule else ""
-            click.echo(f"| {name}{this} | {_seconds(one.seconds)} | {one.bytes / _GB:.2f} |")
-    if made.bytes > clusters[0].memory * _GB:
+            click.echo(f"| {name}{this} | {_seconds(one.step.seconds)} | {one.bytes / _GB:.2f} |")
+    if not made.fits(clusters[0]):
         click.echo(f"\nIt does not fit into {gpu_memory:g} GB. What each change alone would make of it:")
         for change in sorted(plans.changes(settings, clusters[0]), key=lambda c: c.forecast.bytes):
             then = change.forecast
-            click.echo(f"  {change.told:40} {then.bytes / _GB:8.2f} GB, a step {_seconds(then.seconds)}")
+            click.echo(f"  {change.told:40} {then.bytes / _GB:8.2f} GB, a step {_seconds(then.step.seconds)}")
     if len(clusters) > 1:
-        click.echo("\n| ranks | micro-batches | computes | gathers | step | GB a rank |\n|---|---|---|---|---|---|")
-        for cluster in clusters:
-            one = plans.forecast(settings, cluster)
-            click.echo(
-                f"| {cluster.ranks:,} | {one.micro_batches} | {_seconds(one.compute_seconds)} | "
-                f"{_seconds(one.gather_seconds)} | {_seconds(one.seconds)} | {one.bytes / _GB:.2f} |"
-            )
+        click.echo(_by_ranks(settings, plans, clusters))
+
+
+def _by_ranks(settings: Config, plans: Forecaster, clusters: list[Cluster]) -> str:
+    """A step under each schedule on each number of ranks, the fastest in bold."""
+    rows = []
+    for cluster in clusters:
+        found = plans.schedules(settings, cluster)
+        best = min(found, key=lambda name: found[name].step.seconds)
+        steps = [f"**{_seconds(f.step.seconds)}**" if n == best else _seconds(f.step.seconds) for n, f in found.items()]
+        one = found[settings.method.schedule]
+        alone = f"{_seconds(one.step.compute_seconds)} | {_seconds(one.step.network_seconds)}"
+        rows.append(
+            f"| {cluster.ranks:,} | {one.micro_batches} | {' | '.join(steps)} | {alone} | {one.bytes / _GB:.2f} |"
+        )
+    this = settings.method.schedule
+    head = f"| ranks | micro-batches | {' | '.join(found)} | {this} computes | {this} on the network | GB a rank |"
+    return "\n".join(["", head, "|---" * (5 + len(found)) + "|", *rows])
 
 
 def _numbers(given: str) -> list[int]:
@@ -91,18 +104,19 @@ def _head(settings: Config, workload: Workload, cluster: Cluster, made: Forecast
 
 def _memory(made: Forecast, cluster: Cluster) -> str:
     rows = [f"| {name} | {count / _GB:.2f} |" for name, count in made.holds.items()]
-    fits = "fits" if made.bytes <= cluster.memory * _GB else "does not fit"
+    fits = "fits" if made.fits(cluster) else "does not fit"
     total = f"| all | {made.bytes / _GB:.2f} of {cluster.memory:g}: {fits} |"
     return "\n".join(["", "| a rank holds | GB |", "|---|---|", *rows, total])
 
 
 def _time(made: Forecast, cluster: Cluster) -> str:
-    told = f"A step computes {_seconds(made.compute_seconds)} at {cluster.tflops:g} TFLOP/s"
-    if made.gathered:
-        told += (
-            f" and gathers {made.gathered / _GB:.1f} GB, {_seconds(made.gather_seconds)} at {cluster.bandwidth:g} GB/s"
-        )
-    return f"\n{told}: {_seconds(made.seconds)} if one hides behind the other. Evaluation comes on top."
+    step = made.step
+    told = f"A step computes {_seconds(step.compute_seconds)} at {cluster.tflops:g} TFLOP/s"
+    if step.network_seconds:
+        told += f" and is {_seconds(step.network_seconds)} on the network"
+    if step.gathered:
+        told += f", where it gathers {step.gathered / _GB:.1f} GB"
+    return f"\n{told}: {_seconds(step.seconds)} where one hides behind the other. Evaluation comes on top."
 
 
 def _seconds(seconds: float) -> str:

@@ -3,23 +3,31 @@
 Fake tensors have a shape, a dtype and a lifetime, and no values: the model is built from its configuration alone. Every
 tensor that an operation makes is counted from its birth to its death, so what autograd keeps, what the attack passes
 free and what the backward passes hold for a moment are all in the peak. What a kernel takes for itself inside one
-operation is not. Two and four decoder layers are run, and the rest follows on a straight line.
+operation is not. Which weights an operation reads says in what order ZeRO 3 has to gather them. Two and four decoder
+layers are run, and the rest follows: memory on a straight line, the order by more layers like the middle ones.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
+import re
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
 import transformers
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -27,6 +35,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
 from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config, ModelConfig
+from anit_ds.errors import InputError
 from anit_ds.modeling import make_trainable, not_there, use_activation_checkpointing
 from anit_kernels import shapes_only
 
@@ -34,14 +43,19 @@ T = TypeVar("T")
 _FEW, _MANY = 2, 4  # decoder layers
 
 
+# A unit of weights, which a pass uses together: a decoder layer by its number, or one of these.
+Unit = int | str
+EMBEDDINGS, LAYER, REST = "embeddings", "layer", "rest"
+_IN_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Numbers of weights of a model as it is trained, and the largest of its decoder layers."""
+    """Numbers of weights of a model as it is trained; `units` has those of each parameter of a unit (LAYER: of one)."""
 
     frozen: int
     trained: int
-    largest_layer: int
-    embeddings: int
+    units: Mapping[str, tuple[int, ...]]
     quantised: int = 0  # of the frozen ones, those held in 4 bits
     largest_quantised: int = 0  # of one layer, which is computed with in full
 
@@ -49,40 +63,66 @@ class Weights:
     def all(self) -> int:
         return self.frozen + self.trained
 
+    def of(self, unit: Unit, *, above: int = 0) -> int:
+        """Weights of a unit in parameters of more than `above`."""
+        return sum(count for count in self.units[LAYER if isinstance(unit, int) else unit] if count > above)
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """A pass at a unit of weights: floating-point operations there. `attack`: in a pass that trains nothing."""
+
+    unit: Unit
+    backward: bool
+    attack: bool
+    operations: int
+
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
     """A micro-batch of a method. Bytes are above weights, gradients and optimizer.
 
-    peaks: pass -> its peak; `attack` passes come before the `training` ones. operations: floating-point, of all passes.
+    peaks: pass -> its peak; `attack` passes come before the `training` ones. first: the units in the order that a
+    step's first micro-batch visits them. last: those of the last one, where a micro-batch takes part in the one before.
     """
 
     peaks: dict[str, int]
-    operations: int
+    first: tuple[Visit, ...]
+    last: tuple[Visit, ...]
     weights: Weights
 
     @property
     def peak(self) -> int:
         return max(self.peaks.values())
 
+    def step(self, micro_batches: int) -> tuple[Visit, ...]:
+        """The visits of an optimizer step."""
+        if not self.last or micro_batches == 1:
+            return self.first * micro_batches
+        between = tuple(visit for visit in self.first if not visit.attack)
+        return self.first + between * (micro_batches - 2) + self.last
 
-def footprint(config: Config, batch: Batch, dtype: torch.dtype) -> Footprint:
+
+def footprint(config: Config, batch: Batch, dtype: torch.dtype, *, ahead: bool = False) -> Footprint:
     """The footprint of a micro-batch, which is on the CPU as the trainer makes it, under the configured method.
 
-    Raises InputError: no such model, a method that this model cannot be trained with.
+    ahead: whether a step has more micro-batches, the next of which `schedule: pipelined` attacks in this one's pass.
+    Raises InputError: no such model, a method that this model cannot be trained with, code that looks at values.
     """
     settings = model_settings(config.model)
     layers = settings.num_hidden_layers
+    ahead = ahead and config.method.schedule == "pipelined"
     if layers <= _MANY:
-        return _FakeRun(config, settings, dtype).of(batch)
-    few, many = (_FakeRun(config, _shortened(settings, n), dtype).of(batch) for n in (_FEW, _MANY))
+        return _FakeRun(config, settings, dtype).of(batch, ahead=ahead)
+    few, many = (_FakeRun(config, _shortened(settings, n), dtype).of(batch, ahead=ahead) for n in (_FEW, _MANY))
 
     def at_full_depth(low: int, high: int) -> int:
         return round(low + (high - low) * (layers - _FEW) / (_MANY - _FEW))
 
     return Footprint(
         peaks={name: at_full_depth(few.peaks[name], many.peaks[name]) for name in many.peaks},
-        operations=at_full_depth(few.operations, many.operations),
+        first=tuple(_at_depth(many.first, layers)),
+        last=tuple(_at_depth(many.last, layers)),
         weights=dataclasses.replace(
             many.weights,
             frozen=at_full_depth(few.weights.frozen, many.weights.frozen),
@@ -90,6 +130,26 @@ def footprint(config: Config, batch: Batch, dtype: torch.dtype) -> Footprint:
             quantised=at_full_depth(few.weights.quantised, many.weights.quantised),
         ),
     )
+
+
+def _at_depth(visits: tuple[Visit, ...], layers: int) -> Iterator[Visit]:
+    """The visits of a model of so many layers: each sweep over all of _MANY gets more of those between the outer two.
+
+    Two of them in turn: layers of some models alternate.
+    """
+    at = 0
+    while at < len(visits):
+        sweep = visits[at : at + _MANY]
+        upwards = [visit.unit for visit in sweep] == list(range(_MANY))
+        if not upwards and [visit.unit for visit in sweep] != list(reversed(range(_MANY))):
+            yield visits[at]
+            at += 1
+            continue
+        inner = itertools.cycle(sweep[1:3])
+        whole = [sweep[0], *itertools.islice(inner, layers - 2), sweep[-1]]
+        for place, visit in enumerate(whole):
+            yield dataclasses.replace(visit, unit=place if upwards else layers - 1 - place)
+        at += _MANY
 
 
 class _FakeRun:
@@ -112,40 +172,50 @@ class _FakeRun:
         self._method.attach(self._lm)
         model.train()
 
-    def of(self, batch: Batch) -> Footprint:
-        prepared = _faked(self._lm.prepare(batch), self._mode)
-        ledger = _Ledger([*self._lm.module.parameters(), *self._lm.module.buffers()])
-        self._lm.input_gradient = ledger.named("attack", type(self._lm).input_gradient.__get__(self._lm))  # type: ignore[method-assign]
-        with ExitStack() as inside:
-            for context in (shapes_only(), torch.random.fork_rng(devices=[]), self._mode, ledger):
-                inside.enter_context(context)
-            self._method.foresee(None)
-            self._method.backward(self._lm, prepared)
+    def of(self, batch: Batch, *, ahead: bool) -> Footprint:
+        ledger = _Ledger(self._lm.module)
+        self._lm.input_gradient = ledger.as_attack(type(self._lm).input_gradient.__get__(self._lm))  # type: ignore[method-assign]
+        first, upcoming = (_faked(self._lm.prepare(batch), self._mode) for _ in range(2))
+        counted: list[tuple[Visit, ...]] = []
+        try:
+            with ExitStack() as inside:
+                for context in (shapes_only(), torch.random.fork_rng(devices=[]), self._mode, ledger):
+                    inside.enter_context(context)
+                for now, after in ((first, upcoming), (upcoming, None)) if ahead else ((first, None),):
+                    self._method.foresee(after)
+                    self._method.backward(self._lm, now)
+                    counted.append(ledger.take_visits())
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+            raise InputError(
+                f"model.name_or_path: {self.config.model.name_or_path!r} computes what depends on the values of a "
+                f"tensor ({error}); a step of it cannot be counted without them"
+            ) from error
         gradients = sum(p.grad.nbytes for p in self._lm.module.parameters() if p.grad is not None)
         for parameter in self._lm.module.parameters():
             parameter.grad = None
         peaks = {name: max(0, peak - gradients * (name == "training")) for name, peak in ledger.peaks.items()}
-        return Footprint(peaks, ledger.operations, self.weights)
+        return Footprint(peaks, counted[0], counted[1] if ahead else (), self.weights)
 
 
 class _Ledger(TorchDispatchMode):
-    """Bytes that are alive, their peak in each pass, and floating-point operations, of what is dispatched inside.
+    """Of what is dispatched inside: bytes that are alive, their peak in each pass, and the weights that are visited.
 
-    `held` was there before, and views of it are nothing new.
+    The model's own tensors were there before, and views of them are nothing new.
     """
 
-    def __init__(self, held: Iterable[Tensor]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.peaks: dict[str, int] = defaultdict(int)
-        self.operations = 0
         self._alive, self._pass = 0, "training"
-        self._storages = {tensor.untyped_storage()._cdata for tensor in held}
+        self._units = {p.untyped_storage()._cdata: unit for unit, p in _by_unit(model)}
+        self._storages = {*self._units, *(b.untyped_storage()._cdata for b in model.buffers())}
+        self._visits: list[Visit] = []
 
-    def named(self, name: str, call: Callable[..., T]) -> Callable[..., T]:
-        """`call`, whose operations count as those of another pass."""
+    def as_attack(self, call: Callable[..., T]) -> Callable[..., T]:
+        """`call`, whose operations count as those of an attack's pass."""
 
         def inside(*args: Any, **kwargs: Any) -> T:
-            self._pass, before = name, self._pass
+            self._pass, before = "attack", self._pass
             try:
                 return call(*args, **kwargs)
             finally:
@@ -153,13 +223,28 @@ class _Ledger(TorchDispatchMode):
 
         return inside
 
+    def take_visits(self) -> tuple[Visit, ...]:
+        """Those since the last call."""
+        taken, self._visits = tuple(self._visits), []
+        return taken
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._born(tensor.untyped_storage())
-        self.operations += _operations(func, args, kwargs or {}, out)
+        self._visit(tree_leaves(args), _operations(func, args, kwargs or {}, out))
         return out
+
+    def _visit(self, operands: list[Any], operations: int) -> None:
+        keys = (t.untyped_storage()._cdata for t in operands if isinstance(t, Tensor))
+        unit = next((self._units[key] for key in keys if key in self._units), None)
+        last = self._visits[-1] if self._visits else None
+        backward, attack = torch._C._current_graph_task_id() != -1, self._pass == "attack"
+        if unit is not None and (last is None or (last.unit, last.backward, last.attack) != (unit, backward, attack)):
+            self._visits.append(Visit(unit, backward, attack, operations))
+        elif last is not None and operations:
+            self._visits[-1] = dataclasses.replace(last, operations=last.operations + operations)
 
     def _born(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -173,6 +258,13 @@ class _Ledger(TorchDispatchMode):
     def _died(self, key: int, size: int) -> None:
         self._storages.discard(key)
         self._alive -= size
+
+
+def _by_unit(model: nn.Module) -> Iterator[tuple[Unit, nn.Parameter]]:
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    for name, parameter in model.named_parameters():
+        layer = _IN_LAYER.search(name)
+        yield (int(layer[1]) if layer else EMBEDDINGS if parameter is table else REST), parameter
 
 
 def _operations(func: Any, args: Any, kwargs: Any, out: Any) -> int:
@@ -237,17 +329,18 @@ def _fake_model(config: Config, settings: Any, dtype: torch.dtype, mode: FakeTen
 
 
 def _count(model: Any, *, in_4bit: bool) -> Weights:
-    layers = [
-        sum(p.numel() for p in m.parameters()) for m in model.modules() if type(m).__name__.endswith("DecoderLayer")
-    ]
+    units: dict[str, tuple[int, ...]] = {EMBEDDINGS: (), LAYER: (), REST: ()}
+    for unit, parameter in _by_unit(model):
+        if unit == 0 or isinstance(unit, str):  # layers are alike
+            name = unit if isinstance(unit, str) else LAYER
+            units[name] += (parameter.numel(),)
     parameters, head = list(model.parameters()), model.get_output_embeddings()
     linears = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     quantised = [weight.numel() for weight in linears if in_4bit and not weight.requires_grad]
     return Weights(
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
-        largest_layer=max(layers, default=0),
-        embeddings=model.get_input_embeddings().weight.numel(),
+        units=units,
         quantised=sum(quantised),
         largest_quantised=max(quantised, default=0),
     )

@@ -2,8 +2,7 @@
 
 What is counted: the activations of every pass (footprint.py), weights, gradients and optimizer states by their numbers,
 ZeRO's partitions and buffers by DeepSpeed's settings. What is assumed, and said in the output: that a device sustains
-`tflops`, that a gather of ZeRO-3 takes its bytes over `bandwidth` and hides behind the computation of the layer before
-it, so that a step takes the longer of the two. Evaluation, loading and a slow rank are in none of it.
+`tflops`, and the network of simulation.py. Evaluation, loading and a rank that is slow by itself are in none of it.
 """
 
 from __future__ import annotations
@@ -18,28 +17,17 @@ import torch
 
 from anit_ds.config import Config, ModelConfig
 from anit_ds.errors import InputError
-from anit_ds.planning.footprint import Footprint, Weights, footprint
+from anit_ds.planning.footprint import EMBEDDINGS, LAYER, Footprint, Weights, footprint
+from anit_ds.planning.simulation import GB, Cluster, Step, play
 from anit_ds.planning.workload import Workload
 from anit_ds.training.engine import read_deepspeed_json, zero_stage
-from anit_ds.training.schedule import sweeps
 
-GB = 1e9
 _FLOAT32 = 4
 _ADAM = 2 * _FLOAT32
 # bitsandbytes' own: weights that share a scale, and scales that share one where they are quantised too.
 _BLOCK, _BLOCKS_OF_A_SCALE = 64, 256
 # DeepSpeed's own defaults, in elements.
 _LIVE_PARAMETERS, _BUCKET = 1_000_000_000, 500_000_000
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What a run gets. memory in GB a rank; bandwidth in GB/s a rank has towards the others; tflops a rank sustains."""
-
-    ranks: int
-    memory: float
-    bandwidth: float
-    tflops: float
 
 
 @dataclass(frozen=True)
@@ -50,17 +38,14 @@ class Forecast:
     micro_batch: int
     micro_batches: int
     holds: dict[str, int]
-    compute_seconds: float
-    gathered: int
-    gather_seconds: float
+    step: Step
 
     @property
     def bytes(self) -> int:
         return sum(self.holds.values())
 
-    @property
-    def seconds(self) -> float:
-        return max(self.compute_seconds, self.gather_seconds)
+    def fits(self, cluster: Cluster) -> bool:
+        return self.bytes <= cluster.memory * GB
 
 
 @dataclass(frozen=True)
@@ -76,15 +61,18 @@ class Forecaster:
 
     def __init__(self, workload: Workload, dtype: torch.dtype) -> None:
         self.workload, self.dtype = workload, dtype
-        self._counted: dict[tuple[str, ...], Footprint] = {}
+        self._counted: dict[tuple[Any, ...], Footprint] = {}
 
     def forecast(self, config: Config, cluster: Cluster) -> Forecast:
         """A run as its configuration has it. Raises InputError for what the trainer would refuse of model or method."""
-        size = config.train.micro_batch * config.noise.rows  # choosing the worst of several views is not counted
-        key = config.model.model_dump_json(), config.method.model_dump_json(), config.train.model_dump_json()
+        rows = config.train.micro_batch * config.noise.rows  # choosing the worst of several views is not counted
+        ahead = _micro_batches(config, cluster) > 1
+        train = config.train.model_dump_json(exclude={"global_batch"})
+        key = config.model.model_dump_json(), config.method.model_dump_json(), train, ahead
         if key not in self._counted:
-            self._counted[key] = footprint(config, self.workload.micro_batch(config, size), self.dtype)
-        return _on_ranks(config, self._counted[key], self.workload.mean_share(size), cluster, self.dtype)
+            batch = self.workload.micro_batch(config, rows)
+            self._counted[key] = footprint(config, batch, self.dtype, ahead=ahead)
+        return _on_ranks(config, self._counted[key], self.workload, cluster, self.dtype)
 
     def schedules(self, config: Config, cluster: Cluster) -> dict[str, Forecast]:
         """The configured method under each schedule it can have, three passes first."""
@@ -103,7 +91,7 @@ class Forecaster:
         possible = self.schedules(config, cluster)
         if config.lora_dropout > 0:
             possible.pop("prefix_tree", None)
-        return _changed(config, {"method": {"schedule": min(possible, key=lambda name: possible[name].seconds)}})
+        return _changed(config, {"method": {"schedule": min(possible, key=lambda name: possible[name].step.seconds)}})
 
     def changes(self, config: Config, cluster: Cluster) -> Iterator[Change]:
         """What could be changed to need less memory, each alone."""
@@ -124,25 +112,26 @@ class Forecaster:
                 yield Change(told, self.forecast(_changed(config, fields), cluster))
 
 
-def _on_ranks(config: Config, counted: Footprint, share: float, cluster: Cluster, dtype: torch.dtype) -> Forecast:
-    method, micro_batch = config.method, config.train.micro_batch
+def _micro_batches(config: Config, cluster: Cluster) -> int:
+    """Micro-batches of a rank in a step; a global batch too small for so many ranks is one of each."""
+    return max(1, math.ceil(config.train.global_batch / (config.train.micro_batch * cluster.ranks)))
+
+
+def _on_ranks(config: Config, counted: Footprint, workload: Workload, cluster: Cluster, dtype: torch.dtype) -> Forecast:
+    micro_batches, size = _micro_batches(config, cluster), config.train.micro_batch
     _, settings = read_deepspeed_json(config.deepspeed)
     stage, zero = zero_stage(settings), settings.get("zero_optimization", {})
-    micro_batches = max(1, math.ceil(config.train.global_batch / (micro_batch * cluster.ranks)))
-    gathered = 0
-    if stage == 3 and cluster.ranks > 1:
-        trunk = method.schedule == "prefix_tree" and config.attacks_behind_context
-        gathered = sweeps(method, method.schedule, micro_batches, trunk=trunk) * counted.weights.all * dtype.itemsize
-    moved = gathered * (cluster.ranks - 1) / cluster.ranks
     return Forecast(
         stage=stage,
-        micro_batch=micro_batch,
+        micro_batch=size,
         micro_batches=micro_batches,
         holds=_holds(config, counted, zero, stage, cluster.ranks, dtype),
-        compute_seconds=counted.operations * share * micro_batches / (cluster.tflops * 1e12),
-        gathered=gathered,
-        gather_seconds=moved / (cluster.bandwidth * GB),
-    )
+        step=play(
+            counted.step(micro_batches), counted.weights, cluster, zero, stage=stage, itemsize=dtype.itemsize,
+            share=workload.slowest_share(size, cluster.ranks, micro_batches, lockstep=stage == 3),
+            reductions=micro_batches if stage >= 2 else 1,
+        ),
+    )  # fmt: skip
 
 
 def _holds(
@@ -152,7 +141,7 @@ def _holds(
     trained = weights.trained
     states = (_ADAM if config.train.optimizer == "adamw" else 0) + (_FLOAT32 if dtype.itemsize < 4 or stage > 0 else 0)
     # From stage 2 on a gradient goes into its partition as soon as it is there, a layer or the embeddings at a time.
-    passing = min(trained, max(weights.largest_layer, weights.embeddings)) if stage >= 2 else trained
+    passing = min(trained, max(weights.of(LAYER), weights.of(EMBEDDINGS))) if stage >= 2 else trained
     offloaded = bool(zero.get("offload_optimizer"))
     parts = {
         "frozen weights": (weights.frozen - weights.quantised) * size / (ranks if stage == 3 else 1),
@@ -177,7 +166,7 @@ def _bytes_in_4bit(model: ModelConfig) -> float:
 def _live(weights: Weights, zero: Mapping[str, Any]) -> int:
     """Elements that ZeRO-3 keeps gathered: up to its limit, and one layer and the embeddings whatever the limit."""
     limit = int(zero.get("stage3_max_live_parameters", _LIVE_PARAMETERS))
-    return min(weights.all, max(limit, weights.largest_layer + weights.embeddings))
+    return min(weights.all, max(limit, weights.of(LAYER) + weights.of(EMBEDDINGS)))
 
 
 def _changed(config: Config, fields: dict[str, Any]) -> Config:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from anit_ds.adversarial import Batch
 from anit_ds.config import Config
 from anit_ds.data.prompts import Encoded, PromptEncoder
@@ -16,14 +18,14 @@ from anit_ds.training.batching import collate
 # Where the data are not at hand: a short answer behind an instruction of some twenty words, and what a task's samples
 # have in common before it.
 _ANSWER, _INSTRUCTION, _SHARED = 8, 24, 48
+_DRAWS = 8  # global batches whose slowest rank is looked for
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Training samples, longest first, and how many tokens they have on average."""
+    """Training samples, longest first."""
 
     samples: Sequence[Encoded]
-    mean_length: float
     known: bool
     """False: the data were not there, and every sample is as long as data.max_length allows."""
 
@@ -36,8 +38,12 @@ class Workload:
             encoded = encoder.encode([view for views in samples for view in views])
         except InputError:
             made = [made_up(number, config.data.max_length) for number in range(config.train.global_batch)]
-            return cls(made, config.data.max_length, known=False)
-        return cls(sorted(encoded, key=len, reverse=True), sum(map(len, encoded)) / len(encoded), known=True)
+            return cls(made, known=False)
+        return cls.of_samples(encoded)
+
+    @classmethod
+    def of_samples(cls, encoded: Sequence[Encoded]) -> Workload:
+        return cls(sorted(encoded, key=len, reverse=True), known=True)
 
     def micro_batch(self, config: Config, size: int) -> Batch:
         """The `size` longest samples, as the trainer would lay them in a batch; repeated where there are fewer."""
@@ -47,9 +53,22 @@ class Workload:
             packed=config.packs,
         )  # fmt: skip
 
-    def mean_share(self, size: int) -> float:
-        """How many tokens a micro-batch has on average, as a share of the longest's."""
-        return self.mean_length * size / sum(len(self.samples[i % len(self.samples)]) for i in range(size))
+    def slowest_share(self, size: int, ranks: int, micro_batches: int, *, lockstep: bool) -> float:
+        """Padded tokens that the slowest rank computes in a step, relative to micro-batches of the longest samples.
+
+        The mean of some global batches drawn from the samples and dealt out as the trainer does. lockstep: the ranks
+        wait for each other in every micro-batch, as the gathers of ZeRO 3 make them, and not only at the step's end.
+        """
+        lengths = np.array([len(sample) for sample in self.samples])
+        if lengths[0] == lengths[-1]:
+            return 1.0
+        rng = np.random.default_rng(0)
+        drawn = rng.choice(lengths, (_DRAWS, micro_batches, ranks, size))
+        dealt = -np.sort(-drawn.reshape(_DRAWS, -1)).reshape(drawn.shape)
+        rows = dealt[..., 0]  # [draw, micro-batch, rank] the longest sample of each
+        rows[:, 1::2] = rows[:, 1::2, ::-1]  # back and forth, as `batching.deal`
+        slowest = rows.max(axis=2).sum(axis=1) if lockstep else rows.sum(axis=1).max(axis=1)
+        return float(slowest.mean() / micro_batches / lengths[0])
 
 
 def made_up(number: int, length: int) -> Encoded:

@@ -24,6 +24,13 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
 
 
+def memory_bytes() -> int:
+    """What this rank's GPU has in all; on a CPU what the machine has, which its ranks share."""
+    if on_gpu():
+        return int(torch.cuda.get_device_properties(device()).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def use_gpu_of(local_rank: int) -> None:
     """Make this rank's GPU the current one. Raises InputError where it has none."""
     index = _gpu_index(local_rank, torch.cuda.device_count())

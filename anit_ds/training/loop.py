@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import nn
 
 from anit_ds.adversarial import Batch, Method, PerturbableLM, StepStats, build_method, embedding_scale
 from anit_ds.config import Config
-from anit_ds.data.prompts import PromptEncoder
+from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData, forget_epochs
 from anit_ds.errors import TrainingFailed
 from anit_ds.evaluation import Evaluator, Interrupted
@@ -69,19 +70,26 @@ from anit_ds.training.scores import Best, Scores
 from anit_ds.training.summary import finished
 from anit_ds.training.trackers import check_installed
 
+Forecast = Callable[[Config, Sequence[Encoded]], str]
 
-def train(config: Config, *, fresh: bool = False, signals: Signals | None = None) -> dict[str, Any] | None:
+
+def train(
+    config: Config, *, fresh: bool = False, signals: Signals | None = None, forecast: Forecast | None = None
+) -> dict[str, Any] | None:
     """Run or resume a training; returns the summary, or None when a signal asked for a requeue.
 
     `signals` are those that the process has listened to since it began; by default they count from here on.
+    `forecast` says of the run and its training samples what it will need; the log has it before weights are loaded.
     Raises InputError for anything wrong in the configuration or the data.
     """
     signals = signals or Signals()
     with distributed.watched(config.train.rank_timeout, config.out) as watchdog:
-        return _train(config, watchdog, signals, fresh=fresh)
+        return _train(config, watchdog, signals, fresh=fresh, forecast=forecast)
 
 
-def _train(config: Config, watchdog: distributed.Watchdog, signals: Signals, *, fresh: bool) -> dict[str, Any] | None:
+def _train(
+    config: Config, watchdog: distributed.Watchdog, signals: Signals, *, fresh: bool, forecast: Forecast | None
+) -> dict[str, Any] | None:
     run = RunFolder(config.out)
     with ExitStack() as held:
         distributed.from_main(lambda: held.enter_context(only_writer(run.path)))
@@ -93,7 +101,7 @@ def _train(config: Config, watchdog: distributed.Watchdog, signals: Signals, *, 
             distributed.logger().info("%s is finished; --fresh trains it again", run.path)
             return summary
         with watchdog.working():
-            trainer = Trainer(config, run, watchdog, there)
+            trainer = Trainer(config, run, watchdog, there, forecast)
         return trainer.run_to_the_end(signals)
 
 
@@ -119,8 +127,9 @@ class Trainer:
     watchdog: distributed.Watchdog
 
     def __init__(
-        self, config: Config, run: RunFolder, watchdog: distributed.Watchdog, shorter: Config | None = None
-    ) -> None:
+        self, config: Config, run: RunFolder, watchdog: distributed.Watchdog, shorter: Config | None = None,
+        forecast: Forecast | None = None,
+    ) -> None:  # fmt: skip
         """shorter: what the run in the folder was asked for, where it is to go on for longer."""
         self.config, self.run, self.watchdog, self.step = config, run, watchdog, 0
         ranks = distributed.world_size()
@@ -147,6 +156,10 @@ class Trainer:
         data, was_steps = self.feed.data.identities, was.steps if was else None
         distributed.from_main(lambda: run.note(config, data=data, answer_limits=dict(limits), was=was_steps))
         self.earlier = distributed.from_main(lambda: [one["steps"] for one in run.earlier()])
+        if forecast and distributed.rank() == 0:
+            said = forecast(config, [view for views in self.feed.samples for view in views])
+            if said:
+                distributed.logger().info(said)
         self.lm, self.method = self._load_model(ds_config)
         state = self._resume()
         self.step = self.saved = state.get("step", 0)
