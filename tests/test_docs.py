@@ -228,7 +228,7 @@ def test_anit_command_lines_parse(block: Block, words: list[str], tmp_path: Path
         file = tmp_path / "run.yaml"
         file.write_text(yaml.safe_dump(A_RUN))
         load_config(file, overrides)
-    if name == "compare":
+    if name == "compare" and not context.params["init"]:
         load_compare_config(ROOT / context.params["config"], overrides)
 
 
