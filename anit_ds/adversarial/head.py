@@ -25,7 +25,7 @@ class AnswerHead:
         self.module: nn.Module = base.get_output_embeddings()
         self._original = self.module.forward
         self._where: tuple[Tensor, Tensor] | None = None
-        self._off = False
+        self._off, self._learns = False, True
         self.module.forward = self._forward
 
     def remove(self) -> None:
@@ -50,6 +50,16 @@ class AnswerHead:
         finally:
             self._off = False
 
+    @contextmanager
+    def not_learning(self) -> Iterator[None]:
+        """Forward AND backward inside make no gradient of the head's weight: autograd would not ask for it in an
+        attack, and it is the largest tensor of all."""
+        self._learns = False
+        try:
+            yield
+        finally:
+            self._learns = True
+
     def _forward(self, hidden: Tensor) -> Tensor:
         if self._off:
             return hidden[:, :0]
@@ -58,7 +68,7 @@ class AnswerHead:
         # Indexing copies the rows together: a strided slice here is 100 times slower on CPU in bfloat16.
         hidden = hidden[self._where]
         if type(self.module) is nn.Linear:
-            return _Float32Logits.apply(hidden, self.module.weight, self.module.bias)
+            return _Float32Logits.apply(hidden, self.module.weight, self.module.bias, self._learns)
         return self._original(hidden).float()
 
 
@@ -72,9 +82,10 @@ class _Float32Logits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # A frozen weight has no use for what it was multiplied by.
-        ctx.save_for_backward(weight, hidden if ctx.needs_input_grad[1] else None)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, learns: bool) -> Tensor:
+        ctx.learns = learns and ctx.needs_input_grad[1]
+        # A weight that does not learn has no use for what it was multiplied by.
+        ctx.save_for_backward(weight, hidden if ctx.learns else None)
         ctx.dtype = hidden.dtype
         if _sums_in_float32(hidden, weight):
             logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
@@ -86,19 +97,19 @@ class _Float32Logits(torch.autograd.Function):
         return logits if bias is None else logits.add_(bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         weight, hidden = ctx.saved_tensors
-        of_weight = _gradient_of_weight(grads[0], hidden, weight) if ctx.needs_input_grad[1] else None
+        of_weight = _gradient_of_weight(grads[0], hidden, weight) if ctx.learns else None
         of_bias = grads[0].sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         # In bfloat16 only: float16 would lose a gradient below 6e-8, as most of a softmax's are.
         if _sums_in_float32(grads[0], weight) and ctx.dtype is torch.bfloat16:
             of_hidden = torch.mm(grads[0].to(ctx.dtype), weight, out_dtype=torch.float32).to(ctx.dtype)
-            return of_hidden, of_weight, of_bias
+            return of_hidden, of_weight, of_bias, None
         gradient = grads[0].new_zeros(grads[0].shape[0], weight.shape[1])
         rows = _rows_of_a_slice(weight)
         for back, part in zip(grads[0].split(rows, dim=1), weight.split(rows), strict=True):
             gradient.addmm_(back, part.float())
-        return gradient.to(ctx.dtype), of_weight, of_bias
+        return gradient.to(ctx.dtype), of_weight, of_bias, None
 
 
 def _gradient_of_weight(grad: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:

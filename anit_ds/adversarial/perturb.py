@@ -104,7 +104,7 @@ class PerturbableLM:
         """
         point = AttackPoint(start)
         try:
-            with self.dropout.off(), self._attack_checkpointing():
+            with self.dropout.off(), self.head.not_learning(), self._attack_checkpointing():
                 (losses,) = answer_losses(self._forward(self.module, [(batch, point)]), [batch])
                 (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
         finally:

@@ -129,7 +129,7 @@ class PrefixTreeLM(PerturbableLM):
         tree, point = self._enter(batch), AttackPoint(start)
         kept = self._attack_trunk() if tree.trunk else ()
         try:
-            with self.dropout.off(), self._attack_checkpointing():
+            with self.dropout.off(), self.head.not_learning(), self._attack_checkpointing():
                 (losses,) = answer_losses(self._run(self.module, tree, [point], kept), [tree])
                 (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
         finally:

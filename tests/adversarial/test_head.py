@@ -58,7 +58,7 @@ def test_a_gpu_multiplies_halves_without_a_float32_copy_of_the_weight(dtype: tor
         kept = SimpleNamespace(
             save_for_backward=lambda *tensors: None, saved_tensors=(weight, None), needs_input_grad=(True, False, False)
         )
-        logits = _Float32Logits.forward(kept, hidden, weight, None)
+        logits = _Float32Logits.forward(kept, hidden, weight, None, True)
         gradient, *_ = _Float32Logits.backward(kept, torch.empty_like(logits))
     assert logits.dtype is torch.float32 and logits.shape == (5, 96)
     assert gradient.dtype is dtype and gradient.shape == (5, 16)
