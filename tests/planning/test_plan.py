@@ -63,7 +63,7 @@ def test_two_depths_give_every_depth(
 def test_weights_are_those_that_are_held(changes: dict, deep_folder: Path, make_config: Callable[..., Config]):
     config = make_config(**{"model.name_or_path": str(deep_folder), **changes})
     cluster = Cluster(ranks=1, memory=80, bandwidth=50, tflops=1)
-    workload = Workload([made_up(n, 64) for n in range(4)], 64, known=False)
+    workload = Workload([made_up(n, 64) for n in range(4)], known=False)
     holds = Forecaster(workload, torch.float32).forecast(config, cluster).holds
     settings = transformers.AutoConfig.from_pretrained(deep_folder)
     model = transformers.AutoModelForCausalLM.from_config(settings).requires_grad_(False)
@@ -163,7 +163,7 @@ def test_the_command_says_what_does_not_fit_and_what_would(
 def test_training_says_first_what_it_will_need(
     deep_folder: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ):
-    config = make_config(**{"model.name_or_path": str(deep_folder), "method.name": "noisy_sft"})
+    config = make_config(**{"model.name_or_path": str(deep_folder), "method": {"name": "noisy_sft"}})
     samples = [made_up(n, 64) for n in range(4)]
 
     def said(memory: int, **of) -> str:
