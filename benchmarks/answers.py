@@ -153,9 +153,9 @@ def _phases() -> Iterator[dict[str, float]]:
     """Inside, seconds of the model's passes: of more than one token a row (read) and of one (decide)."""
     seconds, own = {"read": 0.0, "decide": 0.0}, CachedLM._pass
 
-    def timed(lm: CachedLM, rows: Rows, tokens: Sequence[list[int]]) -> Tensor:
+    def timed(lm: CachedLM, rows: Rows, tokens: Sequence[list[int]], *seen: Tensor) -> Tensor:
         logits: list[Tensor] = []
-        cost = time_of(lambda: logits.append(own(lm, rows, tokens)))
+        cost = time_of(lambda: logits.append(own(lm, rows, tokens, *seen)))
         seconds["read" if max(map(len, tokens)) > 1 else "decide"] += cost.counts
         return logits[0]
 
