@@ -87,7 +87,7 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | N
     for module in layers:
         # On some CPUs an evaluation would pack the weights anew, into a form that gradients do not go through.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anit_ds.planning.footprint import EMBEDDINGS, Visit, Weights
+from anit_ds.planning.footprint import EMBEDDINGS, Unit, Visit, Weights
 
 GB = 1e9
 # What is assumed of a GPU where nobody says otherwise: GB/s to other nodes (a card of 400 Gb/s), and TFLOP/s that an
@@ -95,7 +95,7 @@ def gathered(visits: Sequence[Visit], weights: Weights, zero: Mapping[str, Any])
     """Elements that ZeRO 3 gathers at each visit: none where it kept them since the visit before in the same pass."""
     reuse = int(zero.get("stage3_max_reuse_distance", _REUSE))
     persistent = int(zero.get("stage3_param_persistence_threshold", _PERSISTENT))
-    passed, seen = 0, {}
+    passed, seen = 0, dict[Unit, int]()
     for at, visit in enumerate(visits):
         size = weights.of(visit.unit, above=persistent)
         if _begins_a_pass(visits, at):
