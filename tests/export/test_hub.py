@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from jsonhandler import JsonHandler
 
 from anit_ds.config import Config
 from anit_ds.training import train
@@ -20,7 +21,7 @@ TOKEN = "hf_not_a_real_one"
 Anit = Callable[..., str]
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(JsonHandler):
     """What the hub answers to `create_repo` and `upload_folder`, and what it was sent."""
 
     server: Any
@@ -43,17 +44,6 @@ class Hub(BaseHTTPRequestHandler):
             self.server.files = {file["path"]: base64.b64decode(file["content"]) for file in files}
             return self.reply({"success": True, "commitOid": "0" * 40, "commitUrl": f"{address}/commit/0"})
         return self.reply({})  # the card's metadata is fine
-
-    def reply(self, body: dict[str, Any], status: int = 200) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on standard error."""
 
 
 @pytest.fixture

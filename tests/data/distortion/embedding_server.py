@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import ThreadingHTTPServer
 
 import numpy as np
+from jsonhandler import JsonHandler
 
 Embed = Callable[[Sequence[str]], list[list[float]]]
 
@@ -44,12 +44,9 @@ class EmbeddingServer:
         self.on_answer: Callable[[], None] = lambda: None
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(JsonHandler):
             def do_POST(self) -> None:
                 server.answer(self)
-
-            def log_message(self, *arguments: object) -> None:
-                """Quiet."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
@@ -65,14 +62,14 @@ class EmbeddingServer:
             self._http.shutdown()
             self._http.server_close()
 
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+    def answer(self, handler: JsonHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         self.authorization.add(handler.headers.get("Authorization", ""))
         if "input" in body:
             self.requests.append(body["input"])
         fault = self.faults.pop(0) if self.faults else ""
         if fault in ("429", "500", "401"):
-            _send(handler, int(fault), {"error": {"message": f"no: {handler.headers['Authorization']}"}})
+            handler.reply({"error": {"message": f"no: {handler.headers['Authorization']}"}}, int(fault))
         elif fault == "drop":
             handler.connection.close()
         elif fault == "hang":
@@ -81,25 +78,14 @@ class EmbeddingServer:
             rows = self.embed(body["input"])
             data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
             # Out of order on purpose: the index says which is which.
-            _send(handler, 200, {"object": "list", "model": body["model"], "data": data[::-1], "usage": _USAGE})
+            handler.reply({"object": "list", "model": body["model"], "data": data[::-1], "usage": _USAGE})
             self.answered.append(body["input"])
             self.on_answer()
         else:
             self.prompts.append(body["messages"][-1]["content"])
             message = {"role": "assistant", "content": self.chat(self.prompts[-1])}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            _send(
-                handler, 200, {"id": "1", "object": "chat.completion", "created": 0, "choices": [choice], "model": "m"}
-            )
+            handler.reply({"id": "1", "object": "chat.completion", "created": 0, "choices": [choice], "model": "m"})
 
 
 _USAGE = {"prompt_tokens": 1, "total_tokens": 1}
-
-
-def _send(handler: BaseHTTPRequestHandler, status: int, body: dict[str, Any]) -> None:
-    content = json.dumps(body).encode()
-    handler.send_response(status)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(len(content)))
-    handler.end_headers()
-    handler.wfile.write(content)

@@ -144,7 +144,7 @@ def test_the_estimate_makes_no_call_and_is_right(server: EmbeddingServer, tmp_pa
 
 _BUILD_IN_ANOTHER_PROCESS = """
 import sys
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 from test_lm_based import *
 class Server: url = {url!r}
 build(config(Server, Path({out!r}), batch_size=8), Path({out!r}) / "data", size=400)
@@ -152,7 +152,8 @@ build(config(Server, Path({out!r}), batch_size=8), Path({out!r}) / "data", size=
 
 
 def test_killed_half_way_it_asks_again_only_for_what_was_under_way(server: EmbeddingServer, tmp_path: Path) -> None:
-    code = _BUILD_IN_ANOTHER_PROCESS.format(folder=str(Path(__file__).parent), url=server.url, out=str(tmp_path))
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    code = _BUILD_IN_ANOTHER_PROCESS.format(folders=folders, url=server.url, out=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
     def kill_half_way() -> None:
