@@ -305,18 +305,8 @@ class Trainer:
             raise TrainingFailed(self._why_it_failed())
 
     def _why_it_failed(self) -> str:
-        train, lost = self.config.train, self.lost
-        what = f"{lost.nonfinite} of {self.step} steps (from step {lost.first} on) had none"
-        if not lost.finite:
-            what = f"not one of {self.step} steps had one"
-        elif not lost.nonfinite:
-            what = "all steps had one, but after them no dev answer has a finite probability"
-        cure = "" if self.dtype is torch.float32 else ", or model.dtype=float32"
-        return (
-            f"{self.run.path}: training found no finite loss and gradient: {what}; there is no adapter to keep. Try a "
-            f"smaller train.lr (it is {train.lr:g}, with train.grad_clip {train.grad_clip:g} in {_name(self.dtype)})"
-            f"{cure}, and look for texts or weights that are broken"
-        )
+        why = self.lost.why_nothing_was_learned(self.step, self.config.train, _name(self.dtype))
+        return f"{self.run.path}: {why}"
 
     def _say_what_begins(self) -> None:
         distributed.logger().info(

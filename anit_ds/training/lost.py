@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from anit_ds.config import TrainConfig
+
 _NAMED = 5
 logger = logging.getLogger("anit")
 
@@ -56,3 +58,17 @@ class LostSteps:
     def hopeless(self, *, an_epoch: int, total: int) -> bool:
         """Whether no batch is left to try: weights that nothing moves gave no finite loss for a whole epoch."""
         return self.in_a_row > 0 and self.in_a_row >= min(an_epoch, total - 1)
+
+    def why_nothing_was_learned(self, steps: int, train: TrainConfig, dtype: str) -> str:
+        """What to tell the user of a run without an adapter to keep, and what to try."""
+        what = f"{self.nonfinite} of {steps} steps (from step {self.first} on) had none"
+        if not self.finite:
+            what = f"not one of {steps} steps had one"
+        elif not self.nonfinite:
+            what = "all steps had one, but after them no dev answer has a finite probability"
+        cure = "" if dtype == "float32" else ", or model.dtype=float32"
+        return (
+            f"training found no finite loss and gradient: {what}; there is no adapter to keep. Try a smaller train.lr "
+            f"(it is {train.lr:g}, with train.grad_clip {train.grad_clip:g} in {dtype}){cure}, and look for texts or "
+            "weights that are broken"
+        )
