@@ -384,6 +384,8 @@ class EvalConfig(Section):
     """Score the best adapter on the test split at the end."""
     batch_size: int = Field(16, ge=1, le=_MANY)
     """Prompts decoded at once on one rank."""
+    whole_weights: bool | None = None
+    """At ZeRO 3: true gathers the weights once an evaluation, false with every pass; null: once where they fit."""
     max_new_tokens: int | None = Field(None, ge=1, le=_MANY)
     """Longest answer in tokens; by default training's longest and a quarter more, at least 8."""
     noises: list[NoiseKind] = Field(default_factory=list)

@@ -12,9 +12,10 @@ from anit_ds.sealed import content_hash
 
 # Fields that may change between two starts of one run: they move where or how fast it computes, not what.
 _FREE_TO_CHANGE = {
-    "out", "versions", "deepspeed", "eval.batch_size", "train.micro_batch", "train.keep", "train.checkpoint_every",
-    "train.log_every", "train.report_to", "train.rank_timeout", "train.activation_checkpointing",
-    "train.checkpoint_attack", "train.padding_free", "method.passes", "method.schedule", "model.attn",
+    "out", "versions", "deepspeed", "eval.batch_size", "eval.whole_weights", "train.micro_batch", "train.keep",
+    "train.checkpoint_every", "train.log_every", "train.report_to", "train.rank_timeout",
+    "train.activation_checkpointing", "train.checkpoint_attack", "train.padding_free", "method.passes",
+    "method.schedule", "model.attn",
 }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ class Pace:
     """Keeps ranks in step where weights are partitioned over them: then a pass of one is a pass of all."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.together = distributed.world_size() > 1 and hasattr(next(model.parameters()), "ds_id")
+        self.together = distributed.in_step(model)
 
     def before_a_pass(self) -> None:
         if self.together:

@@ -78,7 +78,7 @@ def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_toke
         max_new_tokens=max_new_tokens,
         eos_token_id=stops_of(model, tokenizer),
         pad_token_id=pad,
-        synced_gpus=distributed.world_size() > 1 and hasattr(next(model.parameters()), "ds_id"),
+        synced_gpus=distributed.in_step(model),
     )
     rows: list[list[int]] = generated[:, width:].tolist()  # padded behind what ended them
     return rows

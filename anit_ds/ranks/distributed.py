@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from anit_ds.errors import InputError
@@ -30,7 +30,8 @@ from anit_ds.ranks.watchdog import Watchdog
 
 __all__ = [
     "Ranks", "Watchdog", "all_gather_objects", "all_reduce_sum", "any_rank", "barrier", "broadcast_object", "device",
-    "end", "from_main", "heard_anywhere", "init", "logger", "main_first", "rank", "ranks_from", "watched", "world_size",
+    "end", "from_main", "heard_anywhere", "in_step", "init", "logger", "main_first", "out_of_step", "rank",
+    "ranks_from", "watched", "world_size",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -231,3 +232,20 @@ def main_first(make: Callable[[], T]) -> T:
     made: list[T] = []
     from_main(lambda: made.append(make()))
     return made[0] if made else make()
+
+
+def in_step(model: nn.Module) -> bool:
+    """Whether a pass of one rank is a pass of all, because it gathers weights that ZeRO 3 has partitioned."""
+    first = next(model.parameters())
+    return world_size() > 1 and hasattr(first, "ds_id") and not getattr(first, "whole", False)
+
+
+@contextmanager
+def out_of_step(model: nn.Module) -> Iterator[None]:
+    """Inside, `in_step` is false: the weights are whole on every rank."""
+    first: Any = next(model.parameters())
+    first.whole = True
+    try:
+        yield
+    finally:
+        del first.whole

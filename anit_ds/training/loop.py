@@ -10,7 +10,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ from anit_ds.training.schedule import choose_schedule
 from anit_ds.training.scores import Best, Scores
 from anit_ds.training.summary import finished
 from anit_ds.training.trackers import check_installed
+from anit_ds.training.whole import whole_for_evaluation
 
 Forecast = Callable[[Config, Sequence[Encoded]], str]
 
@@ -269,7 +270,8 @@ class Trainer:
         started = time.perf_counter()
         try:
             if self.config.eval.before and self.before is None:
-                self.before = self.scores.untouched(self.module)
+                with self._weights_at_hand():
+                    self.before = self.scores.untouched(self.module)
             if self.dev_due:
                 self._evaluate_dev()
             while not self.length.is_over(self.step, self.scores.best):
@@ -324,7 +326,7 @@ class Trainer:
         weights are partitioned, else where each of them is."""
         self._beat()
         heard = self.signals.received is not None
-        together = hasattr(next(self.module.parameters()), "ds_id")
+        together = distributed.in_step(self.module)
         may_stop = self.length.between_minibatches(self.step)
         if may_stop and (distributed.any_rank if together else distributed.heard_anywhere)(heard):
             raise Interrupted
@@ -366,10 +368,14 @@ class Trainer:
             write_atomically(self.run.requeue, f"{why} at step {self.step}\n")
         distributed.logger().info("%s: saved at step %d of %d; start again to go on", why, self.step, self.length.steps)
 
+    def _weights_at_hand(self) -> AbstractContextManager[None]:
+        return whole_for_evaluation(self.lm.engine, self.config.eval.whole_weights)
+
     def _evaluate_dev(self) -> None:
         self.monitor.flush()
         self.dev_due = True
-        evaluation, better = self.scores.dev(self.module, self.step, usable=self.lost.finite > 0)
+        with self._weights_at_hand():
+            evaluation, better = self.scores.dev(self.module, self.step, usable=self.lost.finite > 0)
         self.monitor.scalar(self.step, "dev/micro_f1", evaluation.micro_f1)
         self.monitor.say(f"step {self.step}: dev micro-F1 {evaluation.micro_f1:.4f}")
         if better:
@@ -385,7 +391,8 @@ class Trainer:
         robustness: dict[str, dict[str, float]] = {}
         if self.config.eval.test:
             load_weights(self.lm.engine, read_best(self.module, self.best), masters=False)
-            after, robustness = self.scores.test(self.module)
+            with self._weights_at_hand():
+                after, robustness = self.scores.test(self.module)
         best = self.scores.best
         summary = {
             "method": self.config.method.name,

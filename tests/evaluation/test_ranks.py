@@ -33,15 +33,17 @@ def model_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ["paper", "instruction_last"])
-def test_two_ranks_answer_as_one(order: str, model_folder: Path, make_config: Callable[..., Config]):
+@pytest.mark.parametrize(("order", "whole"), [("instruction_last", False), ("paper", None)])
+def test_two_ranks_answer_as_one(
+    order: str, whole: bool | None, model_folder: Path, make_config: Callable[..., Config]
+):
     # Two shares of four prompts and of two: while one rank still answers, the other only takes part.
     config = make_config(
         model={"name_or_path": str(model_folder), "dtype": "float32"},
         deepspeed=PARTITIONED,
         **{
             "eval.batch_size": 1, "eval.max_new_tokens": 12, "eval.noises": ["opposite", "shuffle"],
-            "prompt.order": order, "train.micro_batch": 4, "train.max_steps": 1,
+            "eval.whole_weights": whole, "prompt.order": order, "train.micro_batch": 4, "train.max_steps": 1,
         },
     )  # fmt: skip
     run_ranks(2, config)
@@ -55,8 +57,20 @@ def test_two_ranks_answer_as_one(order: str, model_folder: Path, make_config: Ca
         assert rows == expected_rows and len(rows) == 6
         for key in ("nll", "nll_per_token", "ece"):
             assert report[key] == pytest.approx(expected[key], abs=1e-4) and expected[key] > 0
+    log = (Path(config.out) / "log-rank0.txt").read_text()
+    assert ("are gathered once an evaluation" in log) is (whole is None)
     lengths = {len(row["answer"]) for _, rows in ours.values() for row in rows}
     assert len(lengths) > 3, "answers of one length would not show ranks that wait for each other"
+
+
+@pytest.mark.slow
+def test_training_goes_on_as_if_weights_had_never_been_whole(make_config: Callable[..., Config]):
+    shape = {"train.epochs": 2, "eval.every": 0.5, "eval.test": False, "train.micro_batch": 2, "deepspeed": PARTITIONED}
+    runs = [make_config(f"whole-{whole}", **shape, **{"eval.whole_weights": whole}) for whole in (True, False)]
+    run_ranks(2, *runs)
+    adapters = [(Path(run.out) / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
+    steps = [(Path(run.out) / "metrics.jsonl").read_text().count('"dev/micro_f1"') for run in runs]
+    assert adapters[0] == adapters[1] and steps == [3, 3]
 
 
 def both(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
