@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import gc
 import json
 import random
 import sys
@@ -36,6 +37,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def fuzz_cases(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--fuzz-cases"))
+
+
+def pytest_collection_finish() -> None:
+    """What the tests have imported by now stays: no garbage collection looks through it again, a second each time."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 INSTRUCTIONS = """

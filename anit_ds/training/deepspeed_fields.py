@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, KeysView
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from deepspeed.runtime.config import DeepSpeedConfig
@@ -31,9 +33,7 @@ def check_deepspeed_config(source: str, config: dict[str, Any]) -> None:
 
     config: micro-batch and accumulation given, without a global batch, whose ranks need not have met yet.
     """
-    plain, asked, _ = _read(_PLAIN)
-    # bfloat16 is bf16's old name, which is not looked at where bf16 is there, as it always is.
-    known = ({key for key in asked if _is_taken(key)} | _ASKED_LATER) - {"bfloat16"}
+    plain, known = _plain_and_known()
     for key in config:
         if key not in known:
             raise InputError(f"{source}: {shown(key)}: {_unknown(key, known)}")
@@ -59,6 +59,14 @@ def check_deepspeed_config(source: str, config: dict[str, Any]) -> None:
         default = getattr(plain, key, None)
         if isinstance(default, bool | int | float | str) and not _is_like(getattr(read, key), default):
             raise InputError(f"{source}: {key} is {shown(value)}, where DeepSpeed has {default!r} by default")
+
+
+@cache
+def _plain_and_known() -> tuple[DeepSpeedConfig, frozenset[str]]:
+    """DeepSpeed's defaults, and the keys it takes."""
+    plain, asked, _ = _read(_PLAIN)
+    # bfloat16 is bf16's old name, which is not looked at where bf16 is there, as it always is.
+    return plain, frozenset({key for key in asked if _is_taken(key)} | _ASKED_LATER) - {"bfloat16"}
 
 
 class _Listening(dict[str, Any]):
@@ -116,7 +124,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _unknown(key: str, names: set[str]) -> str:
+def _unknown(key: str, names: AbstractSet[str]) -> str:
     near = difflib.get_close_matches(key, sorted(names), n=1)
     return "unknown key" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(names))}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import random
@@ -84,6 +85,7 @@ def _rank(
         os.dup2(output.fileno(), 2)
         from anit_ds.training import train
 
+        gc.freeze()  # what is imported is not looked through again: ZeRO 3 collects garbage in each of its starts
         if rank == 0 and die_in_save_at is not None:
             _die_in_save(die_in_save_at)
         if rank == stop_in[0]:

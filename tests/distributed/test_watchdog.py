@@ -154,10 +154,11 @@ def test_a_stop_that_takes_its_time_is_a_good_end(tmp_path: Path) -> None:
     def slowly(frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code.co_name != "stop":
             return None
-        time.sleep(0.25)
+        if watchdog._stopping.is_set():
+            watchdog._thread.join(5)
         return slowly
 
-    watchdog = Watchdog(Ranks(0, 0, 1), None, timeout_seconds=1.0, log_dir=tmp_path)  # its thread wakes every 0.2 s
+    watchdog = Watchdog(Ranks(0, 0, 1), None, timeout_seconds=10.0, log_dir=tmp_path)  # its thread wakes every 2 s
     before = sys.gettrace()
     sys.settrace(slowly)
     try:
