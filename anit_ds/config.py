@@ -73,14 +73,24 @@ class Columns(Section):
 
     text: str | tuple[str, ...] = "text"
     """The text, or several columns that make it up, such as [title, body]."""
-    label: str | None = None
-    """Classification: the label, in words or as a number. Without this and the next two, `label` or `items`."""
+    label: str | tuple[str, ...] | None = None
+    """Classification: the label, in words or as a number. Multilabel: a list of labels, a cell with it as JSON or with
+    a `separator`; or several columns of 0 and 1, such as [toxic, insult], each named like its label. Without this,
+    `entities` and `items`, the columns `label` or `items`."""
+    separator: str | None = Field(None, min_length=1)
+    """Multilabel: what stands between the labels in a cell of text, such as ";"."""
     entities: str | None = None
     """Entities by their places: a list of {start, end, label} or [start, end, label], or a cell with it as JSON."""
     items: str | None = None
     """The answer of any task: a list of [label, span, ...], or a cell with it as JSON."""
     id: str | None = None
     """A name for each example, unique in its split; by default they are counted."""
+
+    @model_validator(mode="after")
+    def _a_separator_is_for_one_column(self) -> Columns:
+        if self.separator is not None and not isinstance(self.label, str):
+            raise ValueError("separator: is for labels in one column, which `label` names")
+        return self
 
 
 class MixItem(Section):

@@ -21,7 +21,7 @@ _FREE_TO_CHANGE = {
 
 # How long a run trains: the one in a folder may be asked for more.
 _LENGTHS = {"train.epochs", "train.max_steps", "train.early_stopping_patience"}
-_LATER = {"instructions_file", "columns"}
+_LATER = {"instructions_file", "columns", "separator"}
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -31,14 +31,20 @@ def identity(config: Config) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for key, value in section.items():
             path = f"{prefix}{key}"
-            if path in _FREE_TO_CHANGE:
+            if path in _FREE_TO_CHANGE or (path == "data.columns.separator" and value is None):
                 continue
-            if path == "data.mix":  # fields that came later, where they say nothing
-                value = [{k: v for k, v in item.items() if k not in _LATER or v is not None} for item in value]
+            if path == "data.mix":
+                value = [_without_later(item) for item in value]
             out.update(flat(value, f"{path}.") if isinstance(value, dict) else {path: value})
         return out
 
     return flat(config.model_dump(mode="json", by_alias=True))
+
+
+def _without_later(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that came later, where they say nothing."""
+    said = {key: value for key, value in fields.items() if key not in _LATER or value is not None}
+    return {key: _without_later(value) if isinstance(value, dict) else value for key, value in said.items()}
 
 
 def chosen(config: Config) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def describe_evaluation(name: str, report: dict[str, Any]) -> str:
         )
         lines += [f"  {r['cut']} answers were cut off at their limit"] if r["cut"] else []
         lines += _describe_labels(r["labels"]) if r.get("labels") else []
+        lines += _describe_multilabel(r) if r.get("task") == "multilabel" else []
         lines += [f"  {note}" for note in r["notes"]]
     if "consistency" in report:
         lines.append(
@@ -139,6 +140,23 @@ def describe_answer(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
     return "\n".join([*lines, *(f"  {name:<{width}}  {p:.4f}  {'#' * round(30 * p)}".rstrip() for name, p in scored)])
 
 
+def _describe_multilabel(report: dict[str, Any]) -> list[str]:
+    """How the labels of texts with several did, each by itself where they are few."""
+    lines = [f"  macro-F1 {report['macro_f1']:.4f}  subset accuracy {report['subset_accuracy']:.4f}"]
+    if len(report["per_type"]) > _MOST_LABELS:
+        return lines
+    rows = [["label", "texts", "precision", "recall", "F1"]]
+    for name, of in report["per_type"].items():
+        rows.append([name, str(of["support"]), *(f"{of[k]:.4f}" for k in ("precision", "recall", "f1"))])
+    return lines + _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells below each other, the first of each row at its left, the others at their right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["    " + "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in rows]
+
+
 def _describe_labels(labels: dict[str, Any]) -> list[str]:
     """How the labels chosen by probability did, and for a few labels which were taken for which."""
     said = f"  by probability: micro-F1 {labels['micro_f1']:.4f}  macro-F1 {labels['macro_f1']:.4f}  "
@@ -157,7 +175,4 @@ def _describe_labels(labels: dict[str, Any]) -> list[str]:
     for name, counts in zip(names, labels["confusion"], strict=True):
         of = labels["per_type"].get(name, {"precision": 0.0, "recall": 0.0, "f1": 0.0})
         rows.append([name, *map(str, counts[: len(columns)]), *(f"{of[k]:.4f}" for k in ("precision", "recall", "f1"))])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        lines.append("    " + "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]))
-    return lines
+    return lines + _table(rows)

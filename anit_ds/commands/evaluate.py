@@ -16,8 +16,8 @@ from anit_ds.commands.arguments import dtype, ignored_local_rank, threshold
 @click.option("--noise", default=None, metavar="NAME", help="Bend every instruction: truncation, shuffle, insertion, "
               "replacement, padding, opposite; or all of them in turn.")  # fmt: skip
 @click.option("--base", is_flag=True, help="Score the untouched model, without the adapter.")
-@click.option("--constrained", is_flag=True, help="Extraction: score answers that are valid by construction too "
-              "(known labels, spans copied from the text).")  # fmt: skip
+@click.option("--constrained", is_flag=True, help="Extraction and multilabel: score answers that are valid by "
+              "construction too (known labels, spans copied from the text).")  # fmt: skip
 @click.option("--output", type=click.Path(), default=None, metavar="DIR", help="Where the scores and answers are "
               "written; by default eval/ of the run.")  # fmt: skip
 @threshold

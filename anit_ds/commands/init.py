@@ -17,17 +17,28 @@ _MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
 @click.option("--data", "source", required=True, metavar="FILE", help="CSV, TSV, JSON, JSON lines, Parquet or Arrow; a "
               "folder with train.* in it, or one of save_to_disk; or a hub id.")  # fmt: skip
-@click.option("--task", default=None, help="classification, ner, relation or absa; by default what the columns say.")
+@click.option("--task", default=None, help="classification, multilabel, ner, relation or absa; by default what the "
+              "columns say.")  # fmt: skip
 @click.option("--name", default=None, help="What the data set is called; by default the file's name.")
 @click.option("--text", default=None, metavar="COLUMN", help="Where the text is.")
-@click.option("--label", default=None, metavar="COLUMN", help="Classification: where the label is.")
+@click.option("--label", "labels", multiple=True, metavar="COLUMN", help="Classification: where the label is; "
+              "multilabel: where the labels are, or once for each column of 0 and 1.")  # fmt: skip
+@click.option("--separator", default=None, help="Multilabel: what stands between the labels in a cell of text.")
 @click.option("--entities", default=None, metavar="COLUMN", help="ner: where the entities are, by their places.")
 @click.option("--items", default=None, metavar="COLUMN", help="Where the items are, as [label, span, ...].")
 @click.option("--model", default=_MODEL, show_default=True, help="A hub id or a folder.")
 @click.option("--without-opposites", is_flag=True, help="Leave out instructions that ask for something else; without "
               "them the noise `opposite` has nothing to draw from.")  # fmt: skip
 def init(
-    folder: str, source: str, task: str | None, name: str | None, model: str, without_opposites: bool, **columns: str
+    folder: str,
+    source: str,
+    task: str | None,
+    name: str | None,
+    labels: tuple[str, ...],
+    separator: str | None,
+    model: str,
+    without_opposites: bool,
+    **columns: str,
 ) -> None:
     """Look at data of your own and write DIR/NAME.yaml, a run's configuration, and DIR/instructions.yaml.
 
@@ -49,7 +60,8 @@ def init(
             raise InputError(f"{file}: already there; choose another DIR or --name")
     if name in DATASETS:
         raise InputError(f"--name: {name} is a data set known by name; give yours another one with --name")
-    found = look_at(source, task, {what: column for what, column in columns.items() if column is not None})
+    given = {what: column for what, column in columns.items() if column is not None}
+    found = look_at(source, task, given, labels, separator)
     dataset_info(name, found.columns)
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -74,7 +86,7 @@ _ABOVE_CONFIG = """\
 
 
 def _instructions(found: Beginning, *, opposites: bool) -> str:
-    from anit_ds.data.beginning import instructions_for
+    from anit_ds.data.first_instructions import instructions_for
     from anit_ds.yamlfile import dump_yaml
 
     return _ABOVE_INSTRUCTIONS + dump_yaml(instructions_for(found, opposites=opposites))
@@ -109,7 +121,9 @@ def _check(config: Path) -> None:
 def _describe(found: Beginning, source: str) -> str:
     shown = [f"{label} {count}" for label, count in found.labels.most_common(12)]
     more = f" and {len(found.labels) - len(shown)} more" if len(found.labels) > len(shown) else ""
-    used = [f"{key} from {name!r}" for key, name in found.columns.model_dump(exclude_none=True).items()]
+    columns = found.columns.model_dump(mode="json", exclude_none=True, exclude={"separator"})
+    used = [f"{key} from {_named(name)}" for key, name in columns.items()]
+    used += [f"separated by {found.columns.separator!r}"] if found.columns.separator else []
     lines = [
         f"{source}: {found.rows} rows of {found.task}; {', '.join(used)}",
         "labels: " + ", ".join(shown) + more,
@@ -117,3 +131,7 @@ def _describe(found: Beginning, source: str) -> str:
     if found.broken:
         lines.append(f"{found.broken} rows cannot be read: {found.why} (data.on_error: skip leaves them out)")
     return "\n".join(lines)
+
+
+def _named(columns: str | list[str]) -> str:
+    return ", ".join(map(repr, [columns] if isinstance(columns, str) else columns))

@@ -29,8 +29,8 @@ Row = tuple[str, dict[str, Any]]
               "what training's longest needs and a margin.")  # fmt: skip
 @click.option("--probabilities/--no-probabilities", default=None, help="Classification: score every label too; by "
               "default where there are 16 or fewer.")  # fmt: skip
-@click.option("--constrained", is_flag=True, help="Extraction: answers that are valid by construction (known "
-              "labels, spans copied from the text), with a score for each item.")  # fmt: skip
+@click.option("--constrained", is_flag=True, help="Extraction and multilabel: answers that are valid by "
+              "construction (known labels, spans copied from the text), with a score for each item.")  # fmt: skip
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, help="Leave out items whose score is below "
               "this; implies --constrained.")  # fmt: skip
 @threshold
@@ -49,8 +49,8 @@ def predict(
 ) -> None:
     """Answers of a RUN for new texts: each input line again, with `answer` and `items`, with `malformed` where pieces
     of the answer could not be read, and `cut` where it was cut off at its limit. Classification: `probabilities` of the
-    labels, at the temperature that dev found, and the `label` chosen by them. With --constrained `scores`: of each item
-    the geometric mean of its tokens' probabilities."""
+    labels, at the temperature that dev found, and the `label` chosen by them. Multilabel: the `labels` of the answer.
+    With --constrained `scores`: of each item the geometric mean of its tokens' probabilities."""
     from anit_ds.evaluation.finished import FinishedRun
     from anit_ds.ranks import distributed
 
@@ -59,6 +59,8 @@ def predict(
             raise InputError("--threshold: needs the labels' probabilities; leave out --no-probabilities")
         probabilities = True
     with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens, thresholds=thresholds) as asked:
+        if probabilities:
+            asked.refuse_probabilities()
         main = distributed.rank() == 0
         if main and source != "-":
             with _opened(source) as file:  # what is wrong in line 90,000 is said before the first is answered

@@ -17,7 +17,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; by default only this "
               "machine can ask.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
-@click.option("--constrained", is_flag=True, help="Extraction: answers that are valid by construction, with scores.")
+@click.option("--constrained", is_flag=True, help="Extraction and multilabel: answers that are valid by construction, "
+              "with scores.")  # fmt: skip
 @dtype
 def serve(run: str, host: str, port: int, constrained: bool, dtype: str | None) -> None:
     """Serve a RUN: /v1/chat/completions takes a text as a chat message, /predict gives probabilities and scores, and /

@@ -18,7 +18,8 @@ from anit_ds.files import text_lines
 @click.command("try", short_help="Type texts, see a run's answers.")
 @click.argument("run", type=click.Path())
 @click.option("--dataset", default=None, metavar="NAME", help="In a mixture, the data set that the texts are of.")
-@click.option("--constrained", is_flag=True, help="Extraction: answers that are valid by construction, with scores.")
+@click.option("--constrained", is_flag=True, help="Extraction and multilabel: answers that are valid by construction, "
+              "with scores.")  # fmt: skip
 @threshold
 @dtype
 def try_texts(run: str, dataset: str | None, constrained: bool, thresholds: tuple[str, ...], dtype: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from anit_ds.config import Columns
-from anit_ds.data.corpora.columns import row_of
+from anit_ds.data.corpora.columns import row_of, yes_or_no
 from anit_ds.data.corpora.names import NAMES
 from anit_ds.data.corpora.reading import Faults, read_rows
 from anit_ds.data.corpora.streams import is_hub_path, load, sound
@@ -28,6 +28,8 @@ _LOOKED_AT = 20_000
 _MOST_LABELS = 200
 _TEXTS = ("text", "sentence", "content", "body", "message", "msg", "review", "document", "query", "input", "utterance")
 _LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "output", "y", "stars")
+_SEVERAL = ("labels", "tags", "topics", "categories", "classes", "emotions")
+_SEPARATORS = ";|,"
 _ENTITIES = ("entities", "spans", "ner", "label", "labels", "annotations")
 _CHATS = ("conversations", "messages")
 
@@ -47,8 +49,11 @@ class Beginning:
     """What the file itself calls the labels 0, 1, ...; empty where it does not."""
 
 
-def look_at(path: str, task: str | None, given: Mapping[str, str]) -> Beginning:
-    """Look at the first 20,000 rows. `given` are columns that the user names (text, label, entities, items).
+def look_at(
+    path: str, task: str | None, given: Mapping[str, str], labels: Sequence[str] = (), separator: str | None = None
+) -> Beginning:
+    """Look at the first 20,000 rows. `given` are columns that the user names (text, entities, items), `labels` those of
+    the label, `separator` what stands between the labels of a cell.
 
     Raises InputError: no such file, no rows, columns that are not there or do not tell which is which.
     """
@@ -60,22 +65,23 @@ def look_at(path: str, task: str | None, given: Mapping[str, str]) -> Beginning:
     objects = [record for _, record in read if isinstance(record, Mapping)]
     if not objects:
         raise InputError(f"{path}: holds no row with columns" + (f" ({faults.first[0]})" if faults.first else ""))
-    found = _columns(path, objects, task, dict(given))
+    found = _columns(path, objects, task, given, labels, separator)
     task = task or ("classification" if found.label else "ner")
     faults = Faults("skip", task)
-    made = list(read_rows(read, row_of(found), Path(path), faults))
+    made = list(read_rows(read, row_of(found, task), Path(path), faults))
     if not made:
         raise InputError(f"{path}: no row can be read as {task}: {faults.first[0]}")
-    labels = Counter(item[0] for row in made for item in row.items)
-    if not labels:
+    counted = Counter(dict.fromkeys(found.label if isinstance(found.label, tuple) else (), 0))
+    counted.update(item[0] for row in made for item in row.items)
+    if not counted.total():
         raise InputError(f"{path}: no row has a label")
-    if len(labels) > _MOST_LABELS:
+    if len(counted) > _MOST_LABELS:
         raise InputError(
-            f"{path}: the column {found.label or found.items or found.entities} has {len(labels)} different labels in "
-            f"{len(made)} rows, such as {shown(next(iter(labels)))}; is it the right one? --label COLUMN names another"
+            f"{path}: the column {found.label or found.items or found.entities} has {len(counted)} different labels in "
+            f"{len(made)} rows, such as {shown(next(iter(counted)))}; is it the right one? --label COLUMN names another"
         )
     why = faults.first[0] if faults.first else ""
-    return Beginning(task, found, labels, len(made), faults.skipped, why, names)
+    return Beginning(task, found, counted, len(made), faults.skipped, why, names)
 
 
 def _records(path: str, faults: Faults) -> tuple[Iterator[tuple[int, object]], Sequence[str]]:
@@ -85,7 +91,8 @@ def _records(path: str, faults: Faults) -> tuple[Iterator[tuple[int, object]], S
         stream = next((loaded[name] for name in NAMES["train"] if name in loaded), None)
         if stream is None:
             raise InputError(f"{path}: has no train split, only {', '.join(loaded)}")
-        classes = [getattr(feature, "names", None) for feature in (stream.features or {}).values()]
+        features = [getattr(feature, "feature", feature) for feature in (stream.features or {}).values()]
+        classes = [getattr(feature, "names", None) for feature in features]
         return enumerate(sound(stream, path, "train"), start=1), next(filter(None, classes), ())
     file = Path(path)
     if file.is_dir():
@@ -96,9 +103,16 @@ def _records(path: str, faults: Faults) -> tuple[Iterator[tuple[int, object]], S
     return records(file, faults), ()
 
 
-def _columns(path: str, rows: Sequence[Mapping[str, Any]], task: str | None, given: dict[str, str]) -> Columns:
+def _columns(
+    path: str,
+    rows: Sequence[Mapping[str, Any]],
+    task: str | None,
+    given: Mapping[str, str],
+    labels: Sequence[str],
+    separator: str | None,
+) -> Columns:
     names = list(dict.fromkeys(name for row in rows[:100] for name in row))
-    for what, name in given.items():
+    for what, name in (*given.items(), *(("label", name) for name in labels)):
         if name not in names:
             raise InputError(f"--{what}: {path} has no column {shown(name)}; there are {', '.join(names)}")
     if chat := next((name for name in _CHATS if name in names), None):
@@ -108,7 +122,11 @@ def _columns(path: str, rows: Sequence[Mapping[str, Any]], task: str | None, giv
         )
     text = given.get("text") or _text_column(path, rows, names)
     others = [name for name in names if name != text]
-    named = {what: column for what, column in given.items() if what != "text"}
+    if task == "multilabel" and "items" not in given:
+        return Columns(text=text, **_columns_of_labels(path, rows, others, labels, separator))
+    if separator or len(labels) > 1:
+        raise InputError("--separator, and --label more than once, are for --task multilabel")
+    named = {what: column for what, column in (*given.items(), *(("label", name) for name in labels)) if what != "text"}
     return Columns(text=text, **(named or _answer_column(path, rows, others, task)))
 
 
@@ -144,7 +162,49 @@ def _answer_column(
     choices = known or [name for name in names if _repeats(rows, name)]
     if len(choices) == 1 or "label" in choices:
         return {"label": "label" if "label" in choices else choices[0]}
-    raise InputError(f"{path}: which column is the label? --label COLUMN says it; there are {', '.join(names)}")
+    flags = sum(_mostly(yes_or_no(row.get(name)) is not None for row in rows) for name in names) > 1
+    hint = ", or --task multilabel if each column of 0 and 1 is a label" if flags else ""
+    raise InputError(f"{path}: which column is the label? --label COLUMN says it{hint}; there are {', '.join(names)}")
+
+
+def _columns_of_labels(
+    path: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str], chosen: Sequence[str], separator: str | None
+) -> dict[str, Any]:
+    """Where several labels of a text are: columns of 0 and 1, or one column with lists or with text."""
+    flags = [name for name in chosen or names if _mostly(yes_or_no(row.get(name)) is not None for row in rows)]
+    if len(chosen) > 1 or len(flags) > 1 or (chosen and flags):
+        return {"label": tuple(chosen or flags)}
+    known = [name for name in names if name.lower() in (*_LABELS, *_SEVERAL)]
+    found = chosen or known or [name for name in names if any(isinstance(row.get(name), list) for row in rows)]
+    if len(found) == 1:
+        return {"label": found[0], "separator": separator or _separator(path, rows, found[0])}
+    if "items" in names:
+        return {"items": "items"}
+    raise InputError(
+        f"{path}: which columns are the labels? --label COLUMN says it, once for a column with lists, once each for "
+        f"columns of 0 and 1; there are {', '.join(names)}"
+    )
+
+
+def _mostly(holds: Iterable[bool]) -> bool:
+    """In nine of ten rows: what the tenth says instead is then a fault of that row."""
+    held = list(holds)
+    return sum(held) >= 0.9 * len(held)
+
+
+def _separator(path: str, rows: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    """What stands between the labels in a column's cells of text; None where they hold JSON."""
+    cells = [row[name].strip() for row in rows if isinstance(row.get(name), str) and row[name].strip()]
+    if all(cell.startswith("[") for cell in cells):
+        return None
+    found = [separator for separator in _SEPARATORS if any(separator in cell for cell in cells)]
+    if len(found) != 1:
+        there = " and ".join(found) or f"none of {' '.join(_SEPARATORS)}"
+        raise InputError(
+            f"{path}: what stands between the labels of {name}, where there is {there}? --separator says it; with one "
+            "label in each row it is --task classification"
+        )
+    return found[0]
 
 
 def _repeats(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
@@ -166,75 +226,3 @@ def _offsets(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str | N
             if isinstance(value, list) and value and isinstance(value[0], list | dict):
                 return name
     return None
-
-
-def words_of_labels(found: Beginning) -> dict[str, str]:
-    """What the model is to say for each label, in the order in which they are shown: what the file itself calls it; for
-    0 and 1 of a column such as is_spam `not spam` and `spam`; else the label's own words."""
-    labels = sorted(found.labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else label))
-    column = (found.columns.label or "").lower()
-    if found.task == "classification" and set(labels) <= {"0", "1", "true", "false", "yes", "no"} and "is_" in column:
-        what = column.partition("is_")[2].replace("_", " ")
-        return {label: f"not {what}" if label in ("0", "false", "no") else what for label in labels}
-    names = {str(at): name for at, name in enumerate(found.names)}
-    return {label: names.get(label, label).replace("_", " ").strip() or label for label in labels}
-
-
-_SPANS = (
-    ' with the span copied from the text, in order of appearance, separated by "; ". Put a backslash before a ";" that '
-    "belongs to a span. Answer None if there is none."
-)
-_PROMPTS: dict[str, dict[str, Any]] = {
-    "classification": {
-        "question": "Which of the options fits the text?",
-        "format": "Answer with one label from the options and nothing else.",
-        "concise": [
-            "Choose the label that fits the text.",
-            "Decide which of the options describes the text.",
-            "Read the text and say to which of the classes it belongs.",
-            "Classify the text by the labels given.",
-        ],
-        "opposite": ["Choose a label that does not fit the text.", "Say in which language the text is written."],
-    },
-    "ner": {
-        "question": "Which entities does the text mention, and of which type is each?",
-        "format": 'Write each entity as "type: span"' + _SPANS,
-        "concise": [
-            "Extract all entities of the given types from the text.",
-            "List every entity that the text names, with its type.",
-            "Find the entities in the text and say of which type each is.",
-            "Mark each entity in the text with its type.",
-        ],
-        "opposite": ["List the words of the text that name nothing.", "Count the entities of each type."],
-    },
-    "relation": {
-        "question": "Which relations does the text state, and between what?",
-        "format": 'Write each relation as "relation: head, tail"' + _SPANS.replace('";" that', '";" or "," that'),
-        "concise": [
-            "Extract the relations that the text states.",
-            "List each relation in the text with its head and its tail.",
-            "Find what the text says to be related, and how.",
-            "Name every relation of the given kinds that the text states.",
-        ],
-        "opposite": ["List the things in the text that are not related.", "Count the relations of each kind."],
-    },
-    "absa": {
-        "question": "Which aspects does the text judge, with which words, and how?",
-        "format": 'Write each as "sentiment: aspect, opinion"' + _SPANS.replace('";" that', '";" or "," that'),
-        "concise": [
-            "Extract each aspect with the opinion about it and the sentiment.",
-            "List what the text judges, the words that judge it, and whether they are kind.",
-            "Find the aspects, the opinions on them and their sentiment.",
-            "Name every judged aspect, its opinion words and its sentiment.",
-        ],
-        "opposite": ["List the aspects that the text does not judge.", "Say who wrote the text."],
-    },
-}
-
-
-def instructions_for(found: Beginning, *, opposites: bool) -> dict[str, Any]:
-    """The fields of an instructions file for what was found, to be improved by whoever knows the data."""
-    said = _PROMPTS[found.task]
-    fields = {"task": found.task, "question": said["question"], "format": said["format"]}
-    fields |= {"labels": words_of_labels(found), "concise": said["concise"]}
-    return fields | ({"opposite": {"concise": said["opposite"]}} if opposites else {})

@@ -39,6 +39,7 @@ class Portion:
             self.dataset,
             self.path,
             task=instructions.task,
+            known=instructions.labels,
             own=self.own,
             cut=Cut(data.fraction, data.max_train, data.max_dev, data.max_test),
             seed=config.train.seed,

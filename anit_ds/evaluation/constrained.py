@@ -17,6 +17,8 @@ from anit_ds.evaluation.asking import Reply
 
 # The most probable token is nearly always valid; so many are looked at before the whole vocabulary is.
 _FIRST = 32
+# A character beyond ASCII may take several tokens, a byte each; until it is whole each of them decodes to U+FFFD.
+_PARTIAL, _MOST_PARTIAL = "\ufffd", 3
 
 
 class Constraint:
@@ -42,8 +44,12 @@ class Constraint:
         if token in self._stops:
             return self.grammar.is_whole(said)
         now = _decoded([*tokens, token], self._tokenizer)
-        # A character may take several tokens; until it is whole it decodes to U+FFFD.
-        return len(now) > len(said) and self.grammar.begins(now.rstrip("\ufffd"))
+        whole = now.rstrip(_PARTIAL)
+        if len(now) <= len(said) or len(now) - len(whole) > _MOST_PARTIAL:
+            return False
+        if whole == now:
+            return self.grammar.begins(now)
+        return any(self.grammar.begins(whole + character) for character in self.grammar.beyond_ascii)
 
 
 def item_scores(reply: Reply, tokenizer: Any) -> list[float]:

@@ -19,6 +19,7 @@ from anit_ds.data.examples import Sample
 from anit_ds.data.noise import NoSource
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks.classification import CLASSIFICATION
+from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.errors import InputError
 from anit_ds.evaluation.labels import read_thresholds, temperatures_of
 from anit_ds.evaluation.report import Evaluation, read_evaluation, write_evaluation
@@ -69,8 +70,15 @@ class FinishedRun:
     def _read_thresholds(self, given: Sequence[str]) -> dict[str, float]:
         classified = [s for s in self.data.sets if s.task is CLASSIFICATION]
         if given and len(classified) != 1:
-            raise InputError(f"--threshold: is for a run with one classification data set; this has {len(classified)}")
+            cure = "; --min-score leaves out labels that are not sure" if self._has_multilabel else ""
+            raise InputError(
+                f"--threshold: is for a run with one classification data set; this has {len(classified)}{cure}"
+            )
         return read_thresholds(given, list(classified[0].instructions.labels)) if given else {}
+
+    @property
+    def _has_multilabel(self) -> bool:
+        return any(s.task is MULTILABEL for s in self.data.sets)
 
     @classmethod
     @contextmanager
@@ -193,7 +201,15 @@ class FinishedRun:
     def refuse_constraint(self, constrained: bool = True) -> None:
         """Raises InputError where answers are to be constrained and no data set's can be."""
         if constrained and all(s.task is CLASSIFICATION for s in self.data.sets):
-            raise InputError("--constrained: is for tasks with spans; a classifier's labels have probabilities anyway")
+            raise InputError(
+                "--constrained: is for tasks with spans or several labels; one label has its probability anyway"
+            )
+
+    def refuse_probabilities(self) -> None:
+        """Raises InputError where labels' probabilities are asked for and no data set has one label a text."""
+        if all(s.task is not CLASSIFICATION for s in self.data.sets):
+            cure = "; --constrained gives each label a score" if self._has_multilabel else ""
+            raise InputError(f"--probabilities: are of classification, one label for each text{cure}")
 
     def check(self, row: Mapping[str, Any], where: str) -> DataSet:
         """The data set that an object is of. Raises InputError for one without a `text` that is text, and in a mixture

@@ -17,9 +17,9 @@ from anit_ds.data.noise import noisy_split
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks import Parsed, score
-from anit_ds.data.tasks.answers import SetTask
 from anit_ds.data.tasks.classification import CLASSIFICATION
-from anit_ds.data.tasks.grammar import Grammar
+from anit_ds.data.tasks.grammar import Grammar, grammar_for
+from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.evaluation.asking import Question, Reply, texts_of
 from anit_ds.evaluation.constrained import item_scores
 from anit_ds.evaluation.decode import ask
@@ -111,6 +111,7 @@ class Evaluator:
             **likelihood,
             **by_label,
             "dataset": data_set.name,
+            "task": data_set.task.name,
             "split": split,
             "noise": noise or "none",
             "constrained": constrained,
@@ -170,7 +171,8 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """What a row says of each sample of one data set, in their order: the greedy `answer` and its `items`,
         `malformed` and `cut` where it is; with `probabilities` the `label` chosen by them too (by default where labels
-        are few); with `constrained` the `scores` of the items, of which those below `least` are left out."""
+        are few); with `constrained` the `scores` of the items, of which those below `least` are left out. Where a text
+        has several labels, the items as `labels` too."""
         labels = self.labels(data_set)
         if labels and not (len(labels.names) <= _MOST_LABELS if probabilities is None else probabilities):
             labels = None
@@ -188,6 +190,8 @@ class Evaluator:
                 scored = list(zip(parsed.items, item_scores(reply, self.tokenizer), strict=False))
                 kept = [(item, round(score, 6)) for item, score in scored if score >= least]
                 row |= {"items": [item for item, _ in kept], "scores": [score for _, score in kept]}
+            if data_set.task is MULTILABEL:
+                row["labels"] = [item[0] for item in row["items"]]
             row |= ({"malformed": parsed.malformed} if parsed.malformed else {}) | told_if_cut(reply)
             if labels:
                 scores = torch.tensor([reply.log_probabilities])
@@ -250,8 +254,7 @@ class Evaluator:
 
 def grammar_of(data_set: DataSet, sample: Sample) -> Grammar | None:
     """The valid answers about a sample's text; None where the answer is a label, which is chosen by its probability."""
-    task = data_set.task
-    return Grammar(task, sample.text, data_set.instructions.labels) if isinstance(task, SetTask) else None
+    return grammar_for(data_set.task, sample.text, data_set.instructions.labels)
 
 
 def told_if_cut(reply: Reply) -> dict[str, bool]:

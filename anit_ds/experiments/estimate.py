@@ -17,10 +17,10 @@ from statistics import median
 from typing import Any
 
 from anit_ds.adversarial.rules import METHODS
-from anit_ds.config import Columns, Config
+from anit_ds.config import Config
 from anit_ds.data.corpora import Cut, load_corpus
 from anit_ds.data.corpora.streams import is_hub_path
-from anit_ds.data.mixture import portions
+from anit_ds.data.mixture import Portion, portions
 from anit_ds.errors import InputError
 from anit_ds.experiments.cells import Cell
 
@@ -99,20 +99,18 @@ def _training_samples(config: Config) -> int | None:
 
 def _splits(config: Config) -> list[Sequence[Any]] | None:
     data = config.data
-    splits = [_train_split(of.dataset, of.path, of.own, data.fraction, data.max_train) for of in portions(data)]
+    splits = [_train_split(of, data.fraction, data.max_train) for of in portions(data)]
     found = [split for split in splits if split is not None]
     return found if len(found) == len(splits) else None
 
 
 @cache
-def _train_split(
-    dataset: str, path: str | None, own: Columns | None, fraction: float, at_most: int | None
-) -> Sequence[Any] | None:
-    if path is None or is_hub_path(path):
+def _train_split(of: Portion, fraction: float, at_most: int | None) -> Sequence[Any] | None:
+    if of.path is None or is_hub_path(of.path):
         return None  # asking the hub for a data set is no part of an estimate
     try:
         cut = Cut(fraction=fraction, max_train=at_most)
-        return load_corpus(dataset, path, own=own, on_error="skip", cut=cut).train
+        return load_corpus(of.dataset, of.path, task=of.instructions().task, own=of.own, on_error="skip", cut=cut).train
     except InputError:
         return None
 

@@ -14,8 +14,8 @@ from anit_ds.identity import chosen
 from anit_ds.runfolder import versions
 
 _TASKS = {
-    "classification": "text-classification", "ner": "token-classification", "relation": "token-classification",
-    "absa": "token-classification",
+    "classification": "text-classification", "multilabel": "text-classification",
+    "ner": "token-classification", "relation": "token-classification", "absa": "token-classification",
 }  # fmt: skip
 _TOLD = ("method.", "noise.", "lora.", "train.", "prompt.")
 

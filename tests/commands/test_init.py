@@ -67,7 +67,7 @@ def test_what_the_file_calls_its_labels(anit: Anit, tiny_folder: Path):
         ("a.csv", "a,b\nlong text here,long text there\n", [], "which column is the text? --text COLUMN"),
         ("a.csv", "text,a,b\nx,1,2\ny,1,2\nz,1,2\n", [], "which column is the label? --label COLUMN says it"),
         ("a.csv", spam(), ["--label", "spam"], "a.csv has no column 'spam'; there are msg, is_spam"),
-        ("a.csv", spam(), ["--task", "nre"], "--task: no task is called 'nre'; there are classification, ner"),
+        ("a.csv", spam(), ["--task", "nre"], "--task: no task is called 'nre'; there are classification, multi"),
         ("a.csv", spam(), ["--name", "sst2"], "sst2 is a data set known by name"),
         ("a.csv", spam(), ["--name", "a b"], "'a b' is no name"),
         ("a.csv", "text,label\n", [], "holds no row with columns"),

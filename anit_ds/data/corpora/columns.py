@@ -12,18 +12,20 @@ from anit_ds.data.corpora.reading import Broken, Row
 from anit_ds.data.examples import Item
 from anit_ds.errors import shown
 
+_YES_OR_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _ENTITY = 'an entity is {"start": 0, "end": 3, "label": "PER"} or [0, 3, "PER"], in characters of the text'
 
 
-def row_of(columns: Columns) -> Callable[[object], Row]:
-    """A parser of records for these columns; it raises Broken saying what is wrong with one."""
+def row_of(columns: Columns, task: str | None) -> Callable[[object], Row]:
+    """A parser of records for these columns; it raises Broken saying what is wrong with one. `task` says whether a cell
+    of text has one label or several."""
 
     def parse(record: object) -> Row:
         if isinstance(record, Broken):
             raise record
         if not isinstance(record, Mapping):
             raise Broken(f"expected an object with columns, found {type(record).__name__}")
-        fields = {"text": _text(record, columns.text)}
+        fields: dict[str, Any] = {"text": _text(record, columns.text)}
         if columns.id is not None:
             fields["id"] = _column(record, columns.id)
         if columns.entities is not None:
@@ -31,10 +33,10 @@ def row_of(columns: Columns) -> Callable[[object], Row]:
             return Row(fields["text"], items, object_row({**fields, "items": []}).id)
         if columns.items is not None:
             fields["items"] = _json(_column(record, columns.items))
-        elif columns.label is not None or "items" not in record:
-            fields["label"] = _label(_column(record, columns.label or "label"))
-        else:
+        elif columns.label is None and "items" in record:
             fields["items"] = _json(record["items"])
+        else:
+            fields["label"] = _label_or_labels(record, columns, task)
         return object_row(fields)
 
     return parse
@@ -55,6 +57,16 @@ def _text(record: Mapping[str, Any], names: str | Sequence[str]) -> str:
     return " ".join(part for part in parts if part and part.strip())
 
 
+def _label_or_labels(record: Mapping[str, Any], columns: Columns, task: str | None) -> str | list[str]:
+    if isinstance(columns.label, tuple):
+        return [name for name in columns.label if _says_yes(record, name)]
+    name = columns.label or "label"
+    value = _column(record, name)
+    if task == "multilabel" or columns.separator is not None:
+        value = _several(name, value, columns.separator)
+    return [_label(one) for one in value] if isinstance(value, list) else _label(value)
+
+
 def _label(value: Any) -> str:
     """Words as they are; 1, 1.0 and true as "1", "1" and "true"."""
     if isinstance(value, bool):
@@ -64,6 +76,39 @@ def _label(value: Any) -> str:
     if value is None or value == "":
         raise Broken("no label")
     return label_text(value.strip() if isinstance(value, str) else value)
+
+
+def yes_or_no(value: Any) -> bool | None:
+    """What a cell of 0 or 1 says; None where it holds anything else."""
+    return _YES_OR_NO.get(str(value).strip().lower())
+
+
+def _says_yes(record: Mapping[str, Any], name: str) -> bool:
+    said = yes_or_no(_column(record, name))
+    if said is None:
+        raise Broken(f"{name}: {shown(record[name])} is neither 0 nor 1")
+    return said
+
+
+def _several(name: str, value: Any, separator: str | None) -> list[Any]:
+    """The labels in one cell; an empty one has none."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    if separator is not None:
+        if not isinstance(value, str):
+            raise Broken(f"{name}: {shown(value)} is no text with {shown(separator)} between its labels")
+        labels = [label.strip() for label in value.split(separator)]
+        if not all(labels):
+            raise Broken(f"{name}: an empty label between the {shown(separator)} of {shown(value)}")
+        return labels
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _json(value)
+    if not isinstance(value, list):
+        raise Broken(
+            f'{name}: {shown(value)} is no list of labels such as ["a", "b"]; data.columns.separator says what stands '
+            "between labels in text"
+        )
+    return value
 
 
 def _json(value: Any) -> Any:

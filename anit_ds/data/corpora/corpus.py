@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,7 @@ def load_corpus(
     path: Path | str | None,
     *,
     task: str | None = None,
+    known: Collection[str] | None = None,
     own: Columns | None = None,
     cut: Cut = WHOLE,
     seed: int = 42,
@@ -55,17 +56,19 @@ def load_corpus(
     A missing dev split is a seeded 10% of train, by label for classification, a missing or unlabelled test split
     likewise (where there is a
     labelled dev split but no labelled test, as in GLUE, dev becomes the test). `task` says what the items of a
-    `jsonl` set must look like, `cut` how much of the set is used. With `own`, the columns of a table of the user's,
-    `dataset` is the name that the user gives it.
+    `jsonl` set must look like, `known` which labels they may have, `cut` how much of the set is used. With `own`, the
+    columns of a table of the user's, `dataset` is the name that the user gives it.
 
-    Raises InputError: no such data set, no such files, a broken line (unless `on_error` is "skip"), an empty split.
+    Raises InputError: no such data set, no such files, a broken line (unless `on_error` is "skip"), an empty split,
+    a label that is not known.
     """
     info = dataset_info(dataset, own)
     task = info.task or task
     if path is None:
         raise InputError(f"data.path: {dataset} needs the folder or file with its data")
-    faults = Faults(on_error, task)
+    faults = Faults(on_error, task, known)
     splits = read_splits(dataset, info, str(path), faults)
+    _refuse_unknown(faults)
     notes = splits.notes
     if faults.skipped:
         notes.append(f"{faults.skipped} broken lines left out, such as {faults.first[0]}")
@@ -96,3 +99,13 @@ def load_corpus(
         left_out=sum(faults.left_out.values()),
         sources=splits.sources,
     )
+
+
+def _refuse_unknown(faults: Faults) -> None:
+    """Raises InputError naming the first label that is not known with its place, and a few more."""
+    if not faults.unknown:
+        return
+    (label, place), *more = faults.unknown.items()
+    others = f"; nor are {', '.join(repr(other) for other, _ in more[:5])}" if more else ""
+    there = ", ".join(repr(label) for label in list(faults.known or ())[:10])
+    raise InputError(f"{place}: label {label!r} is not under `labels` in the instructions{others}; there are {there}")

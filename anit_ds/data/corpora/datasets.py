@@ -31,8 +31,8 @@ class DatasetInfo:
 
     `task` is None where the instructions decide it; `files` maps a split to file-name patterns: the files
     of the first pattern that matches any are the split; `labelled` tells whether a test file carries labels at all;
-    examples whose ids have one `group_of` come from one document and are never carved into different splits. `row`
-    turns a record of the hub into ours where the data set is the user's own.
+    examples whose ids have one `group_of` come from one document and are never carved into different splits. `row`,
+    of a task, turns a record of the hub into ours where the data set is the user's own.
     """
 
     task: str | None
@@ -41,7 +41,7 @@ class DatasetInfo:
     files: Mapping[str, tuple[str, ...]]
     labelled: Callable[[Path], bool] = field(default=lambda path: True)
     group_of: Callable[[str], str] = field(default=lambda id: id)
-    row: Callable[[Any], Row] | None = None
+    row: Callable[[str | None], Callable[[Any], Row]] | None = None
 
 
 def _named(*patterns: str, **more: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -136,7 +136,7 @@ def dataset_info(dataset: str, own: Columns | None = None) -> DatasetInfo:
         if not _OWN.fullmatch(dataset):
             raise InputError(f"data.dataset: {shown(dataset)} is no name; use letters, digits, ., _ and -")
         files = _named(*(f"{{}}{ending}" for ending in ENDINGS))
-        return DatasetInfo(None, None, partial(read_table, columns=own), files, row=row_of(own))
+        return DatasetInfo(None, None, partial(read_table, columns=own), files, row=partial(row_of, own))
     near = difflib.get_close_matches(dataset, DATASETS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(DATASETS)}"
     raise InputError(

@@ -38,8 +38,10 @@ class Adapter:
     names_layer: bool = False
 
 
-def hub_splits(dataset: str, info: DatasetInfo, path: str) -> dict[str, Callable[[Faults], Iterator[Row]]]:
-    """For each split that is there, a function that streams its rows.
+def hub_splits(
+    dataset: str, info: DatasetInfo, path: str, task: str | None
+) -> dict[str, Callable[[Faults], Iterator[Row]]]:
+    """For each split that is there, a function that streams its rows, for a task.
 
     Raises InputError when the set cannot be loaded, has no train split, or has columns that this data set's adapter
     does not know. A test split whose labels are all -1 (GLUE) counts as not there.
@@ -49,7 +51,8 @@ def hub_splits(dataset: str, info: DatasetInfo, path: str) -> dict[str, Callable
     for split, names in NAMES.items():
         stream = next((loaded[name] for name in names if name in loaded), None)
         if stream is not None and not _is_unlabelled(sound(stream.take(1), path, split)):
-            splits[split] = _reader(dataset, info, path, split, stream)
+            own = info.row and Adapter(info.row(task))
+            splits[split] = _reader(dataset, own, path, split, stream)
     if "train" not in splits:
         raise InputError(f"data.path: {path} has no train split with labels, only {', '.join(loaded)}")
     return splits
@@ -59,11 +62,10 @@ def _is_unlabelled(rows: Iterator[Fields]) -> bool:
     return next(rows, {}).get("label") == -1
 
 
-def _reader(dataset: str, info: DatasetInfo, path: str, split: str, stream: Any) -> Callable[[Faults], Iterator[Row]]:
+def _reader(dataset: str, own: Adapter | None, path: str, split: str, stream: Any) -> Callable[[Faults], Iterator[Row]]:
     first = next(sound(stream.take(1), path, split), None)
     if first is None:
         raise InputError(f"data.path: the {split} split of {path} is empty")
-    own = info.row and Adapter(info.row)
     adapter = own or _adapter(dataset, set(first), _tag_names(stream, dataset))
     if adapter is None:
         raise InputError(f"data.path: {path} has the columns {', '.join(first)}, which are not those of {dataset}")

@@ -1,8 +1,8 @@
 """The project's own format, for data of any task: one JSON object per line.
 
-`{"text": ..., "label": ...}` for classification, `{"text": ..., "items": [[...], ...]}` for the other tasks with
-items as in `anit_ds.data.examples.Item`; an optional "id" names the example, else it is counted. Blank lines are
-ignored.
+`{"text": ..., "label": ...}` for classification, with a list of labels for multilabel, `{"text": ..., "items": [[...],
+...]}` for the other tasks with items as in `anit_ds.data.examples.Item`; an optional "id" names the example, else it is
+counted. Blank lines are ignored.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def object_row(fields: object) -> Row:
 
 
 def _items(fields: Mapping[str, object]) -> tuple[Item, ...]:
-    if fields.get("label") is not None:
-        return ((label_text(fields["label"]),),)
+    label = fields.get("label")
+    if label is not None:
+        return tuple((label_text(one),) for one in (label if isinstance(label, list) else [label]))
     if "items" not in fields:
-        raise Broken('no "label" (classification) and no "items" (the other tasks)')
+        raise Broken('no "label" (classification, multilabel) and no "items" (the other tasks)')
     items = fields["items"]
     if not isinstance(items, list):
         raise Broken(f'"items" is {shown(items)}, not a list of lists of strings')
@@ -48,7 +49,7 @@ def _items(fields: Mapping[str, object]) -> tuple[Item, ...]:
 
 
 def label_text(label: object) -> str:
-    """A label of classification as text. Raises Broken for what is neither a string nor a whole number."""
+    """A label that is one as text. Raises Broken for what is neither a string nor a whole number."""
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     if not isinstance(label, str) or not label:

@@ -7,7 +7,7 @@ the one place where that becomes a fault with file and line.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeVar
@@ -37,11 +37,14 @@ class Broken(ValueError):
 class Faults:
     """Decides about broken records: the first one ends the reading (`raise`), or they are counted (`skip`).
 
-    `task` says what the items of a row must look like, `left_out` counts what is sound but of no use, by its kind.
+    `task` says what the items of a row must look like, `known` which labels they may have (any by default); `unknown`
+    keeps where each other one first stands. `left_out` counts what is sound but of no use, by its kind.
     """
 
     on_error: OnError = "raise"
     task: str | None = None
+    known: Collection[str] | None = None
+    unknown: dict[str, str] = field(default_factory=dict)
     skipped: int = 0
     first: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
@@ -54,6 +57,12 @@ class Faults:
         self.skipped += 1
         if len(self.first) < 3:
             self.first.append(str(InputError(message)))
+
+    def look_for_unknown(self, path: Path, line: int, items: Iterable[Item]) -> None:
+        """Note labels that are not known, where they first stand."""
+        for label, *_ in items:
+            if self.known is not None and label not in self.known:
+                self.unknown.setdefault(label, f"{path}:{line}")
 
     def leave_out(self, what: str, count: int = 1) -> None:
         """Count what a reader leaves out by intent, whatever `on_error` says."""
@@ -79,6 +88,8 @@ def read_rows(
         except Exception as error:  # whatever a value that nobody foresaw leads to, it is the record that is broken
             faults.report(path, number, f"cannot be read ({type(error).__name__}: {error})"[:300])
         else:
+            for row in rows:
+                faults.look_for_unknown(path, number, row.items)
             yield from rows
 
 
@@ -103,6 +114,8 @@ def _check(row: Row, task: str | None) -> None:
     if any(len(item) != len(fields) for item in row.items) or (task == "classification" and len(row.items) != 1):
         wanted = "one label" if task == "classification" else f"items [{', '.join(fields)}]"
         raise Broken(f"the items are {shown(list(row.items))}, but the task {task} needs {wanted}")
+    if task == "multilabel" and len(set(row.items)) < len(row.items):
+        raise Broken(f"a label stands twice in {shown([item[0] for item in row.items])}")
 
 
 def numbered_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:

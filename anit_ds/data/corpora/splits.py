@@ -33,7 +33,7 @@ def read_splits(dataset: str, info: DatasetInfo, path: str, faults: Faults) -> S
     """The splits that are there; train always is. Raises InputError where it is not, or a split is empty."""
     splits = Splits()
     if is_hub_path(path):
-        for split, rows in hub_splits(dataset, info, path).items():
+        for split, rows in hub_splits(dataset, info, path, faults.task).items():
             splits.examples[split] = collected(_examples(rows(faults), path, f"{dataset}/{split}"))
             splits.sources[split] = {"path": path}
         if "test" not in splits.examples and "dev" in splits.examples:

@@ -18,7 +18,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 
 def read_table(path: Path, faults: Faults, columns: Columns) -> Iterator[Row]:
     """Rows of a table, by the columns that are named. Raises InputError for a file that is none."""
-    yield from read_rows(records(path, faults), row_of(columns), path, faults)
+    yield from read_rows(records(path, faults), row_of(columns, faults.task), path, faults)
 
 
 def records(path: Path, faults: Faults) -> Iterator[tuple[int, object]]:

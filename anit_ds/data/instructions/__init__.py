@@ -39,7 +39,7 @@ class Instructions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    task: Literal["classification", "ner", "relation", "absa"]
+    task: Literal["classification", "multilabel", "ner", "relation", "absa"]
     """The task, which decides how an answer is written and parsed."""
     question: Line
     """The prompt's Question field."""

@@ -33,7 +33,7 @@ class SampleMaker:
     @classmethod
     def of(cls, corpus: Corpus, recipe: Recipe) -> SampleMaker:
         """The maker of a corpus's samples. Raises InputError for a label or task that the instructions do not know."""
-        _check_labels(corpus, recipe.instructions)
+        _check_task(corpus, recipe.instructions)
         opposites = opposites_for(recipe.instructions, recipe.version, recipe.noise)
         return cls(corpus.dataset, recipe, Sources(running_text=running_text(corpus.train), opposites=opposites))
 
@@ -90,12 +90,6 @@ def views_of(example: Example, views: int) -> Iterator[Example]:
         yield replace(example, id=view_id(example.id, number)) if number else example
 
 
-def _check_labels(corpus: Corpus, instructions: Instructions) -> None:
-    unknown = [label for label in corpus.labels if label not in instructions.labels]
-    if unknown:
-        raise InputError(
-            f"{corpus.dataset}: the data has {', '.join(map(repr, unknown[:5]))}, which the instructions' `labels` "
-            f"do not name; they name {', '.join(map(repr, list(instructions.labels)[:10]))}"
-        )
+def _check_task(corpus: Corpus, instructions: Instructions) -> None:
     if corpus.task not in (None, instructions.task):
         raise InputError(f"{corpus.dataset} is for {corpus.task}, but its instructions are for {instructions.task}")

@@ -1,7 +1,7 @@
-r"""The grammar that answers share: `label: span; label: span, span`, and `None` for an empty set.
+r"""The grammar that answers share: `label; label`, `label: span; label: span, span`, and `None` for an empty set.
 
-A span may hold the separators themselves: a backslash before `;` or `,` (or before a backslash) makes it part of the
-span. `\n` and `\r` stand for line breaks, because an answer is one line. What surrounds an answer is stripped on its
+A span or label may hold the separators themselves: a backslash before `;` or `,` (or before a backslash) makes it part
+of it. `\n` and `\r` stand for line breaks, because an answer is one line. What surrounds an answer is stripped on its
 way, so `\s` stands for a blank at an end of a span, and `\u` with four hexadecimal digits for other white space there.
 Everything here is linear in the answer's length and never raises on what a model says.
 """
@@ -51,7 +51,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class SetTask:
-    """A task whose answer is a set of `label: span` or `label: span, span` items."""
+    """A task whose answer is a set of items, each `label`, `label: span` or `label: span, span`."""
 
     name: str
     item_fields: tuple[str, ...]
@@ -62,13 +62,19 @@ class SetTask:
     def _render_item(self, item: Item, words: Mapping[str, str]) -> str:
         if len(item) != len(self.item_fields) or not all(item):
             raise InputError(f"{item!r} is not an item of {self.name}: it needs {', '.join(self.item_fields)}")
-        label = escape(words_of(item[0], words), ":;")
-        return f"{label}: {', '.join([escape(span, self.separators) for span in item[1:]])}"
+        label = escape(words_of(item[0], words), self.label_separators)
+        spans = [escape(span, self.separators) for span in item[1:]]
+        return f"{label}: {', '.join(spans)}" if spans else label
 
     @property
     def separators(self) -> str:
         """What a backslash stands before inside a span."""
-        return ";" if len(self.item_fields) == 2 else ";,"
+        return ";,"[: max(1, len(self.item_fields) - 1)]
+
+    @property
+    def label_separators(self) -> str:
+        """What a backslash stands before inside a label's words."""
+        return ":;" if len(self.item_fields) > 1 else ";"
 
     def parse(self, answer: str, words: Mapping[str, str]) -> Parsed:
         line = first_line(answer)
@@ -81,6 +87,9 @@ class SetTask:
         return Parsed(items, malformed=max(len(pieces), 1) - len(items))
 
     def _parse_item(self, piece: str, label_of: LabelLookup) -> Item | None:
+        if len(self.item_fields) == 1:
+            alone = label_of.alone(unescape(piece))
+            return None if alone is None else (alone,)
         head, *rest = split_unescaped(piece, ":", at_most=1)
         label = label_of(unescape(head))
         if label is None or not rest:
@@ -99,6 +108,11 @@ class LabelLookup:
 
     def __call__(self, said: str) -> str | None:
         return self._exact.get(said, self._folded.get(fold(said)))
+
+    def alone(self, said: str) -> str | None:
+        """The raw label of words that stand alone, as a sentence does: a full stop may end them."""
+        label = self(said)
+        return self(said.removesuffix(".")) if label is None else label
 
 
 def fold(words: str) -> str:

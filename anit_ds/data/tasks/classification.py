@@ -23,9 +23,7 @@ class Classification:
         return words_of(items[0][0], words)
 
     def parse(self, answer: str, words: Mapping[str, str]) -> Parsed:
-        line = first_line(answer).strip()
-        label_of = LabelLookup(words)
-        label = label_of(line) or label_of(line.removesuffix("."))
+        label = LabelLookup(words).alone(first_line(answer).strip())
         return Parsed((), malformed=1) if label is None else Parsed(((label,),))
 
 

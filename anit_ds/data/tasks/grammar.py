@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from anit_ds.data.examples import Item
-from anit_ds.data.tasks.answers import NONE, SetTask, escape, resolve, split_unescaped
+from anit_ds.data.tasks.answers import NONE, SetTask, Task, escape, resolve, split_unescaped
+from anit_ds.data.tasks.multilabel import Multilabel
 
 
-class Grammar:
-    """The valid answers about one text: `None`, or items as `SetTask.render` writes them.
+def grammar_for(task: Task, text: str, words: Mapping[str, str]) -> Grammar | None:
+    """The valid answers about a text; None where an answer is one label, which is chosen by its probability."""
+    if isinstance(task, Multilabel):
+        return LabelGrammar(task, words)
+    return SpanGrammar(task, text, words) if isinstance(task, SetTask) else None
 
-    A span is a part of the text that begins and ends where a word does, and no item is stated more often than the
-    rarest of its spans occurs. Words are cut at ASCII letters and digits only, so that scripts without blanks are free.
-    """
 
-    def __init__(self, task: SetTask, text: str, words: Mapping[str, str]) -> None:
-        self._spans = len(task.item_fields) - 1
-        self._separators = task.separators
-        self._text = text
-        self._labels = {escape(said, ":;"): raw for raw, said in words.items()}
+class Grammar(ABC):
+    """The valid answers about one text: `None`, or items as `SetTask.render` writes them. `beyond_ascii`: which
+    characters that are not ASCII may be in them, of those `made_of` has."""
+
+    def __init__(self, made_of: Iterable[str]) -> None:
+        self.beyond_ascii = {character for part in made_of for character in part if not character.isascii()}
         self._begins = lru_cache(maxsize=None)(self._begins_uncached)
 
     def begins(self, answer: str) -> bool:
@@ -33,8 +37,7 @@ class Grammar:
         line = _unindented(answer)
         if line is None or line == NONE:
             return line == NONE
-        items = [self._item(piece, first=not at) for at, piece in enumerate(split_unescaped(line, ";"))]
-        return all(item is not None for item in items) and self._often_enough(items)
+        return self._items(split_unescaped(line, ";")) is not None
 
     def whole_part(self, answer: str) -> str:
         """The longest valid answer that this one begins with, in whole items; `None` where there is none."""
@@ -51,23 +54,70 @@ class Grammar:
         if NONE.startswith(line):
             return True
         *closed, last = split_unescaped(line, ";")
-        items = [self._item(piece, first=not at) for at, piece in enumerate(closed)]
-        return (
-            all(item is not None for item in items)
-            and self._often_enough(items)
-            and self._item_begins(last, first=not closed)
-        )
+        items = self._items(closed)
+        begun = _after_blank(last) if closed and last else last
+        return items is not None and begun is not None and self._may_follow(items, begun)
 
-    def _often_enough(self, items: list[Item | None]) -> bool:
-        return all(
-            count <= min(self._text.count(span) for span in item[1:]) for item, count in Counter(items).items() if item
-        )
+    def _items(self, pieces: Sequence[str]) -> list[Item] | None:
+        """The items that the pieces between semicolons are, or None where they may not stand in one answer."""
+        items = []
+        for place, piece in enumerate(pieces):
+            body = _after_blank(piece) if place else piece
+            item = None if body is None else self._item(body)
+            if item is None:
+                return None
+            items.append(item)
+        return items if self._may_stand(items) else None
 
-    def _item(self, piece: str, *, first: bool) -> Item | None:
-        """The item that a piece between two semicolons is, or None."""
-        body = piece if first else _after_blank(piece)
-        if body is None:
-            return None
+    @abstractmethod
+    def _item(self, body: str) -> Item | None:
+        """The item that is written like this, or None."""
+
+    @abstractmethod
+    def _may_stand(self, items: Sequence[Item]) -> bool:
+        """Whether these items, each valid, may stand in one answer."""
+
+    @abstractmethod
+    def _may_follow(self, items: Sequence[Item], begun: str) -> bool:
+        """Whether an item that begins like this may follow these."""
+
+
+class LabelGrammar(Grammar):
+    """Labels that are known, none twice, in the order of training: of each set one answer."""
+
+    def __init__(self, task: Multilabel, words: Mapping[str, str]) -> None:
+        super().__init__(words.values())
+        self._places = {escape(said, task.label_separators): place for place, said in enumerate(words.values())}
+
+    def _item(self, body: str) -> Item | None:
+        return (body,) if body in self._places else None
+
+    def _may_stand(self, items: Sequence[Item]) -> bool:
+        return all(self._places[a] < self._places[b] for (a,), (b,) in pairwise(items))
+
+    def _may_follow(self, items: Sequence[Item], begun: str) -> bool:
+        last = self._places[items[-1][0]] if items else -1
+        return any(label.startswith(begun) for label, place in self._places.items() if place > last)
+
+
+class SpanGrammar(Grammar):
+    """Items of known labels and spans of the text.
+
+    A span is a part of the text that begins and ends where a word does, and no item is stated more often than the
+    rarest of its spans occurs. Words are cut at ASCII letters and digits only, so that scripts without blanks are free.
+    """
+
+    def __init__(self, task: SetTask, text: str, words: Mapping[str, str]) -> None:
+        super().__init__([text, *words.values()])
+        self._spans = len(task.item_fields) - 1
+        self._separators = task.separators
+        self._text = text
+        self._labels = {escape(said, task.label_separators): raw for raw, said in words.items()}
+
+    def _may_stand(self, items: Sequence[Item]) -> bool:
+        return all(count <= min(self._text.count(span) for span in item[1:]) for item, count in Counter(items).items())
+
+    def _item(self, body: str) -> Item | None:
         head, *rest = split_unescaped(body, ":", at_most=1)
         if head not in self._labels or not rest:
             return None
@@ -76,13 +126,8 @@ class Grammar:
             return None
         return self._labels[head], *(resolve(span) for span in spans if span)
 
-    def _item_begins(self, piece: str, *, first: bool) -> bool:
-        if not first and not piece:
-            return True
-        body = piece if first else _after_blank(piece)
-        if body is None:
-            return False
-        head, *rest = split_unescaped(body, ":", at_most=1)
+    def _may_follow(self, items: Sequence[Item], begun: str) -> bool:
+        head, *rest = split_unescaped(begun, ":", at_most=1)
         if not rest:
             return any(label.startswith(head) for label in self._labels)
         if head not in self._labels:
@@ -93,8 +138,8 @@ class Grammar:
             return False
         if not last:
             return True
-        begun = _after_blank(last)
-        return begun is not None and self._span_begins(begun)
+        span = _after_blank(last)
+        return span is not None and self._span_begins(span)
 
     def _split(self, spans: str) -> list[str]:
         return split_unescaped(spans, ",") if self._spans > 1 else [spans]

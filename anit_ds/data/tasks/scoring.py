@@ -20,6 +20,7 @@ class Score:
     `micro_f1`, `precision`, `recall`: from global true and false positives and negatives; the empty set is no item.
     `micro_f1_with_none`: the same where an empty set counts as one item, `None`.
     `macro_f1`: the mean F1 of the labels that are gold or predicted at least once.
+    `subset_accuracy`: the share of answers that state all gold items and nothing else.
     `parse_failures`: the share of answers with a piece that could not be understood.
     `per_type`: for each label {precision, recall, f1, support}; malformed pieces belong to no label.
     `n`: the number of answers.
@@ -30,6 +31,7 @@ class Score:
     recall: float
     micro_f1_with_none: float
     macro_f1: float
+    subset_accuracy: float
     parse_failures: float
     per_type: dict[str, dict[str, float]]
     n: int
@@ -76,9 +78,11 @@ def score(gold: Sequence[Sequence[Item]], predicted: Sequence[Parsed]) -> Score:
     """
     if len(gold) != len(predicted):
         raise ValueError(f"{len(gold)} gold sets and {len(predicted)} predictions: there must be one each")
-    tallies, failures = _Tallies(), 0
+    tallies, exact, failures = _Tallies(), 0, 0
     for items, answer in zip(gold, predicted, strict=True):
-        _count(tallies, Counter(items), Counter(answer.items), answer.malformed)
+        expected, said = Counter(items), Counter(answer.items)
+        _count(tallies, expected, said, answer.malformed)
+        exact += expected == said and not answer.malformed
         failures += answer.malformed > 0
     per_type = {label: _row(tally) for label, tally in sorted(tallies.by_label.items())}
     return Score(
@@ -87,6 +91,7 @@ def score(gold: Sequence[Sequence[Item]], predicted: Sequence[Parsed]) -> Score:
         recall=tallies.overall.recall,
         micro_f1_with_none=tallies.with_none.f1,
         macro_f1=sum(row["f1"] for row in per_type.values()) / max(1, len(per_type)),
+        subset_accuracy=exact / len(gold) if gold else 0.0,
         parse_failures=failures / len(gold) if gold else 0.0,
         per_type=per_type,
         n=len(gold),

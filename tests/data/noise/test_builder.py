@@ -166,13 +166,6 @@ def test_robustness_splits_bend_every_instruction(kind: str) -> None:
     assert noisy_split(clean[:5], kind, 0.2, 1, opposites=opposites) == noisy[:5] or kind == "padding"
 
 
-def test_labels_without_words_are_named() -> None:
-    data = corpus()
-    data.labels = ("0", "sarcastic")
-    with pytest.raises(InputError, match="the data has 'sarcastic'"):
-        build_noisy_set(data, Recipe(load_instructions("sst2"), "detailed", NoiseConfig(), DistortionConfig(), seed=1))
-
-
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write there"):

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from anit_ds.data.corpora import dataset_info, load_corpus
 from anit_ds.data.instructions import load_instructions
 from anit_ds.data.tasks import TASKS, Parsed
+from anit_ds.data.tasks.answers import fold
 from anit_ds.errors import InputError
 
 WORDS = {"/people/person/place_lived": "place lived", "POS": "positive", "a:b": "odd: label"}
-SET_TASKS = [name for name in TASKS if name != "classification"]
+EXTRACTION = [name for name, task in TASKS.items() if len(task.item_fields) > 1]
 AWKWARD = "\\;:,\"' \n\r\tN\u2028\u00a0é😀"
 SPANS = st.text(min_size=1) | st.text(AWKWARD, min_size=1)
 ANSWERS = st.text() | st.text("positve lacd;:,\\\n ", max_size=80) | st.from_regex(r"(positive: a[,;:\\]? ?){0,5}")
@@ -42,13 +43,48 @@ def items_of(task: str) -> st.SearchStrategy[list[tuple[str, ...]]]:
     return st.lists(st.tuples(st.sampled_from(list(WORDS)), *[SPANS] * fields))
 
 
-@pytest.mark.parametrize("task", SET_TASKS)
+@pytest.mark.parametrize("task", EXTRACTION)
 @given(data=st.data())
 def test_any_items_survive_rendering_and_parsing(task: str, data: st.DataObject) -> None:
     items = data.draw(items_of(task))
     answer = TASKS[task].render(items, WORDS)
     assert "\n" not in answer and answer == answer.strip()  # what surrounds an answer is lost in decoding
     assert TASKS[task].parse(answer, WORDS) == Parsed(tuple(items))
+
+
+LABEL_WORDS = st.lists(
+    (st.text(AWKWARD.replace("\n", ""), min_size=1) | st.text(min_size=1)).map(lambda words: words.strip(" \n.")),
+    unique_by=fold,
+    min_size=1,
+    max_size=6,
+).filter(lambda all_words: {"", "none"}.isdisjoint(map(fold, all_words)))
+
+
+@given(said=LABEL_WORDS, data=st.data())
+def test_any_set_of_labels_has_one_answer(said: list[str], data: st.DataObject) -> None:
+    words = {f"raw {place}": one for place, one in enumerate(said)}
+    labels = data.draw(st.lists(st.sampled_from(list(words)), unique=True))
+    task, items = TASKS["multilabel"], [(label,) for label in labels]
+    answer = task.render(items, words)
+    assert "\n" not in answer and answer == answer.strip()
+    assert task.parse(answer, words) == Parsed(tuple(item for item in ((raw,) for raw in words) if item in items))
+    assert task.render(items[::-1], words) == answer, "in whatever order the data has them"
+
+
+@pytest.mark.parametrize(
+    ("answer", "parsed"),
+    [
+        ("None", Parsed(())),
+        ("", Parsed((), malformed=1)),
+        (" POSITIVE;place  lived.\nand so on", Parsed((("POS",), ("/people/person/place_lived",)))),
+        ("positive; positive; odd: label", Parsed((("POS",), ("a:b",)))),
+        ("positive; rude; None;", Parsed((("POS",),), malformed=2)),
+        ("positive, place lived", Parsed((), malformed=1)),
+        ("positive: a", Parsed((), malformed=1)),
+    ],
+)
+def test_what_an_answer_with_labels_means(answer: str, parsed: Parsed) -> None:
+    assert TASKS["multilabel"].parse(answer, WORDS) == parsed
 
 
 @pytest.mark.parametrize("dataset", ["wnut17", "scierc", "webnlg", "sst2", "agnews", "14lap", "14res"])

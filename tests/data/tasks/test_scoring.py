@@ -8,7 +8,8 @@ import pytest
 from corruptions import corrupt_items, corrupt_tags, entities, numbered
 from seqeval.metrics import f1_score as seqeval_f1
 from seqeval.scheme import IOB2
-from sklearn.metrics import f1_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from anit_ds.data.tasks import Parsed, score
 
@@ -24,7 +25,7 @@ def test_hits_misses_and_malformed_pieces_by_hand() -> None:
     assert (result.precision, result.recall, result.micro_f1) == (1 / 3, 1 / 3, 1 / 3)
     # With None counted the last answer is a hit and the second gold set is one item more.
     assert result.micro_f1_with_none == 2 * 2 / (4 + 5)
-    assert result.parse_failures == 1 / 3
+    assert result.parse_failures == 1 / 3 and result.subset_accuracy == 1 / 3
     assert result.per_type["A"] == {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2}
 
 
@@ -50,6 +51,20 @@ def test_labels_agree_with_scikit_learn() -> None:
     for i, label in enumerate(TYPES):
         row = result.per_type[label]
         assert list(row.values()) == pytest.approx([precision[i], recall[i], f1[i], support[i]], abs=1e-12)
+
+
+def test_sets_of_labels_agree_with_scikit_learn_on_an_indicator_matrix() -> None:
+    rng = random.Random(4)
+    sets = [[label for label in TYPES if rng.random() < 0.3] for _ in range(2000)]
+    said = [[label for label in TYPES if (label in labels) ^ (rng.random() < 0.1)] for labels in sets]
+    result = score([[(x,) for x in labels] for labels in sets], [Parsed(tuple((x,) for x in some)) for some in said])
+    binarizer = MultiLabelBinarizer(classes=TYPES)
+    gold, predicted = binarizer.fit_transform(sets), binarizer.transform(said)
+    for average, ours in (("micro", result.micro_f1), ("macro", result.macro_f1)):
+        assert ours == pytest.approx(f1_score(gold, predicted, average=average), abs=1e-12)
+    assert result.subset_accuracy == pytest.approx(accuracy_score(gold, predicted), abs=1e-12)
+    for label, *expected in zip(TYPES, *precision_recall_fscore_support(gold, predicted), strict=True):
+        assert list(result.per_type[label].values()) == pytest.approx(expected, abs=1e-12)
 
 
 def _tagged_sentence(rng: random.Random) -> tuple[list[str], list[str]]:
