@@ -87,7 +87,9 @@ class Columns(Section):
     """A name for each example, unique in its split; by default they are counted."""
 
     @model_validator(mode="after")
-    def _a_separator_is_for_one_column(self) -> Columns:
+    def _labels_have_columns(self) -> Columns:
+        if self.label == ():
+            raise ValueError("label: names no column")
         if self.separator is not None and not isinstance(self.label, str):
             raise ValueError("separator: is for labels in one column, which `label` names")
         return self

@@ -36,6 +36,7 @@ OBJECTS: dict[str, list[Any]] = {
         {"msg": "Ada", "spans": [{"start": 0, "end": 3, "label": "x"}]},
         {"msg": "b", "spans": [[0, 1, "y"]]},
     ],
+    "tags.jsonl": [{"msg": "a", "tags": ["x", "y"]}, {"msg": "b", "tags": []}],
     "scierc": [_SCIERC],
     "nyt24": [_TRIPLE, {"text": "nothing", "triple_list": []}],
 }
@@ -49,9 +50,15 @@ FILES: dict[str, list[str]] = {
     "nyt24": [json.dumps([_TRIPLE] * 3, indent=1)],
     "webnlg": [json.dumps([_TRIPLE])],
     "own.csv": ['msg,spans\na,\n"b ""c""\nd","[[0, 1, ""x""]]"\n', "x;msg;spans\n1;b;[]\n"],
+    "tags.csv": ['msg,tags\na,\n"b","[""x"", ""y""]"\n'],
+    "flags.csv": ["msg,rude,sad\na,1,0\nb,0.0,true\n"],
     "own.tsv": ['msg\tspans\nAda "\t[[0, 3, "x"]]\n'],
 }
-_OWN = Columns(text="msg", entities="spans")
+_OWN = {
+    "own": Columns(text="msg", entities="spans"),
+    "tags": Columns(text="msg", label="tags"),
+    "flags": Columns(text="msg", label=("rude", "sad")),
+}
 HUB: dict[str, list[dict[str, Any]]] = {
     "conll2003": [{"tokens": ["Peter", "in", "Rome"], "ner_tags": [1, 0, 5]}, {"tokens": ["a"], "tags": ["B-PER"]}],
     "ontonotes5": [{"sentences": [{"words": ["Xinhua", "today"], "named_entities": [7, 15]}]}],
@@ -65,7 +72,7 @@ HUB: dict[str, list[dict[str, Any]]] = {
 
 
 def _info(dataset: str) -> DatasetInfo:
-    return dataset_info(dataset, _OWN if dataset.startswith("own") else None)
+    return dataset_info(dataset, _OWN.get(dataset.partition(".")[0]))
 
 
 def _content(odd: Odd, dataset: str) -> bytes:
@@ -130,7 +137,8 @@ def test_files(fuzz_cases: int, tmp_path: Path, capsys: pytest.CaptureFixture[st
         content = _content(odd, dataset)
         path = tmp_path / ("x.gold_conll" if dataset == "ontonotes5" and b"begin" in content else f"data-{dataset}")
         path.write_bytes(content)
-        task = "ner" if dataset.startswith("own") else _info(dataset).task
+        own = {"own": "ner", "tags": "multilabel", "flags": "multilabel"}
+        task = own.get(dataset.partition(".")[0]) or _info(dataset).task
         faults = Faults(odd.rng.choice(["raise", "skip"]), task)
         try:
             outcomes[_outcome(_info(dataset).reader(path, faults), faults, task)] += 1
@@ -163,4 +171,4 @@ def test_hub_rows(fuzz_cases: int, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def _hub_rows(dataset: str, faults: Faults) -> Iterable[Row]:
-    yield from hub_splits(dataset, DATASETS[dataset], "owner/name")["train"](faults)
+    yield from hub_splits(dataset, DATASETS[dataset], "owner/name", faults.task)["train"](faults)
