@@ -381,6 +381,8 @@ def test_a_record_of_a_version_with_fewer_fields_still_counts(make_config: Calla
     assert not same_result({**recorded, "train.warmup": 0.5}, config), "a default that has changed since"
     assert not same_result({**recorded, "train.gone": 1}, config)
     assert "train.lr" in chosen(config) and "train.adam_eps" not in chosen(config)
+    columns = make_config(**{"data.columns": {"label": "stars"}})
+    assert "data.columns.label" in chosen(columns) and "data.columns.separator" not in identity(columns)
 
 
 def test_a_screen_reads_dev_alone_draws_each_step_and_goes_on_with_the_best(write, monkeypatch: pytest.MonkeyPatch):
