@@ -16,6 +16,7 @@ of it becomes a control token, and a chat template that changes it is refused.
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,12 +45,13 @@ _logger = logging.getLogger(__name__)
 class Encoded:
     """A tokenised sample: its key (see `sample_key`), prompt and answer as token ids, and what training weighs it by.
 
-    `answer` ends with EOS; tokens `instruction[0]` to `instruction[1]` of `prompt` are the instruction.
+    The ids are arrays: a list takes nine times the memory, on every rank. `answer` ends with EOS; tokens
+    `instruction[0]` to `instruction[1]` of `prompt` are the instruction.
     """
 
     key: int
-    prompt: list[int]
-    answer: list[int]
+    prompt: Sequence[int]
+    answer: Sequence[int]
     instruction: tuple[int, int]
     distortion: float
     dataset: str
@@ -139,7 +141,8 @@ class PromptEncoder:
                     self.left_out.add(of_text)
                     continue
                 self.cut["train"].add(of_text)
-            yield Encoded(sample_key(sample.id), ids, answer, span, sample.distortion, sample.dataset)
+            prompt, ended = array("i", ids), array("i", answer)
+            yield Encoded(sample_key(sample.id), prompt, ended, span, sample.distortion, sample.dataset)
 
     def _prompts(self, samples: list[Sample]) -> list[tuple[list[int], tuple[int, int]]]:
         """Each sample's prompt as token ids, and where among them its instruction is."""
