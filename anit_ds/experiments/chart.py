@@ -28,14 +28,17 @@ def draw_methods(figure: Figure, table: Table, column: int) -> bool:
     compared = any(entry.difference for _, entry in drawn)
     left, *right = figure.subplots(1, 1 + compared, sharey=True, squeeze=False)[0]
     figure.suptitle(table.columns[column], fontsize=10)
+    most = max((entry.seeds for _, entry in drawn), default=0)
     level = next((entry.score.mean for name, entry in drawn if name == BASELINE), None)
     if level is not None:
         left.axvline(100 * level, linestyle=":", linewidth=1, color="grey")
     for axes in right:
         axes.axvline(0, linestyle=":", linewidth=1, color="grey")
         axes.set_xlabel(f"less {BASELINE}, in points", fontsize=8)
+        axes.patch.set_visible(False)  # or it would hide the end of a long name
     for place, (name, entry) in enumerate(drawn):
-        label = left.text(0, place - 0.36, name, transform=left.get_yaxis_transform(), fontsize=8, va="center")
+        of = f" ({entry.seeds} of {most} seeds)" if entry.seeds < most else ""
+        label = left.text(0, place - 0.36, name + of, transform=left.get_yaxis_transform(), fontsize=8, va="center")
         label.set_in_layout(False)  # a long one may reach above the other panel's marks
         _mark(left, place, entry.score, "C0")
         for axes in right:

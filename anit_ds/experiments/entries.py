@@ -25,11 +25,13 @@ SHARED_WITH_BASELINE = ("instructions", "fraction", "model")
 
 @dataclass(frozen=True)
 class Entry:
-    """A mean over seeds, and where there is a baseline its paired difference; `significant` is Holm-corrected."""
+    """A mean over `seeds` of them, and where there is a baseline its paired difference; `significant` is
+    Holm-corrected."""
 
     score: Interval
     difference: Interval | None = None
     significant: bool = False
+    seeds: int = 1
 
     def __str__(self) -> str:
         return " ".join(text for text in (self.mean, self.interval, self.gain) if text)
@@ -74,6 +76,7 @@ def compared(
 ) -> list[str | Entry]:
     """A row of entries: `group` in each column, and beside `baseline` on the seeds that both have."""
     found: dict[int, tuple[Interval, Interval | None]] = {}
+    seeds: dict[int, int] = {}
     for number, column in enumerate(columns):
         ours = _by_seed(group, column)
         if not ours:
@@ -84,10 +87,11 @@ def compared(
         shared = [seed for seed in ours if seed in theirs and _alike(ours[seed], theirs[seed])]
         apart = [_less(ours[seed], theirs[seed]) for seed in shared]
         found[number] = _mean(list(ours.values())), _mean(apart) if apart else None
+        seeds[number] = len(ours)
     asked = {number: gain.p for number, (_, gain) in found.items() if gain and math.isfinite(gain.p)}
     corrected = statistics.holm(asked)
     return [
-        Entry(*found[number], significant=corrected.get(number, 1.0) < SIGNIFICANT) if number in found else NOTHING
+        Entry(*found[number], corrected.get(number, 1.0) < SIGNIFICANT, seeds[number]) if number in found else NOTHING
         for number in range(len(columns))
     ]
 
@@ -107,23 +111,25 @@ def _by_seed(results: Iterable[Result], column: Column) -> dict[int, Terms | flo
 
 def _alike(ours: Terms | float, theirs: Terms | float) -> bool:
     if isinstance(ours, float) or isinstance(theirs, float):
-        return isinstance(ours, float) and isinstance(theirs, float)
+        return True
     return [len(counts) for _, counts in ours] == [len(counts) for _, counts in theirs]
 
 
 def _less(ours: Terms | float, theirs: Terms | float) -> Terms | float:
     if isinstance(ours, float) or isinstance(theirs, float):
-        assert isinstance(ours, float) and isinstance(theirs, float)
-        return ours - theirs
+        return _bare(ours) - _bare(theirs)
     return [*ours, *((-weight, counts) for weight, counts in theirs)]
 
 
+def _bare(run: Terms | float) -> float:
+    return run if isinstance(run, float) else statistics.plain_sum(run)
+
+
 def _mean(runs: Sequence[Terms | float]) -> Interval:
-    """Over seeds; without counts there is no interval."""
-    bare = [run for run in runs if isinstance(run, float)]
-    if bare:
-        return Interval(sum(bare) / len(bare), math.nan, math.nan)
+    """Over seeds; where one of them has no counts there is no interval."""
     sums = [run for run in runs if not isinstance(run, float)]
+    if len(sums) < len(runs):
+        return Interval(sum(map(_bare, runs)) / len(runs), math.nan, math.nan)
     weights = [weight for weight, _ in sums[0]]
     return statistics.combination([(w, [run[term][1] for run in sums]) for term, w in enumerate(weights)])
 
@@ -137,6 +143,11 @@ def notes(results: Sequence[Result], rows: Sequence[Sequence[str | Entry]]) -> l
     said = [f"{count}; intervals are 95% bootstraps over examples and seeds" if drawn else count]
     if len(seeds) <= 3:
         said.append(f"{count} alone prove{'s' if len(seeds) == 1 else ''} nothing: read the intervals")
+    columns = [[cell.seeds for cell in column if isinstance(cell, Entry)] for column in zip(*rows, strict=True)]
+    if any(len(set(column)) > 1 for column in columns):
+        said.append(
+            "not every method ran with every seed: compare the differences, which are paired, and not the means"
+        )
     if any(entry.difference for entry in entries):
         several = max(sum(isinstance(cell, Entry) for cell in row) for row in rows) > 1
         over = ", Holm-corrected over the columns of a row" if several else ""

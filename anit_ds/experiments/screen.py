@@ -1,16 +1,17 @@
 """The screen of settings on dev: which of many arms is worth a comparison, before any test split is read.
 
 A table with a row for each arm and, for each data set, the mean dev score and the dev loss of the gold answers beside
-`sft`'s on the same seeds; and a figure of dev score, cosine of delta1 and g, and adversarial loss against the attack's
-step, a line for each size of the random start.
+`sft`'s on the same seeds; and a figure of both, cosine of delta1 and g, and adversarial loss against the attack's step,
+a line for each size of the random start. Arms run with unequally many seeds, so only what is paired is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from anit_ds.experiments.entries import BASELINE, NOTHING, Entry, Table
@@ -62,34 +63,51 @@ def _mean(values: Sequence[float | None]) -> str:
 
 
 def draw_screen(figure: Figure, results: Sequence[Result]) -> bool:
-    """Dev score, cosine and adversarial loss (rows) against the step, for each data set (columns)."""
+    """Dev score and loss beside sft's on the same seeds, cosine and adversarial loss (rows) against the step, for each
+    data set (columns)."""
     stepped = [r for r in results if _step(r) is not None]
     datasets = list(dict.fromkeys(r["dataset"] for r in stepped))
     if not datasets:
         return False
-    panels = figure.subplots(3, len(datasets), sharex=True, squeeze=False)
+    base = {(r["dataset"], r["seed"]): r for r in results if r["arm"] == BASELINE}
+    drawn: list[tuple[str, Callable[[Result, Result | None], float | None]]] = [
+        (f"dev F1 less {BASELINE}'s", lambda r, sft: _less(r, sft, "dev_micro_f1", 100)),
+        (f"dev NLL less {BASELINE}'s", lambda r, sft: _less(r, sft, "dev_nll", 1)),
+        ("cosine of delta1 and g", lambda r, _: r["attack"].get("nrm/cosine")),
+        ("adversarial loss", lambda r, _: r["attack"].get("loss/adversarial")),
+    ]
+    colours = {line: colormaps["tab20"](place) for place, line in enumerate(sorted({_line(r) for r in stepped}))}
+    panels = figure.subplots(len(drawn), len(datasets), sharex=True, squeeze=False)
     for dataset, column in zip(datasets, panels.T, strict=True):
         own = [r for r in stepped if r["dataset"] == dataset]
         for line, group in sorted(grouped(own, _line).items()):
-            points = sorted(grouped(group, lambda r: float(_step(r) or 0)).items())
-            x = [step for step, _ in points]
-            column[0].plot(
-                x, [100 * mean(r["dev_micro_f1"] for r in some) for _, some in points], marker="o", label=line
-            )
-            for axes, name in ((column[1], "nrm/cosine"), (column[2], "loss/adversarial")):
-                known = [(step, [r["attack"][name] for r in some if name in r["attack"]]) for step, some in points]
-                drawn = [(step, mean(values)) for step, values in known if values]
-                if drawn:
-                    axes.plot(*zip(*drawn, strict=True), marker="o", label=line)
-        level = [r["dev_micro_f1"] for r in results if (r["dataset"], r["arm"]) == (dataset, BASELINE)]
-        if level:
-            column[0].axhline(100 * mean(level), linestyle=":", color="grey", label=BASELINE)
-        column[0].set(title=dataset, ylabel="dev micro-F1 (%)")
-        column[1].set(ylabel="cosine of delta1 and g")
-        column[2].set(ylabel="adversarial loss", xlabel="step, in units of eps_unit", xscale="log")
-    lines = {line.get_label(): line for line in panels[0][-1].get_lines() + panels[0][0].get_lines()}
+            for axes, (_, value) in zip(column, drawn, strict=True):
+                at: dict[float, list[float]] = {}
+                for r in group:
+                    if (y := value(r, base.get((dataset, r["seed"])))) is not None:
+                        at.setdefault(float(_step(r) or 0), []).append(y)
+                if at:
+                    axes.plot(
+                        *zip(*((x, mean(at[x])) for x in sorted(at)), strict=True),
+                        marker="o",
+                        color=colours[line],
+                        label=line,
+                    )
+        for axes, (label, _) in zip(column, drawn, strict=True):
+            axes.set(ylabel=label, xscale="log")
+        for axes in column[:2]:
+            axes.axhline(0, linestyle=":", color="grey")
+        column[0].set(title=dataset)
+        column[-1].set(xlabel="step, in units of eps_unit")
+    lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines() if line.get_label()[0] != "_"}
     figure.legend(lines.values(), lines.keys(), loc="outside lower left", fontsize=7)
     return True
+
+
+def _less(own: Result, base: Result | None, key: str, scale: float) -> float | None:
+    if base is None or own.get(key) is None or base.get(key) is None:
+        return None
+    return float(scale * (own[key] - base[key]))
 
 
 def _step(result: Result) -> float | None:
@@ -108,4 +126,7 @@ def _line(result: Result) -> str:
         value = config.get(f"method.{field}")
         if value is not None and result["method"] == "anit":
             said.append(f"{field} {value}")
+    said += [f"{config['train.epochs']:g} epochs"]
+    if (views := config.get("noise.views", 1)) > 1:
+        said.append(f"{config['noise.train_on']} of {views} views")
     return ", ".join([*said, f"noise {result['noise']}"])

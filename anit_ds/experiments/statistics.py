@@ -75,6 +75,11 @@ def combination(terms: Sequence[tuple[float, Runs]]) -> Interval:
     return Interval(mean, *_percentiles(drawn), p=float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))))
 
 
+def plain_sum(terms: Sequence[tuple[float, Sequence[Sequence[int]]]]) -> float:
+    """The sum of weight x micro-F1 over terms of one run, without an interval."""
+    return sum(weight * float(micro_f1(np.asarray(counts, dtype=np.float64))) for weight, counts in terms)
+
+
 def score(runs: Runs) -> Interval:
     """Mean micro-F1 of runs with its interval."""
     return replace(combination([(1, runs)]), p=float("nan"))

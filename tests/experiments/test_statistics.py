@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
+from anit_ds.experiments.entries import compared
 from anit_ds.experiments.statistics import combination, difference, example_counts, holm, micro_f1, score
 
 RNG = np.random.default_rng(0)
@@ -87,3 +90,19 @@ def test_holms_correction_on_a_worked_example():
     corrected = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
     assert corrected == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
     assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+
+
+def test_a_mean_over_runs_with_and_without_counts_is_of_all_of_them():
+    """Records of older versions kept no counts: then there is no interval, and every seed still counts once."""
+    shared = {"instructions": "concise", "fraction": 1.0, "model": "m", "dataset": "d"}
+
+    def run(seed: int, value: object) -> dict[str, object]:
+        return {**shared, "seed": seed, "value": value}
+
+    half, three_quarters = [[hit, 1, 1] for hit in (1, 1, 0, 0)], [[hit, 1, 1] for hit in (1, 1, 1, 0)]
+    ours = [run(1, 0.9), run(2, [(1, three_quarters)])]
+    theirs = [run(1, [(1, half)]), run(2, [(1, half)])]
+    (entry,) = compared(ours, theirs, [lambda r: r["value"]], is_baseline=False)
+    assert entry.score.mean == pytest.approx((0.9 + 0.75) / 2) and entry.seeds == 2
+    assert entry.difference.mean == pytest.approx((0.4 + 0.25) / 2)
+    assert math.isnan(entry.score.low) and math.isnan(entry.difference.low)
