@@ -39,8 +39,8 @@ def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[
     lengths = [sum(len(view) for view in views) for views in encoded]
 
     def loss_of(view: Encoded) -> float:
-        ids = torch.tensor([view.prompt + view.answer])
-        labels = torch.tensor([[-100] * len(view.prompt) + view.answer])
+        ids = torch.tensor([[*view.prompt, *view.answer]])
+        labels = torch.tensor([[-100] * len(view.prompt) + [*view.answer]])
         return model(ids, labels=labels).loss.item()
 
     plans = [plan_epoch(lengths, train.global_batch, seed=train.seed, epoch=e) for e in range(int(train.epochs))]
