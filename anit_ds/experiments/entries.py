@@ -75,8 +75,7 @@ def compared(
     group: Sequence[Result], baseline: Sequence[Result], columns: Sequence[Column], *, is_baseline: bool
 ) -> list[str | Entry]:
     """A row of entries: `group` in each column, and beside `baseline` on the seeds that both have."""
-    found: dict[int, tuple[Interval, Interval | None]] = {}
-    seeds: dict[int, int] = {}
+    found: dict[int, tuple[Interval, Interval | None, int]] = {}
     for number, column in enumerate(columns):
         ours = _by_seed(group, column)
         if not ours:
@@ -86,14 +85,13 @@ def compared(
         theirs = {} if is_baseline else _by_seed(beside, column)
         shared = [seed for seed in ours if seed in theirs and _alike(ours[seed], theirs[seed])]
         apart = [_less(ours[seed], theirs[seed]) for seed in shared]
-        found[number] = _mean(list(ours.values())), _mean(apart) if apart else None
-        seeds[number] = len(ours)
-    asked = {number: gain.p for number, (_, gain) in found.items() if gain and math.isfinite(gain.p)}
+        found[number] = _mean(list(ours.values())), _mean(apart) if apart else None, len(ours)
+    asked = {number: gain.p for number, (_, gain, _) in found.items() if gain and math.isfinite(gain.p)}
     corrected = statistics.holm(asked)
-    return [
-        Entry(*found[number], corrected.get(number, 1.0) < SIGNIFICANT, seeds[number]) if number in found else NOTHING
-        for number in range(len(columns))
-    ]
+    row: list[str | Entry] = [NOTHING] * len(columns)
+    for number, (score, gain, seeds) in found.items():
+        row[number] = Entry(score, gain, corrected.get(number, 1.0) < SIGNIFICANT, seeds)
+    return row
 
 
 def _by_seed(results: Iterable[Result], column: Column) -> dict[int, Terms | float]:

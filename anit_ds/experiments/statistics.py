@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
 _AT_ONCE = 250  # weightings of ten thousand examples are 20 MB
@@ -70,14 +70,14 @@ def combination(terms: Sequence[tuple[float, Runs]]) -> Interval:
     if len({len(each) for each in counts}) > 1:
         raise ValueError(f"a sum needs equal seeds, not {' and '.join(str(len(each)) for each in counts)}")
     drawn = sum(weight * _resampled(each).mean(axis=1) for weight, each in zip(weights, counts, strict=True))
-    mean = sum(weight * float(micro_f1(each).mean()) for weight, each in zip(weights, counts, strict=True))
+    mean = plain_sum(list(zip(weights, counts, strict=True)))
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return Interval(mean, *_percentiles(drawn), p=float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))))
 
 
-def plain_sum(terms: Sequence[tuple[float, Sequence[Sequence[int]]]]) -> float:
-    """The sum of weight x micro-F1 over terms of one run, without an interval."""
-    return sum(weight * float(micro_f1(np.asarray(counts, dtype=np.float64))) for weight, counts in terms)
+def plain_sum(terms: Sequence[tuple[float, ArrayLike]]) -> float:
+    """The sum of weight x mean micro-F1 over terms, counts [..., examples, 3], without an interval."""
+    return sum(weight * float(micro_f1(np.asarray(counts, dtype=np.float64)).mean()) for weight, counts in terms)
 
 
 def score(runs: Runs) -> Interval:

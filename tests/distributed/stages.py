@@ -20,20 +20,17 @@ _TWO_STEPS = {
 
 
 def assert_every_stage_is_a_plain_loop(
-    make_config: Callable[..., Config],
-    cases: Mapping[str, Mapping[str, Any]],
-    weights_file: str,
-    at_all_stages: str = "anit",
+    make_config: Callable[..., Config], cases: Mapping[str, Mapping[str, Any]], weights_file: str
 ) -> None:
     """cases: a label, which begins with the name of the formula, and what it changes in the configuration. They run at
-    ZeRO 0 and 3, the two ways in which gradients come together, and one of them at 1 and 2 as well.
+    ZeRO 0 and 3, the two ways in which gradients come together, and "anit" at 1 and 2 as well.
     weights_file: where a run keeps its best weights."""
     expected, runs = {}, {}
     for label, changes in cases.items():
         shape = {**_TWO_STEPS, **changes}
         formula = formulas()[label.partition("-")[0]]
         expected[label], _ = plain_loop(make_config(f"{label}-reference", **shape), formula)
-        for stage in range(4) if label == at_all_stages else (0, 3):
+        for stage in range(4) if label == "anit" else (0, 3):
             zero = {"zero_optimization": {"stage": stage}}
             runs[label, stage] = make_config(f"{label}-{stage}", **shape, deepspeed=zero)
     run_ranks(2, *runs.values())

@@ -1,4 +1,4 @@
-"""Every weight trained on two ranks at every ZeRO stage, with the table that embeddings and head share: a plain loop's
+"""Every weight trained on two ranks at ZeRO stages, with the table that embeddings and head share: a plain loop's
 result, for methods that reach the embeddings in different ways."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every method's first two steps, on two ranks at every ZeRO stage, against a hand-written PyTorch loop."""
+"""Every method's first two steps, on two ranks at ZeRO stages, against a hand-written PyTorch loop."""
 
 from __future__ import annotations
 
