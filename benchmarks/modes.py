@@ -324,7 +324,9 @@ class _TransformersTrainer:
         self.model = self.trainer.accelerator.prepare(self.trainer.model)
 
     def collate(self, samples: Sequence[Encoded], beta: float) -> tuple[dict[str, Tensor], int]:
-        rows = [{"input_ids": s.prompt + s.answer, "labels": [IGNORE] * len(s.prompt) + s.answer} for s in samples]
+        rows = [
+            {"input_ids": [*s.prompt, *s.answer], "labels": [*[IGNORE] * len(s.prompt), *s.answer]} for s in samples
+        ]
         inputs = {k: v.to(self.trainer.args.device) for k, v in self.trainer.data_collator(rows).items()}
         return inputs, inputs["attention_mask"].numel()
 
