@@ -7,7 +7,6 @@ to the method, and calls `engine.step`. What surrounds it is loading, resuming, 
 from __future__ import annotations
 
 import hashlib
-import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from anit_ds.adversarial import Batch, Method, PerturbableLM, StepStats, build_method, embedding_scale
+from anit_ds.adversarial import Batch, Method, PerturbableLM, StepStats
 from anit_ds.config import Config
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData, forget_epochs
@@ -26,16 +25,7 @@ from anit_ds.errors import TrainingFailed
 from anit_ds.evaluation import Evaluator, Interrupted
 from anit_ds.files import write_atomically
 from anit_ds.identity import configuration_hash
-from anit_ds.modeling import (
-    check_tables,
-    load_model,
-    load_tokenizer,
-    make_trainable,
-    peft_config,
-    resolve_dtype,
-    use_activation_checkpointing,
-    with_fields_of_init_from,
-)
+from anit_ds.modeling import load_tokenizer, peft_config, resolve_dtype, with_fields_of_init_from
 from anit_ds.onewriter import only_writer
 from anit_ds.ranks import distributed
 from anit_ds.ranks.signals import Signals
@@ -52,20 +42,12 @@ from anit_ds.training.checkpoint import (
     restore_best,
     save_checkpoint,
 )
-from anit_ds.training.engine import (
-    build_engine,
-    deepspeed_config,
-    learning_rate,
-    sharded_loading,
-    take_step,
-    whole_weights,
-    zero_stage,
-)
+from anit_ds.training.engine import deepspeed_config, learning_rate, take_step
 from anit_ds.training.feed import Feed
 from anit_ds.training.length import Length, check_longer, told_of_longer
 from anit_ds.training.lost import LostSteps
+from anit_ds.training.model import build_model
 from anit_ds.training.monitor import Monitor, peak_memory_mb
-from anit_ds.training.schedule import choose_schedule
 from anit_ds.training.scores import Best, Scores
 from anit_ds.training.summary import finished
 from anit_ds.training.trackers import check_installed
@@ -120,6 +102,7 @@ class Trainer:
     step: int  # optimizer steps made
     saved: int  # those that the last checkpoint has
     spent: float  # seconds of training before this start
+    begun: float  # when training would have begun in one go, on the process's clock
     before: float | None  # the untouched model's score, where it was asked for
     earlier: list[int]  # the steps that it was to make before it was asked for more
     dev_due: bool  # whether a signal cut the evaluation on dev short that belongs to this step
@@ -161,7 +144,8 @@ class Trainer:
             said = forecast(config, [view for views in self.feed.samples for view in views])
             if said:
                 distributed.logger().info(said)
-        self.lm, self.method = self._load_model(ds_config)
+        self.config, self.lm, self.method = build_model(config, self.feed, ds_config, self.dtype, self.length.steps)
+        self.feed.config = self.config  # the schedule decides whether batches are packed
         state = self._resume()
         self.step = self.saved = state.get("step", 0)
         if was:
@@ -184,40 +168,6 @@ class Trainer:
             forget_epochs(self.run.data, but={epoch, self.feed.epoch_of(self.saved)})
         return data
 
-    def _load_model(self, ds_config: dict[str, Any]) -> tuple[PerturbableLM, Method]:
-        config = self.config
-        with sharded_loading(ds_config):
-            # ZeRO 3 takes each weight apart as it is loaded, and wants it on the host.
-            model = load_model(config.model, self.dtype, self.feed.device if zero_stage(ds_config) < 3 else None)
-        ids = (max(*view.prompt, *view.answer) for views in self.feed.samples for view in views)
-        check_tables(model, self.feed.pad_id, ids, config.data.max_length)
-        scale = 1.0
-        if config.method.eps_unit != "absolute":
-            with whole_weights(model.get_input_embeddings()):  # type: ignore[operator]
-                scale = embedding_scale(model, config.method.eps_unit)
-        model = make_trainable(model, config)
-        if config.train.activation_checkpointing:
-            use_activation_checkpointing(model)
-        if config.method.schedule == "auto":
-            config = self._with_schedule(model, zero_stage(ds_config))
-        lm = build_engine(model, config, ds_config)
-        method = build_method(config.method, seed=config.train.seed, scale=scale, total_steps=self.length.steps)
-        lm.checkpoint_attack = config.train.checkpoint_attack
-        if config.packs:
-            lm.take_packed_batches()
-        else:
-            lm.spare_masks()
-        method.attach(lm)
-        return lm, method
-
-    def _with_schedule(self, model: nn.Module, stage: int) -> Config:
-        nodes = len(set(distributed.all_gather_objects(platform.node())))
-        schedule, why = choose_schedule(self.config, self.feed, model, stage=stage, nodes=nodes)
-        distributed.logger().info("method.schedule: auto is %s (%s)", schedule, why)
-        method = self.config.method.model_copy(update={"schedule": schedule})
-        self.config = self.feed.config = self.config.model_copy(update={"method": method})
-        return self.config
-
     @property
     def best(self) -> Path:
         """The folder of the best weights on dev."""
@@ -227,6 +177,11 @@ class Trainer:
     def module(self) -> nn.Module:
         module: nn.Module = self.lm.module
         return module
+
+    @property
+    def seconds(self) -> float:
+        """Of training, that of earlier starts included."""
+        return time.perf_counter() - self.begun
 
     def _optimizer_step(self) -> None:
         started = time.perf_counter()
@@ -267,7 +222,7 @@ class Trainer:
         if distributed.rank() == 0:
             self.run.requeue.unlink(missing_ok=True)
         self._say_what_begins()
-        started = time.perf_counter()
+        self.begun = time.perf_counter() - self.spent
         try:
             if self.config.eval.before and self.before is None:
                 with self._weights_at_hand():
@@ -283,7 +238,7 @@ class Trainer:
                     self._evaluate_dev()
                 over = self.length.is_over(self.step, self.scores.best)
                 if stop or over or self.length.checkpoints_at(self.step):
-                    self._save(self.spent + time.perf_counter() - started)
+                    self._save()
                 if stop and not over:
                     self._ask_for_requeue()
                     return None
@@ -292,10 +247,10 @@ class Trainer:
                 distributed.logger().info("%s", why)
             if not self.scores.best.step:
                 raise TrainingFailed(self._why_it_failed())
-            return self._finish(self.spent + time.perf_counter() - started)
+            return self._finish()
         except Interrupted:
             if self.dev_due:
-                self._save(self.spent + time.perf_counter() - started)
+                self._save()
             self._ask_for_requeue()
             return None
         finally:
@@ -344,7 +299,7 @@ class Trainer:
         distributed.logger().info("resumed from %s", path)
         return state
 
-    def _save(self, seconds: float) -> None:
+    def _save(self) -> None:
         self.monitor.flush()
         state = {
             "step": self.step,
@@ -352,7 +307,7 @@ class Trainer:
             "best": vars(self.scores.best),
             "before": self.before,
             "dev_due": self.dev_due,
-            "train_seconds": seconds,
+            "train_seconds": self.seconds,
             "betas": self.feed.data.betas,
             "ranks": distributed.world_size(),
             "configuration": configuration_hash(self.config),
@@ -386,7 +341,7 @@ class Trainer:
         about = {"step": self.step, "configuration": configuration_hash(self.config)}
         save_best(self.lm.engine, self.best, about)
 
-    def _finish(self, seconds: float) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
         after: dict[str, Any] | None = None
         robustness: dict[str, dict[str, float]] = {}
         if self.config.eval.test:
@@ -407,7 +362,7 @@ class Trainer:
             "steps": self.step,
             "stopped_early": self.length.why_it_stopped(self.step, self.scores.best),
             "extended_from": [steps for steps in self.earlier if steps < self.length.steps],
-            "train_seconds": round(seconds, 3),
+            "train_seconds": round(self.seconds, 3),
             "nonfinite_steps": self.lost.nonfinite,
             "scaler_skips": self.lost.scaler_skips,
             "passes": self.method.passes,

@@ -1,0 +1,57 @@
+"""The model of a run: loaded, made trainable, put under its engine, with the method that will train it attached."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from torch import nn
+
+from anit_ds.adversarial import Method, PerturbableLM, build_method, embedding_scale
+from anit_ds.config import Config
+from anit_ds.modeling import check_tables, load_model, make_trainable, use_activation_checkpointing
+from anit_ds.ranks import distributed
+from anit_ds.training.engine import build_engine, sharded_loading, whole_weights, zero_stage
+from anit_ds.training.feed import Feed
+from anit_ds.training.schedule import choose_schedule
+
+
+def build_model(
+    config: Config, feed: Feed, ds_config: dict[str, Any], dtype: torch.dtype, total_steps: int
+) -> tuple[Config, PerturbableLM, Method]:
+    """(the configuration with its schedule decided, the model under DeepSpeed, its method).
+
+    Raises InputError for a model that cannot be loaded, or not be trained on the feed's samples.
+    """
+    stage = zero_stage(ds_config)
+    with sharded_loading(ds_config):
+        # ZeRO 3 takes each weight apart as it is loaded, and wants it on the host.
+        model = load_model(config.model, dtype, feed.device if stage < 3 else None)
+    ids = (max(*view.prompt, *view.answer) for views in feed.samples for view in views)
+    check_tables(model, feed.pad_id, ids, config.data.max_length)
+    scale = 1.0
+    if config.method.eps_unit != "absolute":
+        with whole_weights(model.get_input_embeddings()):  # type: ignore[operator]
+            scale = embedding_scale(model, config.method.eps_unit)
+    model = make_trainable(model, config)
+    if config.train.activation_checkpointing:
+        use_activation_checkpointing(model)
+    if config.method.schedule == "auto":
+        config = _with_schedule(config, feed, model, stage)
+    lm = build_engine(model, config, ds_config)
+    method = build_method(config.method, seed=config.train.seed, scale=scale, total_steps=total_steps)
+    lm.checkpoint_attack = config.train.checkpoint_attack
+    if config.packs:
+        lm.take_packed_batches()
+    else:
+        lm.spare_masks()
+    method.attach(lm)
+    return config, lm, method
+
+
+def _with_schedule(config: Config, feed: Feed, model: nn.Module, stage: int) -> Config:
+    nodes = len(set(distributed.all_gather_objects(platform.node())))
+    schedule, why = choose_schedule(config, feed, model, stage=stage, nodes=nodes)
+    distributed.logger().info("method.schedule: auto is %s (%s)", schedule, why)
+    return config.model_copy(update={"method": config.method.model_copy(update={"schedule": schedule})})
