@@ -25,7 +25,7 @@ from anit_ds.errors import InputError
 from anit_ds.evaluation import plain
 from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, base_of, evaluating, in_order, texts_of
 from anit_ds.evaluation.cached import CachedLM, why_not_cached
-from anit_ds.evaluation.constrained import Constraint
+from anit_ds.evaluation.constrained import Bytes, Constraint
 from anit_ds.evaluation.prefix import Prefixes, shared_prefixes
 from anit_ds.evaluation.rows import Rows
 from anit_ds.evaluation.trie import Trie
@@ -142,7 +142,7 @@ class _Share:
         self.max_new_tokens, self.ending = max_new_tokens, ending
         self.penalty = getattr(base_of(lm.model).generation_config, "repetition_penalty", None) or 1.0
         self.replies: dict[int, Reply] = {}
-        self.tokenizer, self.constraints = tokenizer, dict[int, Constraint]()
+        self.tokenizer, self.bytes, self.constraints = tokenizer, Bytes(tokenizer), dict[int, Constraint]()
         self.longest = max(len(question.prompt) for question in questions)
         self._tries: dict[int, list[Trie]] = {}  # by the answers' identity: labels are those of many questions
 
@@ -178,7 +178,7 @@ class _Share:
         self.replies.update({i: Reply() for i in new})
         for i in new:
             if (grammar := self.questions[i].grammar) is not None:
-                self.constraints[i] = Constraint(grammar, self.tokenizer, self.ending.stops)
+                self.constraints[i] = Constraint(grammar, self.tokenizer, self.bytes, self.ending.stops)
         rows = self.lm.start([self.prefixes.which[i] for i in new])
         tries = {i: deque(self._tries_of(self.questions[i])) for i in new}
         along = all(tries.values()) and sum(len(of[0]) for of in tries.values()) <= self._room
