@@ -121,7 +121,7 @@ class Monitor:
             self._trackers.conclude(step, known)
 
     def close(self) -> None:
-        self.flush()
+        """Close the files, also where an error ends this rank alone: the others may wait for it elsewhere."""
         if self._writer is not None:
             self._writer.close()
         if self._trackers is not None:

@@ -24,18 +24,19 @@ def start(
     *configs: Config,
     die_in_save_at: int | None = None,
     stop_in: tuple[int, str] = (-1, ""),
+    fail_in: tuple[int, str] = (-1, ""),
     port: int | None = None,
     **environment: str,
 ) -> list[multiprocessing.process.BaseProcess]:
     """Start `ranks` processes that train the configurations one after the other over gloo.
 
     They meet at `port` (a free one by default) and have the variables of `environment`. With `die_in_save_at` rank 0
-    gets SIGKILL in the save of that step: weights and moments written, nothing else. With `stop_in` a rank gets SIGSTOP
-    where it first calls MODULE:NAME.
+    gets SIGKILL in the save of that step: weights and moments written, nothing else. Where it first calls MODULE:NAME a
+    rank gets SIGSTOP with `stop_in`, and an error with `fail_in`.
     """
     environment |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
     processes = [
-        _CONTEXT.Process(target=_rank, args=(rank, environment, configs, die_in_save_at, stop_in))
+        _CONTEXT.Process(target=_rank, args=(rank, environment, configs, die_in_save_at, stop_in, fail_in))
         for rank in range(ranks)
     ]
     for process in processes:
@@ -77,6 +78,7 @@ def _rank(
     configs: tuple[Config, ...],
     die_in_save_at: int | None,
     stop_in: tuple[int, str],
+    fail_in: tuple[int, str],
 ) -> None:
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     Path(configs[0].out).mkdir(parents=True, exist_ok=True)
@@ -88,10 +90,11 @@ def _rank(
         gc.freeze()  # what is imported is not looked through again: ZeRO 3 collects garbage in each of its starts
         if rank == 0 and die_in_save_at is not None:
             _die_in_save(die_in_save_at)
-        if rank == stop_in[0]:
-            module, _, path = stop_in[1].partition(":")
-            *within, name = path.split(".")
-            setattr(functools.reduce(getattr, within, sys.modules[module]), name, _stop)
+        for (its_rank, where), instead in ((stop_in, _stop), (fail_in, _fail)):
+            if rank == its_rank:
+                module, _, path = where.partition(":")
+                *within, name = path.split(".")
+                setattr(functools.reduce(getattr, within, sys.modules[module]), name, instead)
         for config in configs:
             train(config)
         sys.stdout.flush()
@@ -99,6 +102,10 @@ def _rank(
 
 def _stop(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise MemoryError("no room for it")
 
 
 def _die_in_save(step: int) -> None:

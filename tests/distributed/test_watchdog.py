@@ -128,6 +128,17 @@ def test_a_rank_that_fails_alone_ends_the_others_with_its_error(tmp_path: Path) 
         assert re.search(r"rank 1 \(.*\) failed after step \d+: KeyError: 'no such label'", verdict(tmp_path, rank))
 
 
+def test_a_rank_that_fails_in_training_is_named_before_anybody_waits_for_it(make_config: Callable[..., Config]) -> None:
+    """With steps that are not yet in the record: to write them is work of all ranks together."""
+    config = make_config(**{"train.rank_timeout": 300.0, "train.micro_batch": 4, "train.log_every": 100})
+    processes = ranks.start(2, config, fail_in=(1, "anit_ds.training.length:Length.evaluates_at"))
+    for process in processes:
+        process.join(timeout=200)
+        process.kill()
+    assert [process.exitcode for process in processes] == [1, 1]
+    assert re.search(r"rank 1 \(.*\) failed after step 1: MemoryError: no room for it", verdict(Path(config.out), 0))
+
+
 def test_an_error_that_all_ranks_share_is_left_to_each_of_them(tmp_path: Path) -> None:
     codes, outputs = Run(tmp_path, "agree@0@7", ranks=2).ended()
     assert codes == [1, 1]
