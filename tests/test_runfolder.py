@@ -17,6 +17,7 @@ import pytest
 from anit_ds.config import Config
 from anit_ds.configfile import load_config, validate
 from anit_ds.onewriter import only_writer
+from anit_ds.sealed import read_sealed, write_sealed
 from anit_ds.training import train
 
 ANSWER = "person: Augusta Ada King; place: London"
@@ -288,3 +289,46 @@ def test_paths_are_written_from_the_root(trained: Path, tmp_path: Path, monkeypa
         anit("data", tmp_path / "relative.yaml")
     written = load_config(tmp_path / "relative")
     assert written.data == config.data
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_a_report_on_dev_that_is_not_the_best_adapter_s_is_made_again(
+    test: bool, trained: Path, run: Path, anit: Anit, tmp_path: Path
+):
+    """Damaged; and another's: a kill before the checkpoint takes the adapter back, and not the report."""
+    if not test:
+        run = tmp_path / "untested"
+        anit("train", trained, "eval.test=false", f"out={run}")
+    (run / "summary.json").unlink()
+    dev = run / "eval" / "dev.json"
+    sound = {key: value for key, value in read_sealed(dev).items() if key != "seconds"}
+    for spoil in (
+        lambda: dev.write_text("{}"),
+        lambda: write_sealed(dev, {**read_sealed(dev), "micro_f1": 2.0}),
+        dev.unlink,
+    ):
+        spoil()
+        anit("train", run)
+        assert {key: value for key, value in read_sealed(dev).items() if key != "seconds"} == sound
+        (run / "summary.json").unlink()
+
+
+def test_a_damaged_report_on_dev_is_nothing_to_answers_without_labels(run: Path, anit: Anit, tmp_path: Path):
+    (run / "eval" / "dev.json").write_text("{}")
+    anit("eval", run)
+    texts = tmp_path / "in.jsonl"
+    texts.write_text('{"text": "four"}\n')
+    anit("predict", run, "--input", texts)
+
+
+def test_labels_in_another_order_are_other_data(unfinished: Path, trained: Path, anit: Anit):
+    """The prompt lists them in the order of the file."""
+    source = trained.parent / "names.yaml"
+    text = source.read_text()
+    source.write_text(text.replace("{person: person, place: place}", "{place: place, person: person}"))
+    try:
+        said = anit("train", unfinished, code=2)
+        assert f"{source}: is not what the run in this folder began with" in said
+    finally:
+        source.write_text(text)
+    anit("train", unfinished)

@@ -59,29 +59,26 @@ def predict(
             raise InputError("--threshold: needs the labels' probabilities; leave out --no-probabilities")
         probabilities = True
     with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens, thresholds=thresholds) as asked:
-        if probabilities:
-            asked.refuse_probabilities()
         main = distributed.rank() == 0
         if main and source != "-":
             with _opened(source) as file:  # what is wrong in line 90,000 is said before the first is answered
                 for where, row in _rows(file, source):
                     asked.check(row, where)
-        asked.model  # noqa: B018 (what is wrong with it is said before the output is emptied)
         count = cut = unread = scored = without = 0
-        with _opened(source) as file, _written(output if main else os.devnull, source) as out:
-            for answered in asked.answer(
-                _rows(file, source),
-                probabilities=probabilities,
-                constrained=constrained or min_score > 0,
+        with _opened(source) as file:
+            answers = asked.answer(
+                _rows(file, source), probabilities=probabilities, constrained=constrained or min_score > 0,
                 least=min_score,
-            ):
-                out.write(b"".join(map(json_line, answered)))
-                out.flush()
-                count += len(answered)
-                cut += sum("cut" in row for row in answered)
-                unread += sum("malformed" in row for row in answered)
-                scored += sum("probabilities" in row for row in answered)
-                without += sum("probabilities" in row and row["label"] is None for row in answered)
+            )  # fmt: skip
+            with _written(output if main else os.devnull, source) as out:  # emptied, now that nothing is refused
+                for answered in answers:
+                    out.write(b"".join(map(json_line, answered)))
+                    out.flush()
+                    count += len(answered)
+                    cut += sum("cut" in row for row in answered)
+                    unread += sum("malformed" in row for row in answered)
+                    scored += sum("probabilities" in row for row in answered)
+                    without += sum("probabilities" in row and row["label"] is None for row in answered)
         if main:
             abstained = f", {without} without a label" if without else ""
             click.echo(f"{count} answers: {cut} cut at the limit, {unread} not parsed whole{abstained}", err=True)

@@ -28,7 +28,7 @@ from anit_ds.evaluation.score import Evaluator
 from anit_ds.modeling import load_model, load_tokenizer, load_trained, resolve_dtype, weights_about
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
-from anit_ds.sealed import Damaged
+from anit_ds.sealed import Damaged, read_sealed
 
 # Most texts that a rank answers before they are given out, in batches: enough to keep a batch full.
 _BATCHES = 4
@@ -68,13 +68,16 @@ class FinishedRun:
         self._thresholds = self._read_thresholds(thresholds)
 
     def _read_thresholds(self, given: Sequence[str]) -> dict[str, float]:
-        classified = [s for s in self.data.sets if s.task is CLASSIFICATION]
-        if given and len(classified) != 1:
+        if given and len(self._classified) != 1:
             cure = "; --min-score leaves out labels that are not sure" if self._has_multilabel else ""
             raise InputError(
-                f"--threshold: is for a run with one classification data set; this has {len(classified)}{cure}"
+                f"--threshold: is for a run with one classification data set; this has {len(self._classified)}{cure}"
             )
-        return read_thresholds(given, list(classified[0].instructions.labels)) if given else {}
+        return read_thresholds(given, list(self._classified[0].instructions.labels)) if given else {}
+
+    @property
+    def _classified(self) -> list[DataSet]:
+        return [s for s in self.data.sets if s.task is CLASSIFICATION]
 
     @property
     def _has_multilabel(self) -> bool:
@@ -109,16 +112,22 @@ class FinishedRun:
         evaluator.thresholds = self._thresholds
         return evaluator
 
-    def _calibrate(self) -> None:
-        """Give labels the temperature found on dev, where an evaluation of it is there. Raises Damaged."""
+    def _calibrate(self, dev: Evaluation | None = None) -> None:
+        """Give labels the temperature found on dev, by default as an evaluation in eval/ has it, if there is one.
+
+        Raises Damaged.
+        """
+        file = self.folder.eval / f"{self._name('dev')}.json"
+        if not self._classified or (dev is None and not file.is_file()):
+            return
         try:
-            self.evaluator.temperatures = temperatures_of(self.folder.eval, self._name("dev"))
+            self.evaluator.temperatures = temperatures_of(dev.report if dev else read_sealed(file))
         except Damaged as error:
             raise Damaged(f"{error}; `anit eval {self.folder.path} --split dev` writes it again") from error
 
     def uncalibrated(self) -> str | None:
         """What to know of labels' probabilities where dev has found no temperature for them."""
-        if all(s.name in self.evaluator.temperatures for s in self.data.sets if s.task is CLASSIFICATION):
+        if all(s.name in self.evaluator.temperatures for s in self._classified):
             return None
         return f"the probabilities are not calibrated; `anit eval {self.folder.path} --split dev` does it"
 
@@ -137,12 +146,12 @@ class FinishedRun:
         consistency too. One of several noises may lack what it draws from; alone it raises InputError.
         """
         self.refuse_constraint(constrained)
-        if split != "dev":
-            self._calibrate()
         folder = output or self.folder.eval
         raw: Evaluation | None = None
         for noise in noises:
             name, remarks = self._name(split, noise, constrained), []
+            if split != "dev" or noise != "none":
+                self._calibrate(raw if split == "dev" else None)
             try:
                 evaluation = self.evaluator.evaluate(
                     self.model, split, noise=noise, constrained=constrained, progress=True
@@ -176,11 +185,20 @@ class FinishedRun:
         as `how` says.
 
         As they are done, in the objects' order: first one batch of each rank, then twice as many, up to a few. Rank 0
-        alone reads `texts`. Raises InputError for what `check` refuses.
+        alone reads `texts`. Raises InputError at once for what is wrong with the run or asked in vain, and on the way
+        for what `check` refuses.
         """
         self.refuse_constraint(how.get("constrained", False))
+        if how.get("probabilities"):
+            self.refuse_probabilities()
         if how.get("probabilities") is not False:
             self._calibrate()
+        self.model  # noqa: B018 (loaded)
+        return self._answered(texts, how)
+
+    def _answered(
+        self, texts: Iterable[tuple[str, dict[str, Any]]], how: dict[str, Any]
+    ) -> Iterator[list[dict[str, Any]]]:
         source = iter(texts)
         batch = self.config.eval.batch_size * distributed.world_size()
         sizes = (batch * min(2**turn, _BATCHES) for turn in count())
@@ -207,7 +225,7 @@ class FinishedRun:
 
     def refuse_probabilities(self) -> None:
         """Raises InputError where labels' probabilities are asked for and no data set has one label a text."""
-        if all(s.task is not CLASSIFICATION for s in self.data.sets):
+        if not self._classified:
             cure = "; --constrained gives each label a score" if self._has_multilabel else ""
             raise InputError(f"--probabilities: are of classification, one label for each text{cure}")
 

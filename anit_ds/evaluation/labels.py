@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from anit_ds.data.tasks import Parsed, score
 from anit_ds.errors import InputError
 from anit_ds.evaluation.likelihood import expected_calibration_error
-from anit_ds.sealed import read_sealed
 
 # From a model twenty times too timid to one twenty times too bold, in steps of 1.5%. A dev split without a single error
 # would ask for 0, and one answered at random for infinity.
@@ -88,15 +86,8 @@ def labels_report(scores: Tensor, gold: Tensor, labels: Labels) -> dict[str, Any
     }
 
 
-def temperatures_of(folder: Path, name: str = "dev") -> dict[str, float]:
-    """Of each data set the temperature that the evaluation on dev in a run's eval/ has found, where it has.
-
-    Raises Damaged.
-    """
-    file = folder / f"{name}.json"
-    if not file.is_file():
-        return {}
-    report = read_sealed(file)
+def temperatures_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """Of each data set the temperature that a report on dev has found, where it has."""
     reports = report.get("datasets") or {report.get("dataset"): report}
     found = {name: (of.get("labels") or {}).get("temperature") for name, of in reports.items()}
     return {name: temperature for name, temperature in found.items() if temperature}

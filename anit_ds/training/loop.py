@@ -344,10 +344,13 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         after: dict[str, Any] | None = None
         robustness: dict[str, dict[str, float]] = {}
-        if self.config.eval.test:
+        if self.config.eval.test or self.scores.dev_of_best() is None:
             load_weights(self.lm.engine, read_best(self.module, self.best), masters=False)
             with self._weights_at_hand():
-                after, robustness = self.scores.test(self.module)
+                if self.config.eval.test:
+                    after, robustness = self.scores.test(self.module)
+                else:
+                    self.scores.dev_again(self.module)
         best = self.scores.best
         summary = {
             "method": self.config.method.name,

@@ -15,7 +15,7 @@ from anit_ds.evaluation.labels import temperatures_of
 from anit_ds.modeling import adapter_off
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
-from anit_ds.sealed import Damaged
+from anit_ds.sealed import Damaged, read_sealed
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Scores:
 
     def test(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         """(report on the test split, what each noise of `eval.noises` does to it)."""
-        self._calibrate(model)
+        self.evaluator.temperatures = temperatures_of(self.dev_of_best() or self.dev_again(model))
         raw = self.evaluator.evaluate(model, "test", progress=True, heartbeat=self.beat)
         write_evaluation(self.run.eval, "test", raw)
         robustness: dict[str, dict[str, float]] = {}
@@ -76,11 +76,22 @@ class Scores:
             robustness[noise] = {key: bent.report[key] for key in ("micro_f1", "gap", "consistency")}
         return raw.report, robustness
 
-    def _calibrate(self, model: nn.Module) -> None:
-        """Give labels the temperature that the best adapter had on dev."""
-        try:
-            self.evaluator.temperatures = distributed.from_main(lambda: temperatures_of(self.run.eval))
-        except Damaged as error:
-            distributed.logger().warning("%s; dev is scored again", error)
-            write_evaluation(self.run.eval, "dev", self.evaluator.evaluate(model, "dev", heartbeat=self.beat))
-            self.evaluator.temperatures = distributed.from_main(lambda: temperatures_of(self.run.eval))
+    def dev_of_best(self) -> dict[str, Any] | None:
+        """The report on dev of the best adapter, as eval/ has it. None where it is lost, or damaged, or of one that was
+        taken back: a kill comes between the evaluation and the checkpoint that knows of it."""
+
+        def read() -> dict[str, Any] | None:
+            try:
+                report = read_sealed(self.run.eval / "dev.json")
+            except Damaged as error:
+                distributed.logger().warning("%s; dev is scored again", error)
+                return None
+            return report if report.get("micro_f1") == self.best.micro_f1 else None
+
+        return distributed.from_main(read)
+
+    def dev_again(self, best: nn.Module) -> dict[str, Any]:
+        """Score dev with the best adapter and write it; returns the report."""
+        evaluation = self.evaluator.evaluate(best, "dev", heartbeat=self.beat)
+        write_evaluation(self.run.eval, "dev", evaluation)
+        return evaluation.report

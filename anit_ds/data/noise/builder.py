@@ -72,7 +72,7 @@ def build_noisy_set(
     folder = Path(out)
     if begun is not None:
         refuse_other_data(begun, facts, corpus, recipe, folder)
-    manifest = existing_manifest(folder, facts, begun=begun is not None)
+    manifest = existing_manifest(folder, facts, recipe, begun=begun is not None)
     manifest = manifest or _write(corpus, maker, facts, folder, workers)
     train, dev, test = (RecordFile(folder / f"{split}.jsonl", Sample.from_json) for split in ("train", "dev", "test"))
     return NoisySet(train, dev, test, manifest["distortion"]["beta"], manifest)

@@ -83,15 +83,16 @@ def identity_of(facts: dict[str, Any]) -> str:
 
 def refuse_other_data(begun: str, facts: dict[str, Any], corpus: Corpus, recipe: Recipe, folder: Path) -> None:
     """Raises InputError, naming the file at fault, where the facts are not those a run has `begun` with."""
-    if identity_of(facts) == begun:
-        return
     try:
         manifest = read_sealed(folder / MANIFEST)
     except Damaged:
         manifest = {}
+    same_hashes = identity_of(facts) == begun
+    if same_hashes and _in_order(recipe, manifest.get("prompt", recipe.instructions.model_dump())):
+        return
     before, inputs = manifest.get("sources", {}), manifest.get("inputs", {})
     changed = [of["path"] for split, of in corpus.sources.items() if of != before.get(split)]
-    if not changed and inputs.get("instructions") != facts["inputs"]["instructions"]:
+    if not changed and (same_hashes or inputs.get("instructions") != facts["inputs"]["instructions"]):
         changed = [recipe.instructions_from]
     raise InputError(
         f"{changed[0] if changed else corpus.dataset}: is not what the run in this folder began with; "
@@ -134,18 +135,26 @@ def manifest_of(
     }
 
 
-def existing_manifest(folder: Path, facts: dict[str, Any], *, begun: bool = False) -> dict[str, Any] | None:
+def existing_manifest(
+    folder: Path, facts: dict[str, Any], recipe: Recipe, *, begun: bool = False
+) -> dict[str, Any] | None:
     """The manifest in `folder` when it says that these facts made it and every file it lists is there unchanged.
 
-    A run that has begun keeps a set that another version made.
+    The order of the labels counts: they stand in it in every prompt, and no hash of the facts sees it. A run that has
+    begun keeps a set that another version made.
     """
     try:
         manifest = read_sealed(folder / MANIFEST)
         asked = {**facts, "version": manifest["version"]} if begun else facts
-        if manifest["fingerprint"] != fingerprint(asked):
+        if manifest["fingerprint"] != fingerprint(asked) or not _in_order(recipe, manifest["prompt"]):
             return None
         for name, output in manifest["outputs"].items():
             check_file(folder / name, output["sha256"])
     except (Damaged, KeyError, TypeError, AttributeError):
         return None
     return manifest
+
+
+def _in_order(recipe: Recipe, prompt: dict[str, Any]) -> bool:
+    """Whether a manifest's labels stand in the order of the recipe's."""
+    return list(prompt["labels"]) == list(recipe.instructions.labels)

@@ -14,7 +14,7 @@ import pytest
 from anit_ds.config import DistortionConfig, NoiseConfig
 from anit_ds.data.corpora import Corpus
 from anit_ds.data.examples import Example, Sample
-from anit_ds.data.instructions import load_instructions
+from anit_ds.data.instructions import Instructions, load_instructions
 from anit_ds.data.noise import NOISES, NoisySet, Recipe, build_noisy_set, noisy_split, parts
 from anit_ds.errors import InputError
 from anit_ds.sealed import read_sealed
@@ -115,6 +115,17 @@ def test_another_configuration_is_built_anew(change: dict[str, Any], tmp_path: P
     build(tmp_path)
     changed = build(tmp_path, **change)
     assert list(changed.train) == list(build(**change).train)
+
+
+def test_labels_in_another_order_make_another_set(tmp_path: Path) -> None:
+    told = load_instructions("sst2")
+    turned = told.model_copy(update={"labels": dict(reversed(told.labels.items()))})
+
+    def options(instructions: Instructions) -> str:
+        recipe = Recipe(instructions, "detailed", NoiseConfig(), DistortionConfig(), seed=42)
+        return build_noisy_set(corpus(), recipe, out=tmp_path).train[0].options
+
+    assert options(told) != options(turned) and options(told) != options(turned)
 
 
 def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
