@@ -60,7 +60,7 @@ def look_at(
     if task is not None and task not in TASKS:
         raise InputError(f"--task: no task is called {shown(task)}; there are {', '.join(TASKS)}")
     faults = Faults("skip")
-    rows, names = _records(path, faults)
+    rows, named = _records(path, faults)
     read = list(islice(rows, _LOOKED_AT))
     objects = [record for _, record in read if isinstance(record, Mapping)]
     if not objects:
@@ -81,26 +81,27 @@ def look_at(
             f"{len(made)} rows, such as {shown(next(iter(counted)))}; is it the right one? --label COLUMN names another"
         )
     why = faults.first[0] if faults.first else ""
+    names = named.get(str(found.label or found.items or found.entities), ())
     return Beginning(task, found, counted, len(made), faults.skipped, why, names)
 
 
-def _records(path: str, faults: Faults) -> tuple[Iterator[tuple[int, object]], Sequence[str]]:
-    """The records of a file, of a folder's training file, or of the hub; and what it calls the labels 0, 1, ..."""
+def _records(path: str, faults: Faults) -> tuple[Iterator[tuple[int, object]], dict[str, Sequence[str]]]:
+    """The records of a file, of a folder's training file, or of the hub; and what columns call the labels 0, 1, ..."""
     if is_hub_path(path):
         loaded = load(path)
         stream = next((loaded[name] for name in NAMES["train"] if name in loaded), None)
         if stream is None:
             raise InputError(f"{path}: has no train split, only {', '.join(loaded)}")
-        features = [getattr(feature, "feature", feature) for feature in (stream.features or {}).values()]
-        classes = [getattr(feature, "names", None) for feature in features]
-        return enumerate(sound(stream, path, "train"), start=1), next(filter(None, classes), ())
+        features = {column: getattr(of, "feature", of) for column, of in (stream.features or {}).items()}
+        named = {column: of.names for column, of in features.items() if getattr(of, "names", None)}
+        return enumerate(sound(stream, path, "train"), start=1), named
     file = Path(path)
     if file.is_dir():
         known = (file / f"{name}{ending}" for ending in ENDINGS for name in NAMES["train"])
         file = next((path for path in known if path.is_file()), file / f"train{ENDINGS[0]}")
     if not file.is_file():
         raise InputError(f"{file}: there is no such file")
-    return records(file, faults), ()
+    return records(file, faults), {}
 
 
 def _columns(

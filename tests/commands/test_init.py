@@ -53,10 +53,11 @@ def test_entities_with_offsets(anit: Anit, tiny_folder: Path):
 
 def test_what_the_file_calls_its_labels(anit: Anit, tiny_folder: Path):
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"t": datasets.Value("string"), "y": datasets.ClassLabel(names=["ham", "odd_mail"])})
-    rows = [{"t": f"some text {n}", "y": n % 2} for n in range(30)]
+    coarse, fine = (datasets.ClassLabel(names=names) for names in (["good", "bad"], ["ham", "odd_mail"]))
+    features = datasets.Features({"t": datasets.Value("string"), "coarse": coarse, "y": fine})
+    rows = [{"t": f"some text {n}", "coarse": 0, "y": n % 2} for n in range(30)]
     datasets.DatasetDict({"train": datasets.Dataset.from_list(rows, features=features)}).save_to_disk("saved")
-    anit("init", "x", "--data", "saved", "--model", tiny_folder)
+    anit("init", "x", "--data", "saved", "--label", "y", "--model", tiny_folder)
     assert yaml.safe_load(Path("x/instructions.yaml").read_text())["labels"] == {"0": "ham", "1": "odd mail"}
     assert "saved (classification): 24 train" in anit("data", "x/saved.yaml")
 

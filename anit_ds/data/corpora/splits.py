@@ -33,12 +33,14 @@ def read_splits(dataset: str, info: DatasetInfo, path: str, faults: Faults) -> S
     """The splits that are there; train always is. Raises InputError where it is not, or a split is empty."""
     splits = Splits()
     if is_hub_path(path):
-        for split, rows in hub_splits(dataset, info, path, faults.task).items():
-            splits.examples[split] = collected(_examples(rows(faults), path, f"{dataset}/{split}"))
-            splits.sources[split] = {"path": path}
-        if "test" not in splits.examples and "dev" in splits.examples:
-            splits.notes.append("test: no labelled test split, so the validation split is the test")
-            splits.examples["test"] = splits.examples.pop("dev")
+        found = hub_splits(dataset, info, path, faults.task)
+        if "test" in found and found["test"] is None:
+            splits.notes.append("test: carries no labels, so the validation split is the test")
+            found["test"] = found.pop("dev", None)
+        for split, rows in found.items():
+            if rows is not None:
+                splits.examples[split] = collected(_examples(rows(faults), path, f"{dataset}/{split}"))
+                splits.sources[split] = {"path": path}
     else:
         for split, files in _files(dataset, info, Path(path), splits.notes).items():
             rows_of_split = (row for file in files for row in info.reader(file, faults))

@@ -42,6 +42,14 @@ def test_sst2_with_its_unlabelled_test_split(tmp_path: Path) -> None:
     assert len(corpus.train) + len(corpus.dev) == 40
 
 
+def test_a_set_without_a_test_split_has_one_carved_as_in_a_folder(tmp_path: Path) -> None:
+    rows = [{"sentence": f"sentence {i}", "label": i % 2} for i in range(40)]
+    write(tmp_path, "train", rows, None)
+    write(tmp_path, "validation", rows[:3], None)
+    corpus = load_corpus("sst2", str(tmp_path))
+    assert (len(corpus.train), len(corpus.dev), len(corpus.test)) == (36, 3, 4)
+
+
 def test_ag_news_counts_its_classes_from_zero(tmp_path: Path) -> None:
     path = splits(tmp_path, [{"text": "world news", "label": 0}], [{"text": "tech news", "label": 3}])
     corpus = load_corpus("agnews", path)
