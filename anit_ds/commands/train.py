@@ -37,13 +37,14 @@ def train(config: str, overrides: tuple[str, ...], fresh: bool) -> None:
         click.echo(describe_summary(summary, Path(settings.out)))
 
 
-def _forecast(config: Config, samples: Sequence[Encoded]) -> str:
+def _forecast(config: Config, samples: Sequence[Encoded], ranks_here: int) -> str:
     """What rank 0 says before it loads the weights: a few seconds, in which the other ranks load theirs."""
     from anit_ds.modeling import resolve_dtype
     from anit_ds.planning.line import forecast_line
     from anit_ds.ranks import distributed
-    from anit_ds.ranks.device import memory_bytes
+    from anit_ds.ranks.memory import memory_bytes
 
     gpu = distributed.device().type != "cpu"
     dtype = resolve_dtype(config.model.dtype, distributed.device().type)
-    return forecast_line(config, samples, dtype, ranks=distributed.world_size(), memory=memory_bytes(), gpu=gpu)
+    memory = memory_bytes() // (1 if gpu else ranks_here)
+    return forecast_line(config, samples, dtype, ranks=distributed.world_size(), memory=memory, gpu=gpu)

@@ -22,23 +22,25 @@ def forecast_line(
 ) -> str:
     """One line on a run, from its training samples and the model's config.json; empty for a small model.
 
-    memory: bytes of a rank's GPU, or of a machine without one. A model that cannot be counted is said to be.
+    memory: bytes of a rank's GPU, or a rank's share of a machine without one. A model that cannot be counted is said
+    to be.
     """
     try:
         settings = model_settings(config.model)
         if _about(settings) < _WORTH_IT:
             return ""
         cluster = Cluster(ranks, memory / GB, BANDWIDTH, TFLOPS)
-        made = Forecaster(Workload.of_samples(samples), dtype).forecast(config, cluster)
+        plans = Forecaster(Workload.of_samples(samples), dtype)
+        made = plans.forecast(plans.decided(config, cluster), cluster)
     except InputError as error:
         return f"no forecast: {error}"
-    where = "a GPU" if gpu else "this machine, which its ranks share,"
+    where = "a GPU" if gpu else "a rank's share of this machine"
     told = f"forecast: {made.bytes / GB:.1f} GB a rank, most of it {max(made.holds, key=made.holds.__getitem__)}"
     if gpu:
         told += f", {made.step.seconds:.2g} s a step on GPUs that sustain {TFLOPS:g} TFLOP/s"
     if made.fits(cluster):
-        return f"{told}; {where} has {cluster.memory:.0f} GB"
-    return f"{told}; it does not fit: {where} has {cluster.memory:.0f} GB. `anit plan` says what to change first"
+        return f"{told}; {where} has {cluster.memory:.3g} GB"
+    return f"{told}; it does not fit: {where} has {cluster.memory:.3g} GB. `anit plan` says what to change first"
 
 
 def _about(settings: object) -> int:

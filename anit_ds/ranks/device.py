@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import psutil
 import torch
 
 from anit_ds.errors import InputError
@@ -23,21 +22,6 @@ if not on_gpu():
 def device() -> torch.device:
     """This rank's device."""
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
-
-
-def memory_bytes() -> int:
-    """What this rank's GPU has in all; on a CPU what the machine has, which its ranks share."""
-    if on_gpu():
-        return int(torch.cuda.get_device_properties(device()).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def free_bytes() -> int:
-    """What is free of this rank's GPU; on a CPU of the machine, which its ranks share."""
-    if on_gpu():
-        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(torch.cuda.mem_get_info()[0] + cached)
-    return int(psutil.virtual_memory().available)
 
 
 def use_gpu_of(local_rank: int) -> None:

@@ -10,8 +10,10 @@ import atexit
 import gc
 import logging
 import os
+import platform
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,8 +32,8 @@ from anit_ds.ranks.watchdog import Watchdog
 
 __all__ = [
     "Ranks", "Watchdog", "all_gather_objects", "all_reduce_sum", "any_rank", "barrier", "broadcast_object", "device",
-    "end", "from_main", "heard_anywhere", "in_step", "init", "logger", "main_first", "out_of_step", "rank",
-    "ranks_from", "watched", "world_size",
+    "end", "from_main", "heard_anywhere", "in_step", "init", "logger", "main_first", "nodes", "out_of_step", "rank",
+    "ranks_from", "ranks_here", "watched", "world_size",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -211,6 +213,16 @@ def broadcast_object(value: T) -> T:
     if world_size() > 1:
         dist.broadcast_object_list(box, group=_cpu_group)
     return box[0]
+
+
+def nodes() -> Counter[str]:
+    """The machines of the run, and how many ranks each has. All ranks call it together."""
+    return Counter(all_gather_objects(platform.node()))
+
+
+def ranks_here() -> int:
+    """How many ranks this machine has. All ranks call it together."""
+    return nodes()[platform.node()]
 
 
 def from_main(make: Callable[[], T]) -> T:

@@ -53,7 +53,7 @@ from anit_ds.training.summary import finished
 from anit_ds.training.trackers import check_installed
 from anit_ds.training.whole import whole_for_evaluation
 
-Forecast = Callable[[Config, Sequence[Encoded]], str]
+Forecast = Callable[[Config, Sequence[Encoded], int], str]
 
 
 def train(
@@ -62,7 +62,8 @@ def train(
     """Run or resume a training; returns the summary, or None when a signal asked for a requeue.
 
     `signals` are those that the process has listened to since it began; by default they count from here on.
-    `forecast` says of the run and its training samples what it will need; the log has it before weights are loaded.
+    `forecast` says of the run, its training samples and the ranks on this machine what they will need; the log has it
+    before weights are loaded.
     Raises InputError for anything wrong in the configuration or the data.
     """
     signals = signals or Signals()
@@ -140,8 +141,9 @@ class Trainer:
         data, was_steps = self.feed.data.identities, was.steps if was else None
         distributed.from_main(lambda: run.note(config, data=data, answer_limits=dict(limits), was=was_steps))
         self.earlier = distributed.from_main(lambda: [one["steps"] for one in run.earlier()])
+        here = distributed.ranks_here()
         if forecast and distributed.rank() == 0:
-            said = forecast(config, [view for views in self.feed.samples for view in views])
+            said = forecast(config, [view for views in self.feed.samples for view in views], here)
             if said:
                 distributed.logger().info(said)
         self.config, self.lm, self.method = build_model(config, self.feed, ds_config, self.dtype, self.length.steps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import torch
@@ -51,7 +50,6 @@ def build_model(
 
 
 def _with_schedule(config: Config, feed: Feed, model: nn.Module, stage: int) -> Config:
-    nodes = len(set(distributed.all_gather_objects(platform.node())))
-    schedule, why = choose_schedule(config, feed, model, stage=stage, nodes=nodes)
+    schedule, why = choose_schedule(config, feed, model, stage=stage, nodes=len(distributed.nodes()))
     distributed.logger().info("method.schedule: auto is %s (%s)", schedule, why)
     return config.model_copy(update={"method": config.method.model_copy(update={"schedule": schedule})})

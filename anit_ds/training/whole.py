@@ -7,8 +7,6 @@ every token. Inside, the modules' hooks are mute: the order in which DeepSpeed f
 from __future__ import annotations
 
 import logging
-import platform
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +16,8 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters, Zero
 from torch import nn
 
 from anit_ds.ranks import distributed
-from anit_ds.ranks.device import free_bytes, on_gpu
+from anit_ds.ranks.device import on_gpu
+from anit_ds.ranks.memory import free_bytes
 
 # Of what is free; the rest is for keys, values and logits.
 _SHARE_FOR_WEIGHTS = 0.5
@@ -49,9 +48,7 @@ def _elsewhere(module: nn.Module) -> list[Any]:
 
 def _fits(parameters: list[Any]) -> bool:
     needed = sum(p.ds_numel * p.element_size() for p in parameters)
-    everyone = distributed.all_gather_objects((platform.node(), free_bytes()))
-    ranks_of = Counter(node for node, _ in everyone)
-    free = min(bytes_free // (1 if on_gpu() else ranks_of[node]) for node, bytes_free in everyone)
+    free = min(distributed.all_gather_objects(free_bytes() // (1 if on_gpu() else distributed.ranks_here())))
     fits = needed <= _SHARE_FOR_WEIGHTS * free
     how = "are gathered once an evaluation" if fits else "do not fit whole, and are gathered with every pass"
     logger.info("the weights' %.1f GiB %s (%.1f GiB are free; eval.whole_weights)", needed / 2**30, how, free / 2**30)

@@ -173,4 +173,4 @@ def test_training_says_first_what_it_will_need(
     monkeypatch.setattr(line, "_WORTH_IT", 0)
     assert said(80 * 10**9, gpu=True).startswith("forecast: 0.0 GB a rank, most of it activations")
     assert "s a step on GPUs" in said(80 * 10**9, gpu=True) and "does not fit" not in said(80 * 10**9, gpu=True)
-    assert "does not fit: this machine" in said(10**6, gpu=False)
+    assert "does not fit: a rank's share of this machine" in said(10**6, gpu=False)
