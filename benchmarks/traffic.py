@@ -4,8 +4,8 @@
     python benchmarks/traffic.py --micro-batches 1 --json results/step_cost/traffic.json
 
 Real runs of the trainer over gloo, with torch.distributed's collectives counted at its door: a gather counts the bytes
-of the whole tensor it makes on a rank, a reduction those of the tensor a rank gives. The last of four optimizer steps
-is shown. `sweeps` is the gathered bytes over the bytes of all parameters, in a step and in a micro-batch of it: one
+of the whole tensor it makes on a rank, a reduction those of the tensor a rank gives. The last of two optimizer steps is
+shown. `sweeps` is the gathered bytes over the bytes of all parameters, in a step and in a micro-batch of it: one
 forward or one backward is one sweep, and a little more where a tied table is fetched as embedding and as head.
 
 The model is tiny, so that what DeepSpeed keeps whole for its smallness must be switched off to see what happens to a

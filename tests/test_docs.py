@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 
+from anit_ds.adversarial import Batch, PerturbableLM
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.commands.cli import cli
 from anit_ds.config import Config
@@ -158,6 +159,39 @@ def test_marked_python_runs_as_printed(block: Block) -> None:
     exec(compile(block.text, str(block), "exec"), scope)
     total, weight = scope["stats"]["loss/adversarial"]
     assert torch.isfinite(total / weight)
+
+
+def test_the_example_of_a_noise_is_one() -> None:
+    from anit_ds.data.noise import functions
+
+    scope = dict(vars(functions))
+    exec(the_block("python", "CONTRIBUTING.md", "def repetition").text, scope)
+    assert scope["repetition"]("say it", 1.0, 1) == "say say it it"
+
+
+def test_the_example_of_a_data_set_is_one(tmp_path: Path) -> None:
+    from anit_ds.data.corpora import agnews
+    from anit_ds.data.corpora.reading import Faults
+
+    scope = {**vars(agnews), "LABELS": ("joy", "fear")}
+    exec(the_block("python", "CONTRIBUTING.md", "def read_emotion").text, scope)
+    file, faults = tmp_path / "train.txt", Faults("skip")
+    file.write_text("it; is good;joy\n\nwho knows;doubt\n;fear\n")
+    assert [(row.text, row.items) for row in scope["read_emotion"](file, faults)] == [("it; is good", (("joy",),))]
+    assert faults.skipped == 2 and "label 'doubt' is not one of joy, fear" in faults.first[0]
+
+
+def test_the_example_of_a_method_is_one() -> None:
+    from anit_ds.adversarial.methods import noise_only
+    from anit_ds.adversarial.methods.ball import moved
+
+    scope = {**vars(noise_only), "moved": moved}
+    exec(the_block("python", "CONTRIBUTING.md", "class RandomSigns").text, scope)
+    ids = torch.randint(2, 250, (3, 10))
+    labels = torch.where(torch.arange(10) < 7, -100, ids)
+    batch = Batch.from_labels(ids, torch.ones_like(ids), labels, beta=0.3, step=0)
+    stats = scope["RandomSigns"](eps=0.1).backward(PerturbableLM(tiny_model()), batch)
+    assert all(torch.isfinite(stats[f"loss/{part}"][0]) for part in ("clean", "adversarial"))
 
 
 def test_the_rest_of_the_python_compiles_and_its_names_exist() -> None:
