@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from anit_ds.evaluation.asking import Interrupted
-from anit_ds.evaluation.decode import greedy_answers
 from anit_ds.evaluation.report import Evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.evaluation.score import Evaluator
 
-__all__ = ["Evaluation", "Evaluator", "Interrupted", "beside_raw", "greedy_answers", "write_evaluation"]
+__all__ = ["Evaluation", "Evaluator", "Interrupted", "beside_raw", "write_evaluation"]

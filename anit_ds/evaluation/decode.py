@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from anit_ds.errors import InputError
 from anit_ds.evaluation import plain
-from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, base_of, evaluating, in_order, texts_of
+from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, base_of, evaluating, in_order
 from anit_ds.evaluation.cached import CachedLM, why_not_cached
 from anit_ds.evaluation.constrained import Bytes, Constraint
 from anit_ds.evaluation.prefix import Prefixes, shared_prefixes
@@ -39,30 +39,6 @@ _ANSWERS_OF_A_ROW, _TOKENS_OF_A_ROW = 4, 32
 _said: set[str] = set()
 
 
-def greedy_answers(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[list[int]],
-    *,
-    max_new_tokens: int,
-    batch_size: int = 16,
-    progress: str | None = None,
-    heartbeat: Callable[[], None] = lambda: None,
-) -> list[str]:
-    """The answer to each prompt (token ids), in the prompts' order, on every rank; see `ask`."""
-    replies = ask(
-        model,
-        tokenizer,
-        [Question(prompt) for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
-        heartbeat=heartbeat,
-    )
-    return texts_of(replies, tokenizer)
-
-
-@torch.no_grad()
 def ask(
     model: nn.Module,
     tokenizer: Any,

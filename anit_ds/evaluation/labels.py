@@ -16,7 +16,6 @@ from torch import Tensor
 
 from anit_ds.data.tasks import Parsed, score
 from anit_ds.errors import InputError
-from anit_ds.evaluation.likelihood import expected_calibration_error
 
 # From a model twenty times too timid to one twenty times too bold, in steps of 1.5%. A dev split without a single error
 # would ask for 0, and one answered at random for infinity.
@@ -59,6 +58,21 @@ def fitted_temperature(scores: Tensor, gold: Tensor) -> float | None:
         return None
     losses = [torch.nn.functional.cross_entropy(scores.double() / temperature, gold) for temperature in _TEMPERATURES]
     return round(float(_TEMPERATURES[torch.stack(losses).argmin()]), 4)
+
+
+def expected_calibration_error(scores: Tensor, gold: Tensor, bins: int = 15) -> float:
+    """How far confidence is from accuracy, in [0, 1]: the mean of |accuracy - confidence| over bins, by their size.
+
+    scores [N, labels] are log-probabilities, gold [N] the right label's place. The confidence is the largest
+    probability after normalising over the labels, the prediction the label that has it; the bins are of equal width
+    (Guo et al., 2017, equation 3). 0 where there is nothing to count.
+    """
+    confidence, predicted = scores.double().softmax(1).max(1)
+    right = (predicted == gold).double()
+    # (0, 1/15], (1/15, 2/15], ...
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    off = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
+    return float(off.abs().sum() / max(1, len(scores)))
 
 
 def labels_report(scores: Tensor, gold: Tensor, labels: Labels) -> dict[str, Any]:

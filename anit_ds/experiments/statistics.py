@@ -85,17 +85,6 @@ def score(runs: Runs) -> Interval:
     return replace(combination([(1, runs)]), p=float("nan"))
 
 
-def difference(runs: Runs, baseline: Runs) -> Interval:
-    """Mean micro-F1 of `runs` less that of `baseline`: the same seeds in the same order, the same test examples.
-
-    Raises ValueError when the two are not of one shape.
-    """
-    shapes = [np.shape(runs), np.shape(baseline)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"a paired difference needs equal seeds and examples, not {shapes[0]} and {shapes[1]}")
-    return combination([(1, runs), (-1, baseline)])
-
-
 def _resampled(counts: Floats) -> Floats:
     """Micro-F1 [RESAMPLES, seeds] of drawn seeds on drawn examples. Equal shapes draw equally, so differences pair."""
     small = counts.astype(np.int32)

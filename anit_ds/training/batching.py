@@ -84,7 +84,6 @@ def collate(
     step: int,
     denominator: float,
     pad_to_multiple_of: int = 1,
-    pad_left: bool = False,
     packed: bool = False,
 ) -> Batch:
     """Batch of tokenised samples, padded or (`packed`) end to end in one row.
@@ -101,16 +100,10 @@ def collate(
     positions: list[int] = []
     targets: list[int] = []
     for row, sample in enumerate(samples):
-        start = width - len(sample) if pad_left else 0
-        answer = start + len(sample.prompt)
-        stop = start + len(sample)
-        ids[row, start:answer], ids[row, answer:stop] = sample.prompt, sample.answer
-        attended[row, start:stop] = True
-        first, last = {
-            "prompt": (start, answer),
-            "all": (start, stop),
-            "instruction": (start + sample.instruction[0], start + sample.instruction[1]),
-        }[tokens]
+        answer, stop = len(sample.prompt), len(sample)
+        ids[row, :answer], ids[row, answer:stop] = sample.prompt, sample.answer
+        attended[row, :stop] = True
+        first, last = {"prompt": (0, answer), "all": (0, stop), "instruction": sample.instruction}[tokens]
         scope[row, first:last] = bool(sample.answer)  # a filler row is not attacked
         rows += [row] * len(sample.answer)
         positions += range(answer - 1, stop - 1)
@@ -127,7 +120,7 @@ def collate(
         target_ids=torch.tensor(targets, dtype=torch.int64),
         step=step,
         denominator=denominator,
-        right_padded=not pad_left,
+        right_padded=True,
     )
     return batch.packed() if packed else batch
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-from anit_ds.evaluation import greedy_answers, plain
-from anit_ds.evaluation.asking import Question
+from anit_ds.evaluation import plain
+from anit_ds.evaluation.asking import Question, texts_of
 from anit_ds.evaluation.decode import ask
 
 MODELS = {
@@ -103,9 +103,11 @@ def test_words_and_their_order(make_model: Callable[..., Any], tokenizer: Any, g
     model, prompts = make_model(), some_prompts("no prefix")
     expected = [tokenizer.decode(a, skip_special_tokens=True).strip() for a in generated(model, prompts, 9)]
     beats = []
-    assert expected == greedy_answers(
-        model, tokenizer, prompts, max_new_tokens=9, batch_size=5, heartbeat=lambda: beats.append(1)
-    )
+    replies = ask(
+        model, tokenizer, [Question(prompt) for prompt in prompts], max_new_tokens=9, batch_size=5,
+        heartbeat=lambda: beats.append(1),
+    )  # fmt: skip
+    assert texts_of(replies, tokenizer) == expected
     assert len(beats) >= 5
 
 
@@ -154,5 +156,5 @@ def test_the_plain_way_is_generate_too(
 
 def test_half_precision_runs_and_gives_words(make_model: Callable[..., Any], tokenizer: Any):
     model, prompts = make_model().to(torch.bfloat16), some_prompts("one prefix")
-    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens=12)
+    answers = texts_of(ask(model, tokenizer, [Question(p) for p in prompts], max_new_tokens=12), tokenizer)
     assert len(answers) == len(prompts) and any(answers)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from anit_ds.evaluation.asking import Question
 from anit_ds.evaluation.decode import ask
-from anit_ds.evaluation.likelihood import answer_losses, expected_calibration_error, label_scores
+from anit_ds.evaluation.labels import expected_calibration_error
 
 FAMILIES = {
     "llama": {},
@@ -21,6 +22,12 @@ FAMILIES = {
     "gemma3_text": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
 }
 EOS = 1
+
+
+def scores_of(model: Any, tokenizer: Any, prompts: list[Any], answers: list[Any], **how: Any) -> Tensor:
+    """The log-probabilities [N, answers of a prompt] of answers given to each prompt."""
+    asked = [Question(prompt, given) for prompt, given in zip(prompts, answers, strict=True)]
+    return torch.tensor([r.log_probabilities for r in ask(model, tokenizer, asked, max_new_tokens=0, **how)])
 
 
 def prompts_and_answers(number: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -37,10 +44,9 @@ def test_losses_are_those_of_plain_passes(
 ):
     model = make_model(family, **FAMILIES[family])
     prompts, answers = prompts_and_answers(19)
-    losses, tokens = answer_losses(model, tokenizer, prompts, answers, batch_size=batch_size)
-    expected = [-log_probability(model, p, a) for p, a in zip(prompts, answers, strict=True)]
-    assert losses.dtype is torch.float32 and losses.tolist() == pytest.approx(expected, abs=1e-4, rel=1e-5)
-    assert tokens.tolist() == [len(answer) for answer in answers]
+    scores = scores_of(model, tokenizer, prompts, [[answer] for answer in answers], batch_size=batch_size)
+    expected = [log_probability(model, p, a) for p, a in zip(prompts, answers, strict=True)]
+    assert scores[:, 0].tolist() == pytest.approx(expected, abs=1e-4, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -50,7 +56,7 @@ def test_scores_of_labels_are_those_of_plain_passes(
     model = make_model(family, **FAMILIES[family])
     prompts, _ = prompts_and_answers(11)
     labels = [[7, EOS], [7, 8, EOS], [9, 10, 11, EOS], [12, EOS], [13, 14, EOS], [15, EOS]]
-    scores = label_scores(model, tokenizer, prompts, labels, batch_size=3)
+    scores = scores_of(model, tokenizer, prompts, [labels] * 11, batch_size=3)
     expected = torch.tensor([[log_probability(model, p, label) for label in labels] for p in prompts])
     assert scores.shape == (11, 6) and torch.allclose(scores, expected, atol=1e-4, rtol=1e-5)
 
@@ -67,7 +73,7 @@ def test_many_labels_take_few_passes_and_have_the_probabilities_of_plain_ones(
     labels = [[20, EOS], *rng.sample(words, 10 if along else 49)]
     passed = []
     model.get_input_embeddings().register_forward_hook(lambda module, args, out: passed.append(args[0].numel()))
-    scores = label_scores(model, tokenizer, prompts, labels, batch_size=2)
+    scores = scores_of(model, tokenizer, prompts, [labels] * 7, batch_size=2)
     # 4 batches and the prefix; behind the prompts a row's labels are two rows, for which there is room for one a pass.
     assert len(passed) <= (5 if along else 5 + 14)
     expected = torch.tensor([[log_probability(model, p, label) for label in labels] for p in prompts])
@@ -88,14 +94,12 @@ def test_answers_stay_what_they_are_beside_scores(
     alone = ask(model, tokenizer, [Question(prompt) for prompt in prompts], **how)
     both = ask(model, tokenizer, [Question(p, [a, [3, 1]]) for p, a in zip(prompts, answers, strict=True)], **how)
     assert [reply.tokens for reply in both] == [reply.tokens for reply in alone]
-    losses, _ = answer_losses(model, tokenizer, prompts, answers)
-    assert [-reply.log_probabilities[0] for reply in both] == pytest.approx(losses.tolist(), rel=1e-4)
+    scores = scores_of(model, tokenizer, prompts, [[answer] for answer in answers])[:, 0]
+    assert [reply.log_probabilities[0] for reply in both] == pytest.approx(scores.tolist(), rel=1e-4)
 
 
-def test_nothing_has_no_loss(make_model: Callable[..., Any], tokenizer: Any):
-    losses, tokens = answer_losses(make_model(), tokenizer, [], [])
-    assert losses.shape == tokens.shape == (0,)
-    assert label_scores(make_model(), tokenizer, [], [[2, 1], [3, 1]]).shape == (0, 2)
+def test_nothing_is_asked_without_questions(make_model: Callable[..., Any], tokenizer: Any):
+    assert ask(make_model(), tokenizer, [], max_new_tokens=3) == []
 
 
 def test_calibration_error_is_that_of_the_formula():

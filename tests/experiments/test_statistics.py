@@ -10,7 +10,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
 from anit_ds.experiments.entries import compared
-from anit_ds.experiments.statistics import combination, difference, example_counts, holm, micro_f1, score
+from anit_ds.experiments.statistics import combination, example_counts, holm, micro_f1, score
 
 RNG = np.random.default_rng(0)
 
@@ -68,7 +68,7 @@ def test_seeds_that_disagree_widen_the_interval():
 def test_a_paired_difference_sees_what_unpaired_scores_cannot():
     base = classified(0.7, 300)
     better = [[1, 1, 1] if number % 25 == 0 else list(row) for number, row in enumerate(base)]
-    gain = difference([better], [base])
+    gain = combination([(1, [better]), (-1, [base])])
     assert gain.mean == pytest.approx(np.mean(np.array(better)[:, 0]) - np.mean(np.array(base)[:, 0]))
     assert score([base]).high > score([better]).low, "the two intervals overlap"
     assert gain.low >= 0 and gain.p < 0.2
@@ -76,13 +76,13 @@ def test_a_paired_difference_sees_what_unpaired_scores_cannot():
 
 def test_nothing_gained_is_not_significant_and_a_large_gain_is():
     base = [classified(0.7), classified(0.7)]
-    assert difference(base, base).p == 1.0
-    assert difference([classified(0.95), classified(0.95)], base).p < 0.01
+    assert combination([(1, base), (-1, base)]).p == 1.0
+    assert combination([(1, [classified(0.95), classified(0.95)]), (-1, base)]).p < 0.01
 
 
-def test_arms_of_unequal_shape_are_refused():
-    with pytest.raises(ValueError, match="equal seeds and examples"):
-        difference([classified(0.7, 10)], [classified(0.7, 11)])
+def test_arms_of_unequal_seeds_are_refused():
+    with pytest.raises(ValueError, match="equal seeds"):
+        combination([(1, [classified(0.7)]), (-1, [classified(0.7)] * 2)])
 
 
 def test_holms_correction_on_a_worked_example():
