@@ -28,6 +28,11 @@ class TrainingFailed(RuntimeError):
     """A training that cannot end in an adapter worth keeping: what happened, and what to try."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line that an error says, or its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def _clipped(line: str) -> str:
     """The line without its middle where it is too long: where it is wrong stands first, what would be right last."""
     if len(line) <= _LONGEST_LINE:

@@ -21,6 +21,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from anit_ds.errors import first_line
+
 # What the tests were last run with; newer versions usually work, and are the first suspects when something does not.
 TESTED = {
     "torch": "2.13.0", "deepspeed": "0.19.8", "transformers": "5.23.0", "peft": "0.21.2", "datasets": "5.2.0",
@@ -144,10 +146,9 @@ def check_kernel() -> Iterator[Finding]:
     try:
         difference = float((perturbed("cuda") - perturbed("cpu")).abs().max())
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         yield Finding.error(
             "kernel",
-            f"does not compile with Triton {triton.__version__}: {first}",
+            f"does not compile with Triton {triton.__version__}: {first_line(error)}",
             "ANIT_KERNEL=reference trains without it; update triton together with torch",
         )
         return

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from anit_ds.config import Config, LoraConfig, ModelConfig
-from anit_ds.errors import InputError, shown
+from anit_ds.errors import InputError, first_line, shown
 from anit_ds.files import read_json
 from anit_ds.sealed import read_sealed_folder
 
@@ -30,6 +30,11 @@ _LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "tar
 # Ways to begin that take the adapter's first value out of the base's own weights. An adapter's folder has no base, and
 # whoever loads it would compute, or draw, another rest.
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As `model.dtype` has it: float32, bfloat16, float16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
@@ -108,9 +113,8 @@ def not_there(config: ModelConfig, error: Exception) -> InputError:
     name = Path(config.name_or_path)
     if name.is_absolute() and not name.is_dir():
         return InputError(f"model.name_or_path: there is no folder {name}; give a hub id or a checkpoint's folder")
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InputError(
-        f"model.name_or_path: {config.name_or_path!r} cannot be loaded as a causal LM ({first}); "
+        f"model.name_or_path: {config.name_or_path!r} cannot be loaded as a causal LM ({first_line(error)}); "
         "give a hub id or a folder with config.json, weights and tokenizer"
     )
 
@@ -290,8 +294,7 @@ def load_adapter(model: nn.Module, run_or_adapter: str | Path, *, trainable: boo
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().split("\n")), "") or type(error).__name__
-        raise InputError(f"{folder}: peft cannot put this adapter on the model ({shown(reason)})") from error
+        raise InputError(f"{folder}: peft cannot put this adapter on the model ({shown(first_line(error))})") from error
 
 
 def use_activation_checkpointing(model: Any) -> None:

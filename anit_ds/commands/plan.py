@@ -33,7 +33,7 @@ def plan(
     The micro-batch is the longest of the run's data, or data.max_length tokens a sample where the data are not here.
     """
     from anit_ds.configfile import load_config
-    from anit_ds.modeling import resolve_dtype
+    from anit_ds.modeling import dtype_name, resolve_dtype
     from anit_ds.planning.forecast import Forecaster
     from anit_ds.planning.simulation import Cluster
     from anit_ds.planning.workload import Workload
@@ -45,7 +45,7 @@ def plan(
     plans = Forecaster(Workload.of(settings), dtype)
     settings = plans.decided(settings, clusters[0])
     possible, made = plans.schedules(settings, clusters[0]), plans.forecast(settings, clusters[0])
-    click.echo(_head(settings, plans.workload, clusters[0], made, str(dtype).removeprefix("torch.")))
+    click.echo(_head(settings, plans.workload, clusters[0], made, dtype_name(dtype)))
     click.echo(_memory(made, clusters[0]))
     click.echo(_time(made, clusters[0]))
     if len(possible) > 1:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from anit_ds.data.examples import Sample, sample_key, text_id
 from anit_ds.data.plaintext import PlainText
-from anit_ds.errors import InputError, shown
+from anit_ds.errors import InputError, first_line, shown
 
 if TYPE_CHECKING:
     from anit_ds.config import Config
@@ -179,8 +179,7 @@ class PromptEncoder:
         try:
             text: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program: it may end in any way
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise InputError(f"{of} takes no prompt ({shown(reason)}); use prompt.style=plain") from error
+            raise InputError(f"{of} takes no prompt ({shown(first_line(error))}); use prompt.style=plain") from error
         if plain not in text:
             raise InputError(
                 f"{of} changes what it is given: of sample {sample.id} it makes {shown(text)}; use prompt.style=plain"

@@ -19,7 +19,8 @@ from anit_ds.experiments.records import Cells
 def standing(config: CompareConfig, grid: Sequence[Cell], results: Cells) -> list[Cell]:
     """The cells of `grid` that are to be trained, as far as `results` tell.
 
-    Without survivors they are all of it; else a rung's cells follow when those of the rungs before it have ended.
+    Without survivors they are all of it; else the cells of a rung that has room for fewer arms follow when those of the
+    rungs before it have ended.
     """
     if not config.survivors:
         return list(grid)
@@ -28,11 +29,12 @@ def standing(config: CompareConfig, grid: Sequence[Cell], results: Cells) -> lis
     rungs = dict.fromkeys((cell.config.train.seed, cell.dataset) for cell in grid)
     for number, rung in enumerate(sorted(rungs, key=lambda rung: config.grid.seeds.index(rung[0]))):
         left = config.survivors[min(number, len(config.survivors) - 1)]
-        racing = sorted(racing, key=lambda arm: _loss(arm, kept, results))[:left]
+        if left < len(racing):
+            if any(results.read(cell) is None for cell in kept):
+                break
+            racing = sorted(racing, key=lambda arm: _loss(arm, kept, results))[:left]
         staying = {spec.label for spec in config.grid.methods if spec.stays} | set(racing)
         kept += [cell for cell in grid if (cell.config.train.seed, cell.dataset) == rung and cell.arm in staying]
-        if any(results.read(cell) is None for cell in kept):
-            break
     return kept
 
 

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from anit_ds.errors import InputError, ServiceError
+from anit_ds.errors import InputError, ServiceError, first_line
 
 
 def refuse_push(name: str) -> None:
@@ -17,7 +17,7 @@ def refuse_push(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise InputError(f"--push: {name!r} is no owner/name ({str(error).splitlines()[0]})") from error
+        raise InputError(f"--push: {name!r} is no owner/name ({first_line(error)})") from error
     if "/" not in name:
         raise InputError(f"--push: {name!r} is no owner/name; whose repository is it?")
     if constants.HF_HUB_OFFLINE:
@@ -34,8 +34,8 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
         address = hub.create_repo(name, private=not public, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of an ANIT-DS run")
     except Exception as error:  # of the hub's client, or of the HTTP library that its version has
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ServiceError(
-            f"{folder} is written and was not sent to {name}: {reason}; `hf upload {name} {folder}` tries again"
+            f"{folder} is written and was not sent to {name}: {first_line(error)}; "
+            f"`hf upload {name} {folder}` tries again"
         ) from error
     return str(address)

@@ -17,7 +17,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.utils import logger
 from pydantic import ValidationError
 
-from anit_ds.errors import InputError, shown
+from anit_ds.errors import InputError, first_line, shown
 
 _ASKED_LATER = {"sequence_parallel_size"}
 """Keys that DeepSpeed reads elsewhere, or only once ranks have met."""
@@ -49,7 +49,7 @@ def check_deepspeed_config(source: str, config: dict[str, Any]) -> None:
         message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}".replace("2, 3 or 3", "2 or 3")  # an alias
         raise InputError(f"{named}: {message}, not {shown(problem['input'])}") from error
     except Exception as error:  # asserts, its own and Python's: whatever it dies of, the JSON is at fault
-        raise InputError(f"{source}: DeepSpeed does not take it ({_first_line(error)})") from error
+        raise InputError(f"{source}: DeepSpeed does not take it ({first_line(error)})") from error
     for section in _OBJECTS_READ_BY_KEY:
         names = asked_within[section]
         for key in config.get(section, {}):
@@ -133,7 +133,3 @@ def _is_like(value: object, default: object) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     return isinstance(value, int | float if isinstance(default, int | float) else type(default))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -27,6 +27,7 @@ from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config, TrainConfig
 from anit_ds.errors import InputError, TrainingFailed, shown
 from anit_ds.files import json_problem
+from anit_ds.modeling import dtype_name
 from anit_ds.training.deepspeed_fields import check_deepspeed_config
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -63,7 +64,9 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
         section = dict(result.get(key, {}))
         given = section.get("enabled", "auto")
         if given != "auto" and given != (dtype is half):
-            raise InputError(f"{source}: {key}.enabled is {shown(given).lower()}, but model.dtype is {_name(dtype)}")
+            raise InputError(
+                f"{source}: {key}.enabled is {shown(given).lower()}, but model.dtype is {dtype_name(dtype)}"
+            )
         result[key] = {**section, "enabled": dtype is half}
     if "zero_optimization" in result:
         result["zero_optimization"] = _without_auto(result["zero_optimization"])
@@ -71,7 +74,7 @@ def deepspeed_config(config: Config, *, ranks: int, accumulation: int, dtype: to
     stage = zero_stage(result)
     if stage == 0 and dtype is not torch.float32:
         raise InputError(
-            f"{source}: ZeRO stage 0 with {_name(dtype)} counts AdamW's steps twice in DeepSpeed 0.19; use stage "
+            f"{source}: ZeRO stage 0 with {dtype_name(dtype)} counts AdamW's steps twice in DeepSpeed 0.19; use stage "
             "1, or float32"
         )
     if stage == 3 and config.model.load_in_4bit:
@@ -142,10 +145,6 @@ def zero_stage(ds_config: dict[str, Any]) -> int:
 def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
     """ZeRO's own "auto" values are transformers' convention; DeepSpeed's defaults stand in for them."""
     return {k: _without_auto(v) if isinstance(v, dict) else v for k, v in section.items() if v != "auto"}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def build_optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:

@@ -25,7 +25,7 @@ from anit_ds.errors import TrainingFailed
 from anit_ds.evaluation import Evaluator, Interrupted
 from anit_ds.files import write_atomically
 from anit_ds.identity import configuration_hash
-from anit_ds.modeling import load_tokenizer, peft_config, resolve_dtype, with_fields_of_init_from
+from anit_ds.modeling import dtype_name, load_tokenizer, peft_config, resolve_dtype, with_fields_of_init_from
 from anit_ds.onewriter import only_writer
 from anit_ds.ranks import distributed
 from anit_ds.ranks.signals import Signals
@@ -264,14 +264,14 @@ class Trainer:
             raise TrainingFailed(self._why_it_failed())
 
     def _why_it_failed(self) -> str:
-        why = self.lost.why_nothing_was_learned(self.step, self.config.train, _name(self.dtype))
+        why = self.lost.why_nothing_was_learned(self.step, self.config.train, dtype_name(self.dtype))
         return f"{self.run.path}: {why}"
 
     def _say_what_begins(self) -> None:
         distributed.logger().info(
             "%s on %d samples, %d steps of %d, %d ranks x %d micro-batches, %s, beta %s",
             self.config.method.name, len(self.feed.samples), self.length.steps, self.config.train.global_batch,
-            distributed.world_size(), self.feed.accumulation, _name(self.dtype),
+            distributed.world_size(), self.feed.accumulation, dtype_name(self.dtype),
             ", ".join(f"{name} {beta:.4f}" for name, beta in self.feed.data.betas.items()),
         )  # fmt: skip
 
@@ -374,7 +374,7 @@ class Trainer:
             "truncated": self.truncated,
             "left_out": self.left_out,
             "ranks": distributed.world_size(),
-            "dtype": _name(self.dtype),
+            "dtype": dtype_name(self.dtype),
         }
         self.monitor.conclude(self.step, {
             "final/dev_micro_f1": best.micro_f1 if best.step else None,
@@ -391,10 +391,6 @@ def _with_whole_lora(config: Config, run: RunFolder, fresh: bool) -> Config:
     """The configuration with all fields of an adapter that it goes on from; a finished run knows them by itself."""
     known = run.lora_of(config) if run.summary.exists() and not fresh else None
     return config.model_copy(update={"lora": known}) if known else with_fields_of_init_from(config)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _mix(*numbers: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, first_line
 from anit_ds.files import read_json, write_json
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
@@ -51,7 +51,7 @@ class Trackers:
                 if name not in begun:
                     tracker.store_init_configuration(dict(settings))
             except Exception as error:  # each tracker has exceptions of its own
-                raise InputError(f"train.report_to: {name} does not start: {_first_line(error)}") from error
+                raise InputError(f"train.report_to: {name} does not start: {first_line(error)}") from error
             if name == "mlflow":
                 ids["mlflow"] = tracker.tracker.info.run_id
         if ids:
@@ -74,7 +74,7 @@ class Trackers:
             try:
                 getattr(tracker, what)(*given, **named)
             except Exception as error:  # a server that is gone, a disk that is full
-                distributed.logger().warning("%s is told nothing more: %s", name, _first_line(error))
+                distributed.logger().warning("%s is told nothing more: %s", name, first_line(error))
                 del self._open[name]
 
 
@@ -94,7 +94,3 @@ def _tracker(name: str, run: RunFolder, ids: dict[str, str]) -> GeneralTracker:
     if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory:
         return LOGGER_TYPE_TO_CLASS[name](project, logging_dir=str(run.path))
     return LOGGER_TYPE_TO_CLASS[name](project)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

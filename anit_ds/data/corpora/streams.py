@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anit_ds.data.corpora.names import NAMES
-from anit_ds.errors import InputError, shown
+from anit_ds.errors import InputError, first_line, shown
 
 Fields = Mapping[str, Any]
 _SAVED = ("dataset_dict.json", "state.json")
@@ -51,10 +51,10 @@ def load(path: str) -> Mapping[str, Any]:
         raise
     except Exception as error:  # the hub's, pyarrow's and fsspec's have no common kind
         if folder:
-            raise InputError(f"data.path: cannot read the data set in {path} ({_reason(error)})") from error
+            raise InputError(f"data.path: cannot read the data set in {path} ({first_line(error)})") from error
         raise InputError(
             f"data.path: there is no file or folder {path}, and the hub has no set of that name for us "
-            f"({_reason(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -63,7 +63,7 @@ def stream_of(path: Path) -> Iterator[tuple[int, Fields]]:
     try:
         stream = _streams(path.suffix[1:].lower(), {"train": [str(path)]})["train"]
     except Exception as error:  # as above
-        raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
     yield from enumerate(sound(stream, str(path), "train"), start=1)
 
 
@@ -72,7 +72,7 @@ def sound(stream: Iterable[Fields], path: str, split: str) -> Iterator[Fields]:
     try:
         yield from stream
     except Exception as error:  # pyarrow's, fsspec's and the network's have no common kind
-        raise InputError(f"data.path: the {split} split of {path} cannot be read ({_reason(error)})") from error
+        raise InputError(f"data.path: the {split} split of {path} cannot be read ({first_line(error)})") from error
 
 
 def _streams(kind: str, files: dict[str, list[str]]) -> Mapping[str, Any]:
@@ -84,10 +84,6 @@ def _streams(kind: str, files: dict[str, list[str]]) -> Mapping[str, Any]:
 
 def _is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _SAVED)
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _parquet_files(folder: Path) -> dict[str, list[str]]:

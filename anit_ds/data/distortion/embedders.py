@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anit_ds.data.distortion.service import client, explained_errors
-from anit_ds.errors import InputError, ServiceError
+from anit_ds.errors import InputError, ServiceError, first_line
 
 if TYPE_CHECKING:
     from anit_ds.config import DistortionConfig
@@ -54,8 +54,7 @@ class LocalEmbedder:
             self._tokenizer = AutoTokenizer.from_pretrained(config.model)
             self._model = AutoModel.from_pretrained(config.model).eval()
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"distortion.model: cannot load {config.model!r} ({reason})") from error
+            raise InputError(f"distortion.model: cannot load {config.model!r} ({first_line(error)})") from error
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         import torch
