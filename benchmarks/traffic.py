@@ -22,7 +22,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +185,12 @@ def whole_size(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def measure(folder: Path, *, ranks: int, micro_batches: int, padding_free: bool) -> list[dict[str, Any]]:
-    """The rows of the table, from one run of each method on the same ranks."""
+def measure(
+    folder: Path, modes: Sequence[str], *, ranks: int, micro_batches: int, padding_free: bool
+) -> list[dict[str, Any]]:
+    """The rows of the table, from one run of each mode on the same ranks; ratios are to the first."""
     shape: dict[str, Any] = {"ranks": ranks, "micro_batches": micro_batches, "padding_free": padding_free}
-    configs = [run_config(folder, mode, **shape) for mode in METHODS]
+    configs = [run_config(folder, mode, **shape) for mode in modes]
     try:
         counted = on_ranks(ranks, bytes_of_rank, configs)
     except SystemExit as failure:
@@ -205,7 +207,7 @@ def measure(folder: Path, *, ranks: int, micro_batches: int, padding_free: bool)
             "reduced_bytes": counts["reduced"],
             "reduced_ratio_to_sft": counts["reduced"] / counted[0]["reduced"],
         }
-        for mode, counts in zip(METHODS, counted, strict=True)
+        for mode, counts in zip(modes, counted, strict=True)
     ]
 
 
@@ -213,9 +215,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--micro-batches", type=int, default=4, help="a rank's micro-batches in an optimizer step")
+    parser.add_argument("--modes", default=",".join(METHODS), help="names, separated by commas; sft is always there")
     parser.add_argument("--padding-free", action="store_true", help="train.padding_free: true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    named = arguments.modes.split(",")
+    if unknown := set(named) - set(METHODS):
+        parser.error(f"--modes: {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the ranks: the threads of two would wait for each other
     shape = {
         "ranks": arguments.ranks,
@@ -225,7 +231,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_inputs(folder, samples=2 * arguments.ranks * arguments.micro_batches * STEPS)
-        rows = measure(folder, **shape)
+        rows = measure(folder, [mode for mode in METHODS if mode in ("sft", *named)], **shape)
     print(f"ZeRO 3, {arguments.ranks} ranks, {arguments.micro_batches} micro-batches: per rank and optimizer step")
     show(rows)
     if arguments.json:

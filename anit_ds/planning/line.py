@@ -30,12 +30,13 @@ def forecast_line(
         if _about(settings) < _WORTH_IT:
             return ""
         cluster = Cluster(ranks, memory / GB, BANDWIDTH, TFLOPS)
-        plans = Forecaster(Workload.of_samples(samples), dtype)
-        made = plans.forecast(plans.decided(config, cluster), cluster)
+        made = Forecaster(Workload.of_samples(samples), dtype).forecast(config, cluster)
     except InputError as error:
         return f"no forecast: {error}"
     where = "a GPU" if gpu else "a rank's share of this machine"
     told = f"forecast: {made.bytes / GB:.1f} GB a rank, most of it {max(made.holds, key=made.holds.__getitem__)}"
+    if config.method.schedule == "auto":  # to count each schedule takes longer than such a line may
+        told += ", counted as schedule three_pass"
     if gpu:
         told += f", {made.step.seconds:.2g} s a step on GPUs that sustain {TFLOPS:g} TFLOP/s"
     if made.fits(cluster):

@@ -42,9 +42,7 @@ def test_both_directions_are_measured(scaling: ModuleType, tiny_folder: Path, tm
 @pytest.mark.slow
 def test_ranks_are_real_processes(scaling: ModuleType, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "ranks.json"
-    scaling.main(["--model", str(tiny_folder), "--ranks", "1", "2", "--steps", "1", "--json", str(out)])
+    scaling.main(["--model", str(tiny_folder), "--ranks", "2", "--steps", "1", "--json", str(out)])
     rows = json.loads(out.read_text())["rows"]
-    assert [(row["mode"], row["ranks"]) for row in rows] == [
-        (mode, ranks) for ranks in (1, 2) for mode in ("sft", "anit", "anit_clean")
-    ]
+    assert [(row["mode"], row["ranks"]) for row in rows] == [(mode, 2) for mode in ("sft", "anit", "anit_clean")]
     assert all(row["wall_seconds"] > 0 for row in rows) and rows[0]["efficiency"] == 1.0

@@ -15,7 +15,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "traffic.py"
 @pytest.mark.slow
 def test_passes_cost_the_sweeps_they_promise(tmp_path: Path):
     report = tmp_path / "traffic.json"
-    command = [sys.executable, str(SCRIPT), "--micro-batches", "2", "--json", str(report)]
+    modes = "anit_naive,anit,anit_clean,anit_pipelined,sft_tree,anit_tree"
+    command = [sys.executable, str(SCRIPT), "--micro-batches", "2", "--modes", modes, "--json", str(report)]
     done = subprocess.run(command, capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -34,7 +34,8 @@ WITH_MOMENTS = {("zero0", True), ("zero2", True), ("zero3", True), ("zero3_offlo
 def test_every_stage_is_one_process_pytorch(number_of_ranks: int, make_config: Callable[..., Config]):
     stages = STAGES if number_of_ranks < 4 else ("zero3",)
     worst = 0.0
-    for optimizer, settings in OPTIMIZERS.items():
+    optimizers = OPTIMIZERS if number_of_ranks < 4 else {"sgd": OPTIMIZERS["sgd"]}
+    for optimizer, settings in optimizers.items():
         shape = {
             "data.instructions": "concise", "method.ball": "frobenius", "eval.test": False, "train.epochs": 1,
             **settings,

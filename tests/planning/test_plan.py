@@ -31,13 +31,23 @@ TREE = {"method.schedule": "prefix_tree", "method.tokens": "instruction", "promp
 @pytest.fixture
 def deep_folder(tmp_path: Path) -> Path:
     """A model of six layers, its config.json alone."""
+    return _written(tmp_path / "deep", layers=6)
+
+
+@pytest.fixture
+def shallow_folder(tmp_path: Path) -> Path:
+    """The same with two layers, which are counted once and not at two depths."""
+    return _written(tmp_path / "shallow", layers=2)
+
+
+def _written(folder: Path, *, layers: int) -> Path:
     settings = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=512, tie_word_embeddings=True,
     )  # fmt: skip
     settings.architectures = ["LlamaForCausalLM"]
-    settings.save_pretrained(tmp_path / "deep")
-    return tmp_path / "deep"
+    settings.save_pretrained(folder)
+    return folder
 
 
 def _batch(config: Config):
@@ -133,20 +143,20 @@ def test_ranks_that_wait_for_each_other_take_longer():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_auto_takes_a_tree_where_the_trainer_would(
-    dropout: float, deep_folder: Path, make_config: Callable[..., Config]
+    dropout: float, shallow_folder: Path, make_config: Callable[..., Config]
 ):
     changes = {**TREE, "method.schedule": "auto", "lora.dropout": dropout}
-    config = make_config(**{"model.name_or_path": str(deep_folder), "method.name": "anit", **changes})
-    workload = Workload([made_up(n, 64) for n in range(8)], known=False)
+    config = make_config(**{"model.name_or_path": str(shallow_folder), "method.name": "anit", **changes})
+    workload = Workload([made_up(n, 64) for n in range(4)], known=False)
     cluster = Cluster(ranks=1, memory=80, bandwidth=50, tflops=1)
     decided = Forecaster(workload, torch.float32).decided(config, cluster).method.schedule
     assert (decided == "prefix_tree") == (dropout == 0)
 
 
 def test_the_command_says_what_does_not_fit_and_what_would(
-    deep_folder: Path, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    shallow_folder: Path, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    config = make_config(**{"model.name_or_path": str(deep_folder), "method.name": "anit", "train.micro_batch": 2})
+    config = make_config(**{"model.name_or_path": str(shallow_folder), "method.name": "anit", "train.micro_batch": 2})
     file = tmp_path / "plan.yaml"
     file.write_text(config.to_yaml())
     monkeypatch.setattr(sys, "argv", ["anit", "plan", str(file), "--gpus", "1,8", "--gpu-memory", "0.001"])
@@ -161,9 +171,9 @@ def test_the_command_says_what_does_not_fit_and_what_would(
 
 
 def test_training_says_first_what_it_will_need(
-    deep_folder: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    shallow_folder: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ):
-    config = make_config(**{"model.name_or_path": str(deep_folder), "method": {"name": "noisy_sft"}})
+    config = make_config(**{"model.name_or_path": str(shallow_folder), "method": {"name": "noisy_sft"}})
     samples = [made_up(n, 64) for n in range(4)]
 
     def said(memory: int, **of) -> str:

@@ -176,14 +176,21 @@ def test_shapes_and_dtypes(
     check(*batch(shape, dtype), alpha=0.7, ball=ball)
 
 
-@pytest.mark.parametrize("ball", anit_kernels.BALLS)
-@pytest.mark.parametrize("shape", [(5, 17, 64), (2, 20, 72)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "ball"), [((5, 17, 64), "frobenius"), ((2, 20, 72), "linf"), ((5, 17, 64), "none")], ids=str
+)
 def test_tiles_as_they_ship(shape: tuple[int, int, int], ball: str, implementation: None) -> None:
     check(*batch(shape, torch.bfloat16, seed=8), alpha=0.7, ball=ball)
 
 
-@pytest.mark.parametrize("ball", anit_kernels.BALLS)
-@pytest.mark.parametrize("change", [{"alpha": 0.0}, {"eps": 0.0}, {"beta": 0.0}, {"beta": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    ("change", "ball"),
+    [
+        ({"alpha": 0.0}, "frobenius"), ({"alpha": 0.0}, "linf"), ({"eps": 0.0}, "frobenius"), ({"eps": 0.0}, "linf"),
+        ({"beta": 0.0}, "none"), ({"beta": 1.0}, "frobenius"),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_limits(change: dict[str, float], ball: str, implementation: None) -> None:
     grad, e, samples = batch((4, 9, 64), torch.float32, seed=1)
     if "eps" in change:
@@ -213,8 +220,9 @@ def test_gradient_outside_the_scope_is_not_read(implementation: None) -> None:
     assert check(grad, e, samples, 0.7, "frobenius").finite.all()
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9, 2.0])
-@pytest.mark.parametrize("ball", anit_kernels.BALLS)
+@pytest.mark.parametrize(
+    ("ball", "share"), [("frobenius", 0.5), ("frobenius", 0.9), ("frobenius", 2.0), ("linf", 0.9), ("none", 0.9)]
+)
 def test_gradient_against_delta0(ball: str, share: float, implementation: None) -> None:
     """g = -c * delta0: the step of length alpha goes straight back along delta0."""
     _, e, samples = batch((3, 9, 64), torch.float32, seed=4)
