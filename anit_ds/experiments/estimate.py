@@ -51,14 +51,14 @@ def seconds(cell: Cell, finished: Sequence[Mapping[str, Any]], device: Device) -
 
     `finished` are results of the comparison's other cells.
     """
-    passes = passes_of(cell.config)
-    alike = [r["seconds"] / r["passes"] for r in finished if _alike(r, cell.axes())]
+    train, rows = cell.config.train, cell.config.noise.rows
+    passes = passes_of(cell.config) * rows
+    alike = [r["seconds"] / _work(r) for r in finished if _alike(r, cell.axes())]
     if alike:
-        return median(alike) * passes
+        return median(alike) * passes * train.epochs
     weights, words = _weights(cell.config.model.name_or_path), _training_words(cell.config)
     if weights is None or words is None:
         return None
-    train = cell.config.train
     tokens = words * _TOKENS_PER_WORD * train.epochs
     if train.max_steps is not None:
         samples = _training_samples(cell.config) or 1
@@ -70,6 +70,13 @@ def seconds(cell: Cell, finished: Sequence[Mapping[str, Any]], device: Device) -
 def passes_of(config: Config) -> int:
     """Forward-and-backward passes of a step (docs/method.md section 5), without building the method."""
     return METHODS[config.method.name].passes(config.method)
+
+
+def _work(result: Mapping[str, Any]) -> float:
+    """Passes over the training samples that a cell has made."""
+    config = result["config"]
+    rows = config.get("noise.views", 1) if config.get("noise.train_on", "all") == "all" else 1
+    return float(result["passes"] * config["train.epochs"] * rows)
 
 
 def _alike(result: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from anit_ds.config import Config
 from anit_ds.data.examples import Sample, sample_key
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData
+from anit_ds.errors import InputError
 from anit_ds.ranks import distributed
 from anit_ds.training.batching import collate, deal, filler, plan_epoch, steps_per_epoch
 
@@ -110,6 +111,8 @@ class Feed:
             self.data = self._load_data(epoch)
         if self._epoch < 0 or resampled or len(self.data.sets) > 1:
             self.samples = self._encode(self.data.train_samples(seed=train.seed, epoch=epoch))
+        if not self.samples:
+            raise InputError("data.mix: with these weights no training sample is left; make a weight larger")
         self.lengths = [sum(map(len, views)) for views in self.samples]
         self.plan = plan_epoch(
             self.lengths, train.global_batch, seed=train.seed, epoch=epoch, group_by_length=train.group_by_length

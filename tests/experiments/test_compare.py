@@ -26,7 +26,7 @@ from anit_ds.config import Config, MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.experiments import CompareConfig, load_compare_config
 from anit_ds.experiments.cells import cells, tuning_cells
-from anit_ds.experiments.estimate import passes_of
+from anit_ds.experiments.estimate import Device, passes_of, seconds
 from anit_ds.experiments.examples import telling_examples
 from anit_ds.experiments.grid import Grid
 from anit_ds.identity import chosen, identity, same_result
@@ -362,6 +362,17 @@ def test_the_plan_lists_every_cell_with_its_time(write, monkeypatch: pytest.Monk
     said = capsys.readouterr().out
     assert said.count("a step, about") == 4
     assert "4 cells, 0 done; about" in said and "rough count of operations" in said
+
+
+def test_a_cell_is_timed_by_those_that_are_done(write):
+    """In proportion to passes, epochs and rows a sample; never a cell of other data."""
+    methods = ["sft", {"name": "anit", "label": "more", "set": {"train.epochs": 6, "noise.views": 4}}]
+    sft, more = cells(load_compare_config(write(grid={"methods": methods})))
+    done = {**sft.axes(), "config": identity(sft.config), "passes": 1, "seconds": 10.0}
+    assert seconds(sft, [done], Device(gpu=False, threads=1)) == 10.0
+    assert seconds(more, [done], Device(gpu=False, threads=1)) == pytest.approx(10.0 * 3 * 6 / 2 * 4)
+    other = {**done, "dataset": "sst2"}
+    assert seconds(sft, [other], Device(gpu=False, threads=1)) != 10.0
 
 
 def test_the_plan_counts_the_passes_that_the_methods_make():

@@ -10,6 +10,7 @@ import pytest
 
 from anit_ds.config import Config
 from anit_ds.data.rundata import RunData
+from anit_ds.errors import InputError
 from anit_ds.training import train
 
 
@@ -39,6 +40,13 @@ def test_scores_and_betas_of_each_set(mixture: Config):
         assert manifest["distortion"]["beta"] == beta and 0 < beta <= 1
     scores = [r["micro_f1"] for r in summary["after"]["datasets"].values()]
     assert summary["after"]["micro_f1"] == pytest.approx(sum(scores) / 2)
+
+
+def test_weights_that_leave_nothing_are_refused(mixture: Config):
+    mix = [item.model_copy(update={"weight": 0.001}) for item in mixture.data.mix]
+    config = mixture.model_copy(update={"data": mixture.data.model_copy(update={"mix": mix})})
+    with pytest.raises(InputError, match="data.mix: with these weights no training sample is left"):
+        train(config)
 
 
 def test_weights_say_how_often_a_set_is_drawn(mixture: Config):
