@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Cost, machine, show, spread, time_of
+from measuring import Cost, show, spread, time_of, write_json
 from modes import MODES, Foundation, Stepper, Workload, run_config
 from torch import Tensor, nn
 
@@ -183,7 +183,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                         weights.data.zero_()
             rows.append({**common, "model": "untouched", **row_of(asked, f"{name}, untouched", arguments.rounds)})
     return {
-        "machine": machine(),
         "dtype": str(foundation.dtype).removeprefix("torch."),
         "model": Path(arguments.model).name,
         "attn": arguments.attn,
@@ -209,6 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--add", action="store_true", help="keep the rows that FILE has of other workloads")
     arguments = parser.parse_args(argv)
+    if arguments.add and not arguments.json:
+        parser.error("--add: keeps the rows of a file; name it with --json")
     if not (torch.cuda.is_available() or torch.get_num_threads() == 1):
         print("note: set OMP_NUM_THREADS=1 for CPU times that another machine can repeat", file=sys.stderr)
     try:
@@ -221,8 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["rows"] = [row for row in kept if _workload(row) not in new] + result["rows"]
     show(result["rows"], COLUMNS)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, result)
 
 
 def _workload(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Cost, machine, show, time_of
+from measuring import Cost, show, time_of, write_json
 
 from anit_ds.evaluation.asking import Question
 from anit_ds.evaluation.cached import CachedLM
@@ -98,7 +98,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "difference": difference, "rounds": arguments.rounds,
     }  # fmt: skip
     return {
-        "machine": machine(),
         "dtype": "float32",
         "model": Path(asked.config.model.name_or_path).name,
         "rows": [row],
@@ -119,8 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json:
         if arguments.json.exists():
             result["rows"] = json.loads(arguments.json.read_text(encoding="utf-8"))["rows"] + result["rows"]
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

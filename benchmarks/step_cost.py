@@ -215,6 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here, and a bar chart beside them")
     parser.add_argument("--add", action="store_true", help="keep the rows that FILE has of other data sets")
     arguments = parser.parse_args(argv)
+    if arguments.add and not arguments.json:
+        parser.error("--add: keeps the rows of a file; name it with --json")
     if not (torch.cuda.is_available() or torch.get_num_threads() == 1):
         print("note: set OMP_NUM_THREADS=1 for CPU times that another machine can repeat", file=sys.stderr)
     try:

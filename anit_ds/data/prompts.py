@@ -45,7 +45,7 @@ _logger = logging.getLogger(__name__)
 class Encoded:
     """A tokenised sample: its key (see `sample_key`), prompt and answer as token ids, and what training weighs it by.
 
-    The ids are arrays: a list takes nine times the memory, on every rank. `answer` ends with EOS; tokens
+    A run's ids are arrays: a list takes nine times the memory, on every rank. `answer` ends with EOS; tokens
     `instruction[0]` to `instruction[1]` of `prompt` are the instruction.
     """
 

@@ -71,7 +71,7 @@ class Rows:
 
     @property
     def layers(self) -> list[GrowingLayer]:
-        """None where nothing has been read."""
+        """Empty where nothing has been read."""
         return cast(list[GrowingLayer], self.cache.layers)
 
     def attended(self, device: torch.device) -> Tensor:

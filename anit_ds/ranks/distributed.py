@@ -249,15 +249,15 @@ def main_first(make: Callable[[], T]) -> T:
 def in_step(model: nn.Module) -> bool:
     """Whether a pass of one rank is a pass of all, because it gathers weights that ZeRO 3 has partitioned."""
     first = next(model.parameters())
-    return world_size() > 1 and hasattr(first, "ds_id") and not getattr(first, "whole", False)
+    return world_size() > 1 and hasattr(first, "ds_id") and not getattr(first, "_anit_whole", False)
 
 
 @contextmanager
 def out_of_step(model: nn.Module) -> Iterator[None]:
     """Inside, `in_step` is false: the weights are whole on every rank."""
     first: Any = next(model.parameters())
-    first.whole = True
+    first._anit_whole = True
     try:
         yield
     finally:
-        del first.whole
+        del first._anit_whole

@@ -258,7 +258,7 @@ def large_blocks_given_back() -> Iterator[None]:
         mallopt(_TRIM_THRESHOLD, 64 << 20)
 
 
-def whole_weights(module: nn.Module) -> AbstractContextManager[Any]:
+def gathered_module(module: nn.Module) -> AbstractContextManager[Any]:
     """Inside, the module's weights are whole on every rank, whatever ZeRO stage partitioned them."""
     context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False)))
     return context

@@ -97,9 +97,12 @@ class Trainer:
     dtype: torch.dtype
     feed: Feed
     length: Length
+    truncated: dict[str, int]  # texts of each split that lost their end
+    left_out: int  # training samples without room
     lm: PerturbableLM  # the model under DeepSpeed, with the embeddings in our hands
     method: Method
     scores: Scores
+    lost: LostSteps
     step: int  # optimizer steps made
     saved: int  # those that the last checkpoint has
     spent: float  # seconds of training before this start
@@ -126,9 +129,9 @@ class Trainer:
         check_installed(config.train.report_to)
         ds_config = deepspeed_config(config, ranks=ranks, accumulation=micro_batches, dtype=self.dtype)
         tokenizer = load_tokenizer(config.model)
-        self.encoder = PromptEncoder.of(config, tokenizer)
+        encoder = PromptEncoder.of(config, tokenizer)
         self.feed = Feed(
-            config, self.encoder, self._load_data, accumulation=micro_batches, pad_id=tokenizer.pad_token_id,
+            config, encoder, self._load_data, accumulation=micro_batches, pad_id=tokenizer.pad_token_id,
             device=device,
         )  # fmt: skip
         self.length = Length.of(config, self.feed.per_epoch)

@@ -11,7 +11,7 @@ from anit_ds.adversarial import Method, PerturbableLM, build_method, embedding_s
 from anit_ds.config import Config
 from anit_ds.modeling import check_tables, load_model, make_trainable, use_activation_checkpointing
 from anit_ds.ranks import distributed
-from anit_ds.training.engine import build_engine, sharded_loading, whole_weights, zero_stage
+from anit_ds.training.engine import build_engine, gathered_module, sharded_loading, zero_stage
 from anit_ds.training.feed import Feed
 from anit_ds.training.schedule import choose_schedule
 
@@ -31,7 +31,7 @@ def build_model(
     check_tables(model, feed.pad_id, ids, config.data.max_length)
     scale = 1.0
     if config.method.eps_unit != "absolute":
-        with whole_weights(model.get_input_embeddings()):  # type: ignore[operator]
+        with gathered_module(model.get_input_embeddings()):  # type: ignore[operator]
             scale = embedding_scale(model, config.method.eps_unit)
     model = make_trainable(model, config)
     if config.train.activation_checkpointing:
