@@ -155,7 +155,8 @@ def over_ranks(arguments: argparse.Namespace, settings: dict[str, Any]) -> dict[
 
 def _rows_of_rank(ranks: int, settings: dict[str, Any], steps: int) -> list[dict[str, Any]]:
     from anit_ds.ranks import distributed
-    from anit_ds.training.engine import build_engine, deepspeed_config
+    from anit_ds.training.ds_config import deepspeed_config
+    from anit_ds.training.engine import build_engine
 
     distributed.init()
     foundation = Foundation.for_this_device(settings)
@@ -166,7 +167,7 @@ def _rows_of_rank(ranks: int, settings: dict[str, Any], steps: int) -> list[dict
         stepper = Stepper(mode, foundation)
         config = run_config(settings, mode)
         stepper.passes.lm.remove()
-        ds_config = deepspeed_config(config, ranks=ranks, accumulation=1, dtype=foundation.dtype)
+        ds_config = deepspeed_config(config, accumulation=1, dtype=foundation.dtype)
         lm = stepper.passes.lm = build_engine(stepper.passes.lm.module, config, ds_config)
         samples = synthetic(micro_batch, length, context=0, vocabulary=foundation.model.config.vocab_size)
         batch = stepper.prepare(samples, beta=0.3)

@@ -41,6 +41,7 @@ class Feed:
         self.config, self.encoder, self.accumulation, self.pad_id, self.device = (
             config, encoder, accumulation, pad_id, device,
         )  # fmt: skip
+        self.packed = config.packs  # as `schedule: auto` may decide once the model is there
         self._load_data = load_data
         self._epoch = -1
         self.data = load_data(0)
@@ -147,7 +148,7 @@ class Feed:
             step=step,
             denominator=denominator,
             pad_to_multiple_of=1 if self.device.type == "cpu" else 8,
-            packed=self.config.packs,
+            packed=self.packed,
         )
 
 

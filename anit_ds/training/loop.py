@@ -42,7 +42,8 @@ from anit_ds.training.checkpoint import (
     restore_best,
     save_checkpoint,
 )
-from anit_ds.training.engine import deepspeed_config, learning_rate, take_step
+from anit_ds.training.ds_config import deepspeed_config
+from anit_ds.training.engine import learning_rate, take_step
 from anit_ds.training.feed import Feed
 from anit_ds.training.length import Length, check_longer, told_of_longer
 from anit_ds.training.lost import LostSteps
@@ -120,14 +121,13 @@ class Trainer:
     ) -> None:  # fmt: skip
         """shorter: what the run in the folder was asked for, where it is to go on for longer."""
         self.config, self.run, self.watchdog, self.step = config, run, watchdog, 0
-        ranks = distributed.world_size()
-        micro_batches = accumulation(config.train.global_batch, config.train.micro_batch, ranks)
+        micro_batches = accumulation(config.train.global_batch, config.train.micro_batch, distributed.world_size())
         device = distributed.device()
         self.dtype = resolve_dtype(config.model.dtype, device.type)
         if config.lora is not None:
             peft_config(config.lora)  # what is wrong with it is said before any work
         check_installed(config.train.report_to)
-        ds_config = deepspeed_config(config, ranks=ranks, accumulation=micro_batches, dtype=self.dtype)
+        ds_config = deepspeed_config(config, accumulation=micro_batches, dtype=self.dtype)
         tokenizer = load_tokenizer(config.model)
         encoder = PromptEncoder.of(config, tokenizer)
         self.feed = Feed(
@@ -150,7 +150,7 @@ class Trainer:
             if said:
                 distributed.logger().info(said)
         self.config, self.lm, self.method = build_model(config, self.feed, ds_config, self.dtype, self.length.steps)
-        self.feed.config = self.config  # the schedule decides whether batches are packed
+        self.feed.packed = self.config.packs
         state = self._resume()
         self.step = self.saved = state.get("step", 0)
         if was:

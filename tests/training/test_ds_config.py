@@ -11,13 +11,13 @@ import torch
 
 from anit_ds.config import Config
 from anit_ds.errors import InputError
-from anit_ds.training.engine import deepspeed_config, read_deepspeed_json
+from anit_ds.training.ds_config import deepspeed_config, read_deepspeed_json
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def check(config: Config, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    return deepspeed_config(config, ranks=2, accumulation=1, dtype=dtype)
+    return deepspeed_config(config, accumulation=1, dtype=dtype)
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
@@ -74,7 +74,7 @@ def test_zero_3_refuses_weights_in_4_bits(make_config: Callable[..., Config]) ->
 def test_zero_0_counts_steps_twice_in_half_precision(dtype: torch.dtype, make_config: Callable[..., Config]) -> None:
     config = make_config(deepspeed={"zero_optimization": {"stage": 0}})
     with pytest.raises(InputError, match="ZeRO stage 0 with .*float16 counts AdamW's steps twice"):
-        deepspeed_config(config, ranks=1, accumulation=1, dtype=dtype)
+        deepspeed_config(config, accumulation=1, dtype=dtype)
 
 
 @pytest.mark.parametrize(
