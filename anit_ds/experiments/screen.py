@@ -1,12 +1,14 @@
 """The screen of settings on dev: which of many arms is worth a comparison, before any test split is read.
 
-A table with a row for each arm and, for each data set, the mean dev score and the dev loss of the gold answers beside
-`sft`'s on the same seeds; and a figure of both, cosine of delta1 and g, and adversarial loss against the attack's step,
-a line for each size of the random start. Arms run with unequally many seeds, so only what is paired is drawn.
+A table with a row for each arm: for each data set the mean dev score and the dev loss of the gold answers beside
+`sft`'s on the same seeds, and over all of them the ratio of the losses, which weighs every data set alike. And a figure
+of both, cosine of delta1 and g, and adversarial loss against the attack's step, a line for each size of the random
+start. Arms run with unequally many seeds, so only what is paired is drawn.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -25,21 +27,30 @@ _STEP = {"fgsm": "method.eps", "fgm": "method.eps"}
 def screen(results: Sequence[Result]) -> Table:
     """Dev micro-F1 (100 x) and NLL per answer, means over seeds; in brackets the paired difference to sft."""
     datasets = list(dict.fromkeys(r["dataset"] for r in results))
+    sft = {(r["dataset"], r["seed"]): r for r in results if r["arm"] == BASELINE}
     rows: list[list[str | Entry]] = []
     for arm, group in grouped(results, lambda r: r["arm"]).items():
         row: list[str | Entry] = [arm]
         for dataset in datasets:
             own = {r["seed"]: r for r in group if r["dataset"] == dataset}
-            base = {r["seed"]: r for r in results if (r["dataset"], r["arm"]) == (dataset, BASELINE)}
+            base = {seed: r for (of, seed), r in sft.items() if of == dataset}
             row += [_beside(own, base, "dev_micro_f1", 100, 1), _beside(own, base, "dev_nll", 1, 3)]
         late = [r["attack"] for r in group]
-        row += [_mean([a.get("nrm/cosine") for a in late]), _mean([a.get("loss/adversarial") for a in late])]
+        row += [
+            _ratio(group, sft),
+            _mean([a.get("nrm/cosine") for a in late]),
+            _mean([a.get("loss/adversarial") for a in late]),
+        ]
         row += [f"{mean(r['train_seconds'] for r in group):.0f}", str(len(group))]
         rows.append(row)
-    columns = ["arm", *(f"{d}, {what}" for d in datasets for what in ("dev F1", "dev NLL"))]
+    columns = ["arm", *(f"{d}, {what}" for d in datasets for what in ("dev F1", "dev NLL")), f"NLL / {BASELINE}'s"]
     several = len({r["seed"] for r in results}) > 1
     spread = ", ± their standard deviation over seeds" if several else ""
-    notes = ["no test split was read", f"in brackets: differences to {BASELINE} on the same seeds{spread}"]
+    notes = [
+        "no test split was read",
+        f"NLL / {BASELINE}'s: the geometric mean over data sets and seeds ± its standard error",
+    ]
+    notes += [f"in brackets: differences to {BASELINE} on the same seeds{spread}"]
     return Table("screen", "Screen on dev", [*columns, "cosine", "adversarial loss", "seconds", "runs"], rows, notes)
 
 
@@ -55,6 +66,16 @@ def _beside(own: Mapping[int, Result], base: Mapping[int, Result], key: str, sca
         return text
     spread = f" ± {stdev(paired):.{digits}f}" if len(paired) > 1 else ""
     return f"{text} ({mean(paired):+.{digits}f}{spread})"
+
+
+def _ratio(group: Sequence[Result], sft: Mapping[tuple[str, int], Result]) -> str:
+    """The geometric mean of dev NLL / sft's on the same data set and seed, ± its standard error over them."""
+    pairs = [(r.get("dev_nll"), sft.get((r["dataset"], r["seed"]), {}).get("dev_nll")) for r in group]
+    logs = [math.log(own / base) for own, base in pairs if own and base]
+    if not logs:
+        return NOTHING
+    ratio = math.exp(mean(logs))
+    return f"{ratio:.3f}" + (f" ± {ratio * stdev(logs) / math.sqrt(len(logs)):.3f}" if any(logs[1:]) else "")
 
 
 def _mean(values: Sequence[float | None]) -> str:
