@@ -87,7 +87,8 @@ class SegmentAttention:
         return self.of_segments(Segments(Layout(batch.lengths)), batch.input_ids.device)
 
     def of_causal_rows(self, batch: Batch) -> dict[str, Any] | None:
-        """The same for rows that are padded on the right only; None where a layer's window needs the model's own mask.
+        """The same for rows that are padded on the right only; None where the model's own mask is needed: for a layer's
+        window, and for an attention that is not causal by itself, as SDPA and the flash kernels are.
 
         No token looks at the padding behind it, so there is nothing to mask. Left without a mask, transformers would
         look for packed sequences in the positions, and wait for the device to find none.
@@ -96,7 +97,7 @@ class SegmentAttention:
         windows = getattr(config, "sliding_window", None) and set(getattr(config, "layer_types", None) or ()) != {
             "full_attention"
         }
-        if self.varlen or windows:
+        if self.varlen or windows or self._own != "sdpa":
             return None
         return self.of_segments(Segments(None), batch.input_ids.device)
 
