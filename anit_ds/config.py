@@ -402,6 +402,8 @@ class EvalConfig(Section):
     """Longest answer in tokens; by default training's longest and a quarter more, at least 8."""
     noises: list[NoiseKind] = Field(default_factory=list)
     """Score the best adapter on the test split under these noises as well: robustness and consistency."""
+    omega: float | None = Field(None, gt=0, le=1)
+    """Level of the noises at evaluation; by default noise.omega, that of training."""
 
 
 class Config(Section):
@@ -432,6 +434,13 @@ class Config(Section):
             self.noise.kind, self.noise.views = "none", 1
         if self.noise.kind == "none" and self.noise.views > 1:
             raise ValueError(f"noise.views: {self.noise.views} views of a sample need a noise; noise.kind is none")
+        if set(self.eval.noises) - {"none", "opposite"} and not self.omega_at_evaluation:
+            raise ValueError("eval.noises: at noise.omega 0 they change no instruction; give eval.omega a level")
+        if self.method.name == "freeat" and self.noise.rows < self.noise.views:
+            raise ValueError(
+                "noise.train_on: worst picks a view anew at each of freeat's replays, whose delta belongs to the one "
+                "before; use train_on: all"
+            )
         if self.lora is None and self.model.load_in_4bit:
             raise ValueError(
                 "lora: null trains every weight, and weights in 4 bits cannot be trained; use LoRA on them"
@@ -447,6 +456,11 @@ class Config(Section):
                 "end; give eval.every in epochs, such as 1.0"
             )
         return self
+
+    @property
+    def omega_at_evaluation(self) -> float:
+        """Level of the noises that an evaluation bends its instructions with."""
+        return self.eval.omega or self.noise.omega
 
     @property
     def lora_dropout(self) -> float:

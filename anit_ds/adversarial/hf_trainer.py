@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.freeat import FreeAT
 from anit_ds.adversarial.methods.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
@@ -34,7 +35,8 @@ class AdversarialTrainerMixin:
 
     A batch may hold `beta` and `sample_ids` [B] of its own (without the latter, delta0's random numbers follow from a
     sample's place in its batch). Attacked is the prompt: every attended token whose label is -100.
-    Raises ValueError for a trainer under DeepSpeed or FSDP (`anit train` is for these) and for packed batches.
+    Raises ValueError for a trainer under DeepSpeed or FSDP (`anit train` is for these), for packed batches, and for
+    FreeAT.
     """
 
     def __init__(self, *args: Any, method: Any = None, beta: float = 0.0, **kwargs: Any) -> None:
@@ -45,6 +47,8 @@ class AdversarialTrainerMixin:
                 f"{type(self).__name__} knows one process and DDP, not {accelerator.distributed_type.value}; for ZeRO "
                 "use anit train"
             )
+        if isinstance(method, FreeAT):
+            raise ValueError("FreeAT steps several times on each minibatch, and this trainer takes a new one each time")
         self.method, self.beta = method or NRM(), beta
         self._lm = _AcceleratedLM(self.model, accelerator)  # type: ignore[attr-defined]
         self._stats = StepStats()

@@ -67,9 +67,11 @@ class SegmentAttention:
         self._model: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
         _refuse_other_mixers(self._model, asked_by)
         self._own: str = self._model.config._attn_implementation
-        self.varlen = not trees and is_flash_attention_requested(requested_attention_implementation=self._own)
+        flash = is_flash_attention_requested(requested_attention_implementation=self._own)
+        self.varlen = flash and not trees
+        self._serving = "sdpa" if flash else self._own  # a tree's rows, and between its passes the others
         if not self.varlen:
-            self._model.set_attn_implementation(_register(self._own))
+            self._model.set_attn_implementation(_register(self._serving))
 
     def remove(self) -> None:
         if not self.varlen:
@@ -97,7 +99,7 @@ class SegmentAttention:
         windows = getattr(config, "sliding_window", None) and set(getattr(config, "layer_types", None) or ()) != {
             "full_attention"
         }
-        if self.varlen or windows or self._own != "sdpa":
+        if self.varlen or windows or self._serving != "sdpa":
             return None
         return self.of_segments(Segments(None), batch.input_ids.device)
 

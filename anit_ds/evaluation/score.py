@@ -20,6 +20,7 @@ from anit_ds.data.tasks import Parsed, score
 from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.data.tasks.grammar import Grammar, grammar_for
 from anit_ds.data.tasks.multilabel import MULTILABEL
+from anit_ds.errors import InputError
 from anit_ds.evaluation.asking import Question, Reply, texts_of
 from anit_ds.evaluation.constrained import item_scores
 from anit_ds.evaluation.decode import ask
@@ -157,7 +158,10 @@ class Evaluator:
             return samples
         settings = self.config.noise
         opposites = data_set.opposites(settings) if noise == "opposite" else ()
-        return noisy_split(samples, noise, settings.omega, self.config.train.seed, opposites=opposites)
+        omega = self.config.omega_at_evaluation
+        if not omega and noise != "opposite":
+            raise InputError(f"{noise} at noise.omega 0 would change no instruction; give the run an eval.omega")
+        return noisy_split(samples, noise, omega, self.config.train.seed, opposites=opposites)
 
     def answer(
         self,

@@ -98,9 +98,9 @@ def _read_base(raw: dict[str, Any], path: Path) -> None:
 
 def cells(config: CompareConfig, chosen: Chosen | None = None) -> list[Cell]:
     """The grid's cells in the order in which they are trained, each once; a source stands before what it serves."""
-    found: dict[str, Cell] = {}
+    found: dict[str, Cell] = {}  # by name, which has the arm and the hash
     for cell in _transfer_cells(config, chosen or {}) if config.transfers else _grid_cells(config, chosen or {}):
-        found.setdefault(cell.hash, cell)
+        found.setdefault(cell.name, cell)
     return list(found.values())
 
 
@@ -192,6 +192,11 @@ def _cell(
         set_field(raw, "lora.init_from", source.config.out)
     for field, value in {**data.set, **spec.set, **settings}.items():
         set_field(raw, field if "." in field else f"method.{field}", value)
+    if raw.get("eval", {}).get("noises"):
+        # Every arm is tested under the same noise, whatever it was trained on.
+        level = next(filter(None, config.grid.omegas), raw["noise"]["omega"])
+        if raw["noise"]["omega"] != level:
+            raw["eval"].setdefault("omega", level)
     run = validate(raw, source=f"cell {data.name}, {spec.label}")
     if run.method.beta is not None:
         run.distortion.kind = "rbe"  # a fixed beta is not measured

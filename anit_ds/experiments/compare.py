@@ -76,7 +76,8 @@ def compare(
     while True:  # once, but for survivors: their next cells follow from the results of these
         grid = standing(config, every, results)
         records = Records(config, grid, results, chosen)
-        new = grid[len(begun) :]
+        known = {cell.name for cell in begun}
+        new = [cell for cell in grid if cell.name not in known]
         if report_only or not new:
             break
         run("cells", new, records.add)

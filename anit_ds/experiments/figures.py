@@ -31,6 +31,7 @@ Result = Mapping[str, Any]
 def omega(axes: Axes, results: Sequence[Result]) -> bool:
     """Figure 2a: mean test micro-F1 against the noise level, a line for each method, noise and data set."""
     name = row_names(results, without=("omega",))
+    results = [r for r in results if r["micro_f1"] is not None]
     bent = [r for r in results if r["noise"] not in ("none", "opposite")]
     lines = grouped(bent, lambda r: (r["dataset"], name(r)))
     several_sets = len({r["dataset"] for r in results}) > 1
@@ -38,9 +39,10 @@ def omega(axes: Axes, results: Sequence[Result]) -> bool:
         at = grouped(group, lambda r: r["omega"])
         points = sorted((level, 100 * mean([r["micro_f1"] for r in some])) for level, some in at.items())
         axes.plot(*zip(*points, strict=True), marker="o", label=f"{dataset}, {label}" if several_sets else label)
-    for dataset, group in grouped([r for r in results if r["arm"] == "sft"], lambda r: r["dataset"]).items():
+    plain = grouped([r for r in results if r["arm"] == "sft"], lambda r: (r["dataset"], name(r)))
+    for (dataset, label), group in plain.items():
         level = 100 * mean([r["micro_f1"] for r in group])
-        axes.axhline(level, linestyle=":", color="grey", label=f"{dataset}, sft" if several_sets else "sft")
+        axes.axhline(level, linestyle=":", color="grey", label=f"{dataset}, {label}" if several_sets else label)
     axes.set(xlabel="omega: share of the words that the noise touches", ylabel="test micro-F1 (%)")
     if lines:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
@@ -49,7 +51,8 @@ def omega(axes: Axes, results: Sequence[Result]) -> bool:
 
 def time_against_f1(axes: Axes, results: Sequence[Result]) -> bool:
     """Figures 2b, 2c: mean training time against mean test micro-F1 of each method (its passes in the legend)."""
-    groups = grouped([r for r in results if not r["transfer_from"]], row_names(results))
+    scored = [r for r in results if not r["transfer_from"] and r["micro_f1"] is not None]
+    groups = grouped(scored, row_names(results))
     for (label, group), marker in zip(groups.items(), cycle("osD^vPX<>"), strict=False):
         x, y = mean([r["train_seconds"] for r in group]), 100 * mean([r["micro_f1"] for r in group])
         # Beside the axes and by shape: methods that cost and score the same lie on top of each other.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -194,8 +195,14 @@ class CompareConfig(Section):
             raise ValueError(f"grid: its axes span {size:,} cells; {MOST_CELLS:,} are the most")
         if self.survivors != sorted(self.survivors, reverse=True):
             raise ValueError(f"survivors: {self.survivors} grows; no arm comes back, so write no number above the last")
+        for axis in ("models", "omegas", "instructions", "distortions"):
+            if self.transfers and len(getattr(self.grid, axis)) > 1:
+                raise ValueError(f"grid.{axis}: table 4 has no column for it; with transfers give one value")
         if self.survivors and self.transfers:
             raise ValueError("survivors: a transfer's cells depend on each other; leave one of the two out")
+        twice = [label for label, count in Counter(spec.label for spec in self.grid.methods).items() if count > 1]
+        if twice:
+            raise ValueError(f"grid.methods: {shown(twice[0])} stands there twice; give each a label of its own")
         trials = {spec.label: spec.count_trials() for spec in self.grid.methods if spec.tune}
         if len(set(trials.values())) > 1:
             told = ", ".join(f"{label} {count}" for label, count in trials.items())

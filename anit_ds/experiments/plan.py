@@ -28,10 +28,10 @@ def plan(config: CompareConfig) -> list[Planned]:
     """Every trial and cell in the order in which they are trained, as far as survivors are known. Trains nothing."""
     results, device = Cells(Path(config.out)), device_here()
     trials, grid = [trial.cell for trial in tuning_cells(config)], standing(config, cells(config), results)
-    done = {cell.hash: result for cell in (*trials, *grid) if (result := results.finished(cell)) is not None}
+    done = {cell.name: result for cell in (*trials, *grid) if (result := results.finished(cell)) is not None}
 
     def planned(kind: Literal["trial", "cell"], cell: Cell) -> Planned:
-        took = None if cell.hash in done else seconds(cell, list(done.values()), device)
-        return Planned(kind, cell.name, passes_of(cell.config), cell.hash in done, took)
+        took = None if cell.name in done else seconds(cell, list(done.values()), device)
+        return Planned(kind, cell.name, passes_of(cell.config), cell.name in done, took)
 
     return [planned("trial", cell) for cell in trials] + [planned("cell", cell) for cell in grid]

@@ -51,13 +51,17 @@ class Cells:
         result = self.read(cell)
         return result if result is not None and result["status"] == "done" else None
 
-    def keep(self, cell: Cell, seconds: float) -> Result:
-        """Turn a cell's run folder into its result and write it; the run's checkpoints are let go."""
+    def keep(self, cell: Cell, seconds: float, exit_code: int | None = 0) -> Result:
+        """Turn a cell's run folder into its result and write it; the run's checkpoints are let go.
+
+        What a training that failed finds in its folder is another run's.
+        """
         run = RunFolder(cell.config.out)
-        if not run.summary.is_file():
+        if exit_code or not run.summary.is_file():
             return self.keep_failure(cell, _last_words(run.path))
         try:
-            result = {**_result(cell, run, self.out), "seconds": round(seconds, 1)}
+            result = _result(cell, run, self.out)
+            result["seconds"] = round(max(seconds, result["train_seconds"]), 1)  # of a resumed one, not its end alone
         except Damaged as error:
             return self.keep_failure(cell, str(error))
         shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -76,7 +80,7 @@ class Records:
     def __init__(self, config: CompareConfig, grid: Sequence[Cell], results: Cells, chosen: Chosen) -> None:
         self._config, self._grid, self._results, self._chosen = config, grid, results, chosen
         # Read once: what is kept of a large grid's answers is hundreds of megabytes, and this file has none.
-        self._records = {cell.hash: _without_answers(result) for cell, result in self._read()}
+        self._records = {cell.name: _without_answers(result) for cell, result in self._read()}
 
     def _read(self) -> Iterator[tuple[Cell, Result]]:
         for cell in self._grid:
@@ -87,11 +91,11 @@ class Records:
         return {**result, "tuned": self._chosen.get((cell.arm, cell.dataset))}
 
     def add(self, cell: Cell, result: Result) -> None:
-        self._records[cell.hash] = _without_answers(self._with_choice(cell, result))
+        self._records[cell.name] = _without_answers(self._with_choice(cell, result))
         self.write()
 
     def write(self) -> None:
-        made = [self._records[cell.hash] for cell in self._grid if cell.hash in self._records]
+        made = [self._records[cell.name] for cell in self._grid if cell.name in self._records]
         about = {"title": self._config.title, "versions": versions(), "missing": len(self._grid) - len(made)}
         write_json(self._results.out / "results.json", {**about, "cells": made})
 

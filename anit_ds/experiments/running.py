@@ -81,7 +81,7 @@ def run_cells(
                     one = running.pop(sentinel)
                     one.process.join()
                     free.append(one.slot)
-                    ended(one.cell, results.keep(one.cell, time.monotonic() - one.started))
+                    ended(one.cell, results.keep(one.cell, time.monotonic() - one.started, one.process.exitcode))
         except KeyboardInterrupt:
             for one in running.values():
                 one.process.terminate()

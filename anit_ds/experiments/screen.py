@@ -16,8 +16,8 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from anit_ds.experiments.entries import BASELINE, NOTHING, Entry, Table
-from anit_ds.experiments.tables import grouped
+from anit_ds.experiments.entries import BASELINE, NOTHING, SHARED_WITH_BASELINE, Entry, Table
+from anit_ds.experiments.tables import grouped, row_names
 
 Result = Mapping[str, Any]
 # What an arm's step is called in its configuration: fgsm and fgm have no step beside the radius.
@@ -27,14 +27,14 @@ _STEP = {"fgsm": "method.eps", "fgm": "method.eps"}
 def screen(results: Sequence[Result]) -> Table:
     """Dev micro-F1 (100 x) and NLL per answer, means over seeds; in brackets the paired difference to sft."""
     datasets = list(dict.fromkeys(r["dataset"] for r in results))
-    sft = {(r["dataset"], r["seed"]): r for r in results if r["arm"] == BASELINE}
+    sft = {_place(r): r for r in results if r["arm"] == BASELINE}
+    several_noises = len({r["noise"] for r in results if r["noise"] != "none"}) > 1
     rows: list[list[str | Entry]] = []
-    for arm, group in grouped(results, lambda r: r["arm"]).items():
+    for arm, group in grouped(results, row_names(results, without=() if several_noises else ("noise",))).items():
         row: list[str | Entry] = [arm]
         for dataset in datasets:
-            own = {r["seed"]: r for r in group if r["dataset"] == dataset}
-            base = {seed: r for (of, seed), r in sft.items() if of == dataset}
-            row += [_beside(own, base, "dev_micro_f1", 100, 1), _beside(own, base, "dev_nll", 1, 3)]
+            own = [r for r in group if r["dataset"] == dataset]
+            row += [_beside(own, sft, "dev_micro_f1", 100, 1), _beside(own, sft, "dev_nll", 1, 3)]
         late = [r["attack"] for r in group]
         row += [
             _ratio(group, sft),
@@ -54,23 +54,27 @@ def screen(results: Sequence[Result]) -> Table:
     return Table("screen", "Screen on dev", [*columns, "cosine", "adversarial loss", "seconds", "runs"], rows, notes)
 
 
-def _beside(own: Mapping[int, Result], base: Mapping[int, Result], key: str, scale: float, digits: int) -> str:
-    values = {seed: scale * r[key] for seed, r in own.items() if r.get(key) is not None}
-    if not values:
+def _place(result: Result) -> tuple[Any, ...]:
+    """What a result and the `sft` that it is compared with have in common."""
+    return tuple(result[axis] for axis in ("dataset", "seed", *SHARED_WITH_BASELINE))
+
+
+def _beside(own: Sequence[Result], sft: Mapping[tuple[Any, ...], Result], key: str, scale: float, digits: int) -> str:
+    told = [r for r in own if r.get(key) is not None]
+    if not told:
         return NOTHING
-    text = f"{mean(values.values()):.{digits}f}"
-    paired = [
-        v - scale * base[seed][key] for seed, v in values.items() if seed in base and base[seed].get(key) is not None
-    ]
-    if own == base or not paired:
+    text = f"{mean(scale * r[key] for r in told):.{digits}f}"
+    pairs = [(r, base) for r in told if (base := sft.get(_place(r))) is not None and base.get(key) is not None]
+    if not pairs or all(r is base for r, base in pairs):
         return text
-    spread = f" ± {stdev(paired):.{digits}f}" if len(paired) > 1 else ""
-    return f"{text} ({mean(paired):+.{digits}f}{spread})"
+    apart = [scale * (r[key] - base[key]) for r, base in pairs]
+    spread = f" ± {stdev(apart):.{digits}f}" if len(apart) > 1 else ""
+    return f"{text} ({mean(apart):+.{digits}f}{spread})"
 
 
-def _ratio(group: Sequence[Result], sft: Mapping[tuple[str, int], Result]) -> str:
+def _ratio(group: Sequence[Result], sft: Mapping[tuple[Any, ...], Result]) -> str:
     """The geometric mean of dev NLL / sft's on the same data set and seed, ± its standard error over them."""
-    pairs = [(r.get("dev_nll"), sft.get((r["dataset"], r["seed"]), {}).get("dev_nll")) for r in group]
+    pairs = [(r.get("dev_nll"), sft.get(_place(r), {}).get("dev_nll")) for r in group]
     logs = [math.log(own / base) for own, base in pairs if own and base]
     if not logs:
         return NOTHING
@@ -90,7 +94,7 @@ def draw_screen(figure: Figure, results: Sequence[Result]) -> bool:
     datasets = list(dict.fromkeys(r["dataset"] for r in stepped))
     if not datasets:
         return False
-    base = {(r["dataset"], r["seed"]): r for r in results if r["arm"] == BASELINE}
+    base = {_place(r): r for r in results if r["arm"] == BASELINE}
     drawn: list[tuple[str, Callable[[Result, Result | None], float | None]]] = [
         (f"dev F1 less {BASELINE}'s", lambda r, sft: _less(r, sft, "dev_micro_f1", 100)),
         (f"dev NLL less {BASELINE}'s", lambda r, sft: _less(r, sft, "dev_nll", 1)),
@@ -105,7 +109,7 @@ def draw_screen(figure: Figure, results: Sequence[Result]) -> bool:
             for axes, (_, value) in zip(column, drawn, strict=True):
                 at: dict[float, list[float]] = {}
                 for r in group:
-                    if (y := value(r, base.get((dataset, r["seed"])))) is not None:
+                    if (y := value(r, base.get(_place(r)))) is not None:
                         at.setdefault(float(_step(r) or 0), []).append(y)
                 if at:
                     axes.plot(

@@ -100,7 +100,7 @@ def table4(results: Sequence[Result]) -> Table:
 
 def robustness(results: Sequence[Result]) -> Table:
     """For each data set and method: raw score, the score under each noise, their mean gap, and mean consistency."""
-    scored = [r for r in results if r.get("robustness")]
+    scored = [r for r in results if r.get("robustness") and not r["transfer_from"]]
     noises = list(dict.fromkeys(noise for r in scored for noise in r["robustness"]))
     columns = [_score("test"), *map(_under, noises), _mean_gap, _equal_answers]
     name, several = row_names(scored), len({r["dataset"] for r in scored}) > 1

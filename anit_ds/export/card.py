@@ -66,7 +66,7 @@ def _about(config: Config, data: RunData) -> str:
         lines.append(f"| {s.name} | {s.task.name} | {sizes} |")
     told = {path: value for path, value in chosen(config).items() if path.startswith(_TOLD)}
     fields = ", ".join(f"`{path}: {value}`" for path, value in told.items())
-    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    made = ", ".join(f"{name} {version}" for name, version in (config.versions or versions()).items())
     return "\n".join([*lines, "", f"Settings that are not defaults: {fields or 'none'}.", "", f"Trained with {made}."])
 
 

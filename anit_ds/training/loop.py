@@ -347,6 +347,7 @@ class Trainer:
         save_best(self.lm.engine, self.best, about)
 
     def _finish(self) -> dict[str, Any]:
+        seconds = self.seconds  # those of training, not of the test split
         after: dict[str, Any] | None = None
         robustness: dict[str, dict[str, float]] = {}
         if self.config.eval.test or self.scores.dev_of_best() is None:
@@ -370,7 +371,7 @@ class Trainer:
             "steps": self.step,
             "stopped_early": self.length.why_it_stopped(self.step, self.scores.best),
             "extended_from": [steps for steps in self.earlier if steps < self.length.steps],
-            "train_seconds": round(self.seconds, 3),
+            "train_seconds": round(seconds, 3),
             "nonfinite_steps": self.lost.nonfinite,
             "scaler_skips": self.lost.scaler_skips,
             "passes": self.method.passes,

@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from anit_ds.adversarial import NRM, Batch, PerturbableLM
 from anit_ds.adversarial.hf_trainer import AdversarialTrainerMixin
+from anit_ds.adversarial.methods.freeat import FreeAT
 from anit_ds.tiny import tiny_model, tiny_tokenizer
 
 STEPS, ACCUMULATION, LR = 3, 2, 1e-2
@@ -111,6 +112,15 @@ def test_a_packed_collator_is_refused(tmp_path: Path):
         )
         ids = torch.tensor([[2, 3]])
         trainer.training_step(trainer.model, {"input_ids": ids, "labels": ids})
+
+
+def test_a_method_that_replays_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="FreeAT steps several times on each minibatch"):
+        NRMTrainer(
+            model=lora_model(), args=SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False),
+            train_dataset=Dataset.from_list([{"prompt": "a", "completion": " b"}]), processing_class=tiny_tokenizer(),
+            method=FreeAT(eps=0.3, alpha=0.1, replays=2),
+        )  # fmt: skip
 
 
 def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

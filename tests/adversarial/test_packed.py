@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
 from anit_ds.adversarial.join import join, join_tokens, split_tokens
 from anit_ds.adversarial.rules import METHODS as RULES
+from anit_ds.adversarial.segments import SegmentAttention
 from anit_ds.config import MethodConfig
 from anit_ds.data.prompts import Encoded
 from anit_ds.errors import InputError
@@ -169,6 +170,15 @@ def test_a_model_that_took_packed_batches_still_takes_padded_ones():
     assert model.config._attn_implementation == own
     expected = model.generate(input_ids=prompt, attention_mask=(prompt > 0).long(), max_new_tokens=4, do_sample=False)
     assert torch.equal(generated, expected)
+
+
+def test_a_tree_of_a_flash_model_is_served_by_sdpa():
+    """No flash kernel knows rows that share runs; its name stands for one that transformers would look for."""
+    model = lora_model("llama")
+    config = model.get_base_model().config
+    config._attn_implementation_internal = "flash_attention_2"
+    attention = SegmentAttention(model, trees=True)
+    assert config._attn_implementation == "sdpa_by_segment" and not attention.varlen
 
 
 def test_flash_attention_is_told_where_the_samples_lie(monkeypatch: pytest.MonkeyPatch):

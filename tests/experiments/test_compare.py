@@ -30,6 +30,7 @@ from anit_ds.experiments.cells import cells, tuning_cells
 from anit_ds.experiments.estimate import Device, passes_of, seconds
 from anit_ds.experiments.examples import telling_examples
 from anit_ds.experiments.grid import Grid
+from anit_ds.experiments.records import Cells
 from anit_ds.identity import chosen, identity, same_result
 
 
@@ -133,8 +134,11 @@ def test_tuned_methods_must_have_equally_many_trials(write):
         ({"transfers": [{"source": "jsonl", "target": "agnews"}]}, r"'agnews' is no data set of grid.datasets"),
         ({"grid": {"methods": [{"name": "sft", "eps": 2.0}]}}, r"cell jsonl, sft: method: sft does not use 'eps'"),
         ({"survivors": [2, 4]}, r"survivors: \[2, 4\] grows; no arm comes back"),
+        ({"grid": {"methods": ["anit", {"name": "anit", "alpha": 0.3}]}}, r"'anit' stands there twice"),
+        ({"grid": {"omegas": [0.1, 0.2]}, "transfers": [{"source": "jsonl", "target": "jsonl"}]}, r"omegas: table 4"),
+        ({"base": {"eval": {"noises": ["shuffle"]}}, "grid": {"omegas": [0]}}, r"eval.noises: at noise.omega 0"),
     ],
-    ids=["method", "axis", "decided", "transfer", "cell", "survivors"],
+    ids=["method", "axis", "decided", "transfer", "cell", "survivors", "labels", "transfers", "omega"],
 )
 def test_what_is_wrong_in_the_file_is_said_before_anything_runs(write, changes: dict, said: str):
     with pytest.raises(InputError, match=said):
@@ -363,6 +367,31 @@ def test_the_plan_lists_every_cell_with_its_time(write, monkeypatch: pytest.Monk
     said = capsys.readouterr().out
     assert said.count("a step, about") == 4
     assert "4 cells, 0 done; about" in said and "rough count of operations" in said
+
+
+def test_all_arms_are_tested_under_the_same_noise(write):
+    file = write(base={"eval": {"noises": ["shuffle"]}}, grid={"omegas": [0.3, 0.5]})
+    for cell in cells(load_compare_config(file)):
+        assert cell.config.omega_at_evaluation == 0.3
+
+
+def test_arms_with_equal_settings_have_a_cell_each(write):
+    methods = ["anit", {"name": "anit", "label": "tuned", "tune": {"alpha": [0.1, 0.5]}}]
+    config = load_compare_config(write(grid={"methods": methods}))
+    chosen = {("tuned", "jsonl"): {"alpha": MethodConfig(name="anit").alpha}}
+    ours, tuned = cells(config, chosen)
+    assert ours.hash == tuned.hash and ours.name != tuned.name
+
+
+def test_a_training_that_is_refused_is_no_result(write, tmp_path: Path):
+    """Whatever run lies in its folder, as after a default that has changed."""
+    (cell, *_) = cells(load_compare_config(write()))
+    run = Path(cell.config.out)
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text("{}")
+    (run / "output.txt").write_text("anit: holds another configuration\n")
+    kept = Cells(tmp_path / "comparison").keep(cell, 1.0, exit_code=2)
+    assert kept["status"] == "failed"
 
 
 def test_a_cell_is_timed_by_those_that_are_done(write):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from anit_ds.config import Config
 from anit_ds.errors import InputError
 from anit_ds.sealed import read_sealed
 from anit_ds.training import train
+from anit_ds.training.scores import Scores
 
 TAGS = {
     "loss/clean", "loss/adversarial", "nrm/delta0_norm", "nrm/delta1_norm", "nrm/grad_norm", "nrm/clipped_share",
@@ -234,3 +236,18 @@ def test_json_and_yaml_may_not_contradict_each_other(make_config: MakeConfig, js
 def test_a_batch_that_does_not_divide_says_what_would(make_config: MakeConfig):
     with pytest.raises(InputError, match="micro_batch may be 1, 2, 4, 8"):
         train(make_config(**{"train.micro_batch": 3}))
+
+
+def test_the_seconds_of_training_leave_the_test_split_out(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent, clock, test = [0.0], time.perf_counter, Scores.test
+
+    def slow(*arguments: Any) -> Any:
+        spent[0] += 1000.0
+        return test(*arguments)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + spent[0])
+    monkeypatch.setattr(Scores, "test", slow)
+    summary = train(make_config(**{"train.max_steps": 1}))
+    assert summary is not None and summary["after"] and summary["train_seconds"] < 900
