@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import Config
 from anit_ds.errors import InputError, shown
 from anit_ds.yamlfile import parse_yaml, read_yaml
@@ -220,15 +221,17 @@ def annotated_yaml() -> str:
     example = validate(
         {**required, "data": {"dataset": "14lap", "path": "data/14lap"}, "out": "runs/14lap-anit"}, source="example"
     )
-    return annotated(Config, example.model_dump(mode="json", by_alias=True))
+    # What the preset says is shown and not set: another preset or method must find it unsaid.
+    filled = frozenset(f"method.{key}" for key in METHODS[example.method.name].presets[example.method.preset])
+    return annotated(Config, example.model_dump(mode="json", by_alias=True), commented=filled)
 
 
-def annotated(schema: type[BaseModel], values: dict[str, Any]) -> str:
-    """`values` as YAML, each field under what its schema says of it."""
-    return "\n".join(_annotated(schema, values, "")) + "\n"
+def annotated(schema: type[BaseModel], values: dict[str, Any], *, commented: frozenset[str] = frozenset()) -> str:
+    """`values` as YAML, each field under what its schema says of it; the `commented` ones (section.key) as comments."""
+    return "\n".join(_annotated(schema, values, "", commented)) + "\n"
 
 
-def _annotated(section: type[BaseModel], values: dict[str, Any], indent: str) -> list[str]:
+def _annotated(section: type[BaseModel], values: dict[str, Any], indent: str, commented: frozenset[str]) -> list[str]:
     lines: list[str] = []
     for name, field in section.model_fields.items():
         key = field.alias or name
@@ -238,14 +241,19 @@ def _annotated(section: type[BaseModel], values: dict[str, Any], indent: str) ->
         value, kinds = values[key], (field.annotation, *get_args(field.annotation))
         nested = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
         if nested and isinstance(value, dict):
-            lines += [f"{indent}{key}:", *_annotated(nested, value, indent + "  ")]
+            lines += [f"{indent}{key}:", *_annotated(nested, value, indent + "  ", _inside(key, commented))]
         elif isinstance(value, dict) and value:
             lines += [f"{indent}{key}:", *(f"{indent}  {inner}: {_flow(value[inner])}" for inner in value)]
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             lines += [f"{indent}{key}:", *(f"{indent}  - {_flow(item)}" for item in value)]
         else:
-            lines.append(f"{indent}{key}: {json.dumps(value)}")
+            lines.append(f"{indent}{'# ' if key in commented else ''}{key}: {json.dumps(value)}")
     return lines
+
+
+def _inside(section: str, commented: frozenset[str]) -> frozenset[str]:
+    """The names of `commented` that are a section's own, without it."""
+    return frozenset(name.removeprefix(f"{section}.") for name in commented if name.startswith(f"{section}."))
 
 
 def _flow(value: Any) -> str:

@@ -86,15 +86,15 @@ class Progress:
         self._total = 0
 
     def expect(self, what: str, grid: Sequence[Cell], done: Sequence[dict[str, Any]]) -> None:
-        hashes = {result["config_hash"] for result in done}
-        self._left = {cell.hash: cell for cell in grid if cell.hash not in hashes}
+        known = {(result["arm"], result["config_hash"]) for result in done}
+        self._left = {cell.name: cell for cell in grid if (cell.arm, cell.hash) not in known}
         self._done, self._total = list(done), len(grid)
         click.echo(f"{len(grid)} {what}, {len(done)} of them done")
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         from anit_ds.experiments.estimate import clock
 
-        self._left.pop(cell.hash, None)
+        self._left.pop(cell.name, None)
         place = f"[{self._total - len(self._left)}/{self._total}] {cell.name}"
         if result["status"] == "failed":
             click.echo(f"{place}: FAILED: {result['error']} (see {cell.config.out}/output.txt)", err=True)

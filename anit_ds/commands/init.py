@@ -104,7 +104,6 @@ def _config(found: Beginning, name: str, source: str, model: str, instructions: 
         "method": {"name": "noisy_sft", "schedule": "auto"},
         "lora": {"r": 16, "alpha": 16, "dropout": 0.0},
         "train": {"epochs": 3, "global_batch": 16, "micro_batch": 4, "lr": 1e-3},
-        "deepspeed": {"zero_optimization": {"stage": 0}},
         "out": str(Path("runs") / name),
     })  # fmt: skip
 

@@ -13,14 +13,13 @@ from torch import nn
 
 from anit_ds.config import Config
 from anit_ds.data.examples import Sample
-from anit_ds.data.noise import noisy_split
+from anit_ds.data.noise import NoSource, noisy_split
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks import Parsed, score
 from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.data.tasks.grammar import Grammar, grammar_for
 from anit_ds.data.tasks.multilabel import MULTILABEL
-from anit_ds.errors import InputError
 from anit_ds.evaluation.asking import Question, Reply, texts_of
 from anit_ds.evaluation.constrained import item_scores
 from anit_ds.evaluation.decode import ask
@@ -160,7 +159,7 @@ class Evaluator:
         opposites = data_set.opposites(settings) if noise == "opposite" else ()
         omega = self.config.omega_at_evaluation
         if not omega and noise != "opposite":
-            raise InputError(f"{noise} at noise.omega 0 would change no instruction; give the run an eval.omega")
+            raise NoSource(f"{noise} at noise.omega 0 changes no instruction, and the run has no eval.omega")
         return noisy_split(samples, noise, omega, self.config.train.seed, opposites=opposites)
 
     def answer(

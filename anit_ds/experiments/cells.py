@@ -195,8 +195,8 @@ def _cell(
     if raw.get("eval", {}).get("noises"):
         # Every arm is tested under the same noise, whatever it was trained on.
         level = next(filter(None, config.grid.omegas), raw["noise"]["omega"])
-        if raw["noise"]["omega"] != level:
-            raw["eval"].setdefault("omega", level)
+        if raw["noise"]["omega"] != level and raw["eval"].get("omega") is None:
+            raw["eval"]["omega"] = level
     run = validate(raw, source=f"cell {data.name}, {spec.label}")
     if run.method.beta is not None:
         run.distortion.kind = "rbe"  # a fixed beta is not measured

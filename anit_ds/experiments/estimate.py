@@ -54,7 +54,7 @@ def seconds(cell: Cell, finished: Sequence[Mapping[str, Any]], device: Device) -
     train, rows = cell.config.train, cell.config.noise.rows
     passes = passes_of(cell.config) * rows
     alike = [r["seconds"] / _work(r) for r in finished if _alike(r, cell.axes())]
-    if alike:
+    if alike and train.max_steps is None:
         return median(alike) * passes * train.epochs
     weights, words = _weights(cell.config.model.name_or_path), _training_words(cell.config)
     if weights is None or words is None:
@@ -80,7 +80,8 @@ def _work(result: Mapping[str, Any]) -> float:
 
 
 def _alike(result: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
-    return all(result[key] == axes[key] for key in ("dataset", "fraction", "model")) and "seconds" in result
+    same = all(result[key] == axes[key] for key in ("dataset", "fraction", "model"))
+    return same and "seconds" in result and result["config"].get("train.max_steps") is None
 
 
 def _weights(name_or_path: str) -> float | None:

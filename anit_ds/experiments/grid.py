@@ -193,6 +193,12 @@ class CompareConfig(Section):
         size = math.prod(len(axis) for _, axis in self.grid if isinstance(axis, list) and axis)
         if size > MOST_CELLS:
             raise ValueError(f"grid: its axes span {size:,} cells; {MOST_CELLS:,} are the most")
+        racing = sum(not spec.stays for spec in self.grid.methods)
+        if self.survivors and self.survivors[0] < racing:
+            raise ValueError(
+                f"survivors: the first rung has {self.survivors[0]} places for {racing} arms, and nothing is known yet "
+                "to choose them by; begin with all of them"
+            )
         if self.survivors != sorted(self.survivors, reverse=True):
             raise ValueError(f"survivors: {self.survivors} grows; no arm comes back, so write no number above the last")
         for axis in ("models", "omegas", "instructions", "distortions"):

@@ -46,8 +46,9 @@ def screen(results: Sequence[Result]) -> Table:
     columns = ["arm", *(f"{d}, {what}" for d in datasets for what in ("dev F1", "dev NLL")), f"NLL / {BASELINE}'s"]
     several = len({r["seed"] for r in results}) > 1
     spread = ", ± their standard deviation over seeds" if several else ""
+    unread = all(r["micro_f1"] is None for r in results)
     notes = [
-        "no test split was read",
+        *(["no test split was read"] if unread else []),
         f"NLL / {BASELINE}'s: the geometric mean over data sets and seeds ± its standard error",
     ]
     notes += [f"in brackets: differences to {BASELINE} on the same seeds{spread}"]

@@ -38,7 +38,7 @@ class Candidate:
     handicap: float = 0.0
 
     def cost(self, tokens_per_sweep: int) -> float:
-        return self.tokens * (1 + self.handicap) + self.sweeps * tokens_per_sweep
+        return self.tokens / (1 - self.handicap) + self.sweeps * tokens_per_sweep
 
     def __str__(self) -> str:
         return f"{self.schedule} {self.tokens} tokens" + (f" in {self.sweeps} sweeps" if self.sweeps else "")

@@ -186,8 +186,11 @@ def test_help_and_data_do_without_torch(write_config):
 def test_the_printed_configuration_is_a_valid_one(tmp_path: Path):
     file = tmp_path / "my.yaml"
     file.write_text(annotated_yaml())
-    assert load_config(file).train.epochs == 3.0
+    assert load_config(file) == load_config(file, ["method.preset=ours"])
     assert file.read_text().count("#") > 60
+    # What the preset fills in is left to it: another one, or another method, is one override away.
+    assert load_config(file, ["method.preset=paper"]).method.ball == "frobenius"
+    assert load_config(file, ["method.name=sft"]).method.name == "sft"
 
 
 @pytest.mark.parametrize(

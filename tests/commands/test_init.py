@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 Anit = Callable[..., str]
@@ -38,6 +39,17 @@ def test_a_csv_of_mails_becomes_a_run(anit: Anit, tiny_folder: Path):
     assert set(row["probabilities"]) == {"0", "1"}
     anit("export", "runs/mails", "adapter")
     assert "already there" in anit("init", "spam", "--data", "mails.csv", code=2)
+
+
+def test_what_init_writes_trains_in_half_precision_too(anit: Anit, tiny_folder: Path):
+    """`model.dtype: auto` is bfloat16 on most GPUs."""
+    from anit_ds.configfile import load_config
+    from anit_ds.training.ds_config import deepspeed_config
+
+    Path("mails.csv").write_text(spam())
+    anit("init", "spam", "--data", "mails.csv", "--model", tiny_folder)
+    made = deepspeed_config(load_config("spam/mails.yaml"), accumulation=1, dtype=torch.bfloat16)
+    assert made["bf16"]["enabled"]
 
 
 def test_entities_with_offsets(anit: Anit, tiny_folder: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
+import pytest
 
 from anit_ds.ranks import memory
 
@@ -36,6 +37,17 @@ def test_a_container_s_own_group_is_its_root(tmp_path: Path) -> None:
     group(tmp_path / "groups", "4000", 1100)
     (tmp_path / "own").write_text("0::/\n")
     assert list(memory.limits(tmp_path / "own", tmp_path / "groups")) == [(4000, 1000)]
+
+
+def test_a_group_that_is_not_mounted_is_the_root(tmp_path: Path) -> None:
+    group(tmp_path / "groups", "4000", 1100)
+    (tmp_path / "own").write_text("0::/docker/0123abc\n")
+    assert list(memory.limits(tmp_path / "own", tmp_path / "groups")) == [(4000, 1000)]
+
+
+def test_the_tightest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "limits", lambda: [(5000, 1000), (4000, 1000)])
+    assert (memory.memory_bytes(), memory.free_bytes()) == (4000, 3000)
 
 
 def test_here_it_is_no_more_than_the_machine_s() -> None:

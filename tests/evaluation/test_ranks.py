@@ -70,7 +70,8 @@ def test_training_goes_on_as_if_weights_had_never_been_whole(make_config: Callab
     run_ranks(2, *runs)
     adapters = [(Path(run.out) / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
     steps = [(Path(run.out) / "metrics.jsonl").read_text().count('"dev/micro_f1"') for run in runs]
-    assert adapters[0] == adapters[1] and steps == [3, 3]
+    ends = [next(Path(run.out).glob("checkpoints/*/weights.safetensors")).read_bytes() for run in runs]
+    assert adapters[0] == adapters[1] and ends[0] == ends[1] and steps == [3, 3]
 
 
 def both(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

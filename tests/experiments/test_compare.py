@@ -134,11 +134,12 @@ def test_tuned_methods_must_have_equally_many_trials(write):
         ({"transfers": [{"source": "jsonl", "target": "agnews"}]}, r"'agnews' is no data set of grid.datasets"),
         ({"grid": {"methods": [{"name": "sft", "eps": 2.0}]}}, r"cell jsonl, sft: method: sft does not use 'eps'"),
         ({"survivors": [2, 4]}, r"survivors: \[2, 4\] grows; no arm comes back"),
+        ({"survivors": [1]}, r"the first rung has 1 places for 2 arms"),
         ({"grid": {"methods": ["anit", {"name": "anit", "alpha": 0.3}]}}, r"'anit' stands there twice"),
         ({"grid": {"omegas": [0.1, 0.2]}, "transfers": [{"source": "jsonl", "target": "jsonl"}]}, r"omegas: table 4"),
         ({"base": {"eval": {"noises": ["shuffle"]}}, "grid": {"omegas": [0]}}, r"eval.noises: at noise.omega 0"),
     ],
-    ids=["method", "axis", "decided", "transfer", "cell", "survivors", "labels", "transfers", "omega"],
+    ids=["method", "axis", "decided", "transfer", "cell", "survivors", "places", "labels", "transfers", "omega"],
 )
 def test_what_is_wrong_in_the_file_is_said_before_anything_runs(write, changes: dict, said: str):
     with pytest.raises(InputError, match=said):
@@ -370,9 +371,9 @@ def test_the_plan_lists_every_cell_with_its_time(write, monkeypatch: pytest.Monk
 
 
 def test_all_arms_are_tested_under_the_same_noise(write):
-    file = write(base={"eval": {"noises": ["shuffle"]}}, grid={"omegas": [0.3, 0.5]})
-    for cell in cells(load_compare_config(file)):
-        assert cell.config.omega_at_evaluation == 0.3
+    for more in ({}, {"omega": None}):
+        file = write(base={"eval": {"noises": ["shuffle"], **more}}, grid={"omegas": [0.3, 0.5]})
+        assert {cell.config.omega_at_evaluation for cell in cells(load_compare_config(file))} == {0.3}
 
 
 def test_arms_with_equal_settings_have_a_cell_each(write):

@@ -40,9 +40,9 @@ def compare(rows: list[dict[str, Any]], triton: str = version("triton")) -> None
     if triton not in RECORDED:
         pytest.skip(f"no figures of Triton {triton} are recorded")
     recorded = {tuple(row[key] for key in KEYS): row for row in RECORDED[triton]}
-    assert rows
-    for row in rows:
-        name = tuple(row[key] for key in KEYS)
+    named = {tuple(row[key] for key in KEYS): row for row in rows}
+    assert named.keys() & recorded.keys(), "nothing that was compiled has a recorded figure"
+    for name, row in named.items():
         if name not in recorded:
             continue
         for figure in SMALLER_IS_BETTER:
