@@ -34,8 +34,8 @@ def _rules(
 
 _BALL = ("eps", "eps_unit", "tokens")
 _NOISE = (*_BALL, "lambda_", "loss", "warmup", "ball", "start", "beta_scope", "beta", "passes")
-# `paper` is the published text, `authors` what their code ran, `ours` what a screen has not seen to do harm
-# (docs/results.md).
+# `paper` is the published text, `authors` what their code ran, `ours` one setting for models of any scale, which a
+# screen has seen to gain on most seeds and to lose much on one (docs/results.md).
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"ball": "frobenius", "tokens": "prompt", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3},
     "authors": {"ball": "none", "tokens": "all", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3, "beta": 0.0},
