@@ -25,7 +25,7 @@ demo: setup
 
 # One worker a core, one thread a worker; a worker that is done takes tests over from another.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not cluster" --durations=20
 
 # What only a GPU can show: the compiled kernels, every mode's gradients against the CPU's, a training at each ZeRO stage.
 gpu-test: setup

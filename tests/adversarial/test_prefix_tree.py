@@ -133,6 +133,17 @@ def test_any_shape_of_batch_will_do(name: str, attention: str):
         assert largest_difference(whole, agreed) <= 1e-5
 
 
+def test_a_model_with_a_flash_kernel_has_its_tree_on_sdpa():
+    """No flash kernel knows rows that share runs. (The kernel is not here: its name is all that is set.)"""
+    model, batch = lora_model(), BATCHES["alike"]
+    whole, _ = step(PerturbableLM, model, METHODS["anit"], batch)
+    model.get_base_model().config._attn_implementation_internal = "flash_attention_2"
+    lm = PrefixTreeLM(model)
+    build_method(MethodConfig(**METHODS["anit"]), seed=1, scale=1.0).backward(lm, lm.prepare(batch))
+    tree = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert largest_difference(whole, tree) <= 1e-5
+
+
 @pytest.mark.parametrize("method", ["sft", "anit", "anit-clean"])
 def test_activation_checkpointing_changes_nothing(method: str):
     whole, _ = step(PerturbableLM, lora_model(), METHODS[method], BATCHES["alike"])
