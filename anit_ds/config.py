@@ -271,6 +271,11 @@ class MethodConfig(Section):
         """Optimizer steps made on one minibatch before the next: m for `freeat`, else 1."""
         return self.steps if self.name == "freeat" else 1
 
+    @property
+    def filled_by_preset(self) -> frozenset[str]:
+        """The keys that the preset fills in where the YAML is silent."""
+        return frozenset(METHODS[self.name].presets.get(self.preset, {}))
+
     @model_validator(mode="before")
     @classmethod
     def _known_method_and_keys(cls, raw: Any) -> Any:

@@ -16,7 +16,6 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import Config
 from anit_ds.errors import InputError, shown
 from anit_ds.yamlfile import parse_yaml, read_yaml
@@ -222,7 +221,7 @@ def annotated_yaml() -> str:
         {**required, "data": {"dataset": "14lap", "path": "data/14lap"}, "out": "runs/14lap-anit"}, source="example"
     )
     # What the preset says is shown and not set: another preset or method must find it unsaid.
-    filled = frozenset(f"method.{key}" for key in METHODS[example.method.name].presets[example.method.preset])
+    filled = frozenset(f"method.{key}" for key in example.method.filled_by_preset)
     return annotated(Config, example.model_dump(mode="json", by_alias=True), commented=filled)
 
 
