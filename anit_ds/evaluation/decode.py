@@ -39,6 +39,7 @@ _ANSWERS_OF_A_ROW, _TOKENS_OF_A_ROW = 4, 32
 _said: set[str] = set()
 
 
+@torch.no_grad()
 def ask(
     model: nn.Module,
     tokenizer: Any,

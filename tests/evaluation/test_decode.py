@@ -99,6 +99,13 @@ def test_a_repetition_penalty_of_the_checkpoint_holds(
     assert [reply.tokens for reply in replies] == expected
 
 
+def test_no_gradient_is_kept_of_a_model_that_is_being_trained(make_model: Callable[..., Any], tokenizer: Any):
+    model, kept = make_model().requires_grad_(True), []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, out: kept.append(out.requires_grad))
+    ask(model, tokenizer, [Question(prompt, [[5, 1]]) for prompt in some_prompts("one prefix")], max_new_tokens=3)
+    assert kept and not any(kept)
+
+
 def test_words_and_their_order(make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., Any]):
     model, prompts = make_model(), some_prompts("no prefix")
     expected = [tokenizer.decode(a, skip_special_tokens=True).strip() for a in generated(model, prompts, 9)]

@@ -34,9 +34,9 @@ def read_splits(dataset: str, info: DatasetInfo, path: str, faults: Faults) -> S
     splits = Splits()
     if is_hub_path(path):
         found = hub_splits(dataset, info, path, faults.task)
-        if "test" in found and found["test"] is None:
+        if "test" in found and found["test"] is None and found.get("dev") is not None:
             splits.notes.append("test: carries no labels, so the validation split is the test")
-            found["test"] = found.pop("dev", None)
+            found["test"] = found.pop("dev")
         for split, rows in found.items():
             if rows is not None:
                 splits.examples[split] = collected(_examples(rows(faults), path, f"{dataset}/{split}"))
