@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from anit_ds.adversarial.rules import METHODS
+from anit_ds.adversarial.rules import METHODS, raw_unless_told
 from anit_ds.errors import shown
 from anit_ds.files import expanded_path
 from anit_ds.yamlfile import dump_yaml
@@ -149,7 +149,8 @@ class DataConfig(Section):
 
 class NoiseConfig(Section):
     kind: NoiseKind = "replacement"
-    """Which noise bends the instructions; `none` leaves every instruction raw."""
+    """Which noise bends the instructions; `none` leaves every instruction raw, and is what the method sft always has,
+    and anit with the preset ours where this line is left out."""
     omega: float = Field(0.2, ge=0, le=1)
     """Noise level: the share of an instruction's words that the noise touches."""
     phi: float = Field(0.8, ge=0, le=1)
@@ -211,7 +212,8 @@ class MethodConfig(Section):
     """sft, noisy_sft, neftune, random, fgsm, fgm, pgd, freelb, freeat or anit. `sft` is raw
     instructions by definition: it switches noise.kind to none; `noisy_sft` is the same on noisy ones."""
     preset: Literal["paper", "authors", "ours"] = "ours"
-    """anit's settings where this section is silent: the paper's text, what its authors ran, or ours."""
+    """anit's settings where this section is silent: the paper's text, what its authors ran, or ours, which trains on
+    raw instructions where noise.kind is not given."""
     eps: float = Field(1.0, ge=0)
     """Radius of the ball and bound of the uniform start, in units of `eps_unit`."""
     eps_unit: Literal["absolute", "relative", "element"] = "absolute"
@@ -270,11 +272,6 @@ class MethodConfig(Section):
     def replays(self) -> int:
         """Optimizer steps made on one minibatch before the next: m for `freeat`, else 1."""
         return self.steps if self.name == "freeat" else 1
-
-    @property
-    def filled_by_preset(self) -> frozenset[str]:
-        """The keys that the preset fills in where the YAML is silent."""
-        return frozenset(METHODS[self.name].presets.get(self.preset, {}))
 
     @model_validator(mode="before")
     @classmethod
@@ -437,6 +434,9 @@ class Config(Section):
             self.distortion.normalise = "minmax"
         if self.method.name == "sft":
             self.noise.kind, self.noise.views = "none", 1
+        elif raw_unless_told(self.method.name, self.method.preset) and "kind" not in self.noise.model_fields_set:
+            self._noise_is_not_half_asked_for()
+            self.noise.kind = "none"
         if self.noise.kind == "none" and self.noise.views > 1:
             raise ValueError(f"noise.views: {self.noise.views} views of a sample need a noise; noise.kind is none")
         if set(self.eval.noises) - {"none", "opposite"} and not self.omega_at_evaluation:
@@ -461,6 +461,21 @@ class Config(Section):
                 "end; give eval.every in epochs, such as 1.0"
             )
         return self
+
+    def _noise_is_not_half_asked_for(self) -> None:
+        for field in sorted(self.noise.model_fields_set):
+            if getattr(self.noise, field) != NoiseConfig.model_fields[field].default:
+                raise ValueError(
+                    f"noise.{field}: changes nothing, because anit with the preset ours trains on raw instructions where "
+                    "noise.kind is not given; give it, such as noise.kind: replacement"
+                )
+
+    @property
+    def filled_in(self) -> frozenset[str]:
+        """The fields (section.key) that the method and its preset fill in where the YAML is silent."""
+        of_preset = METHODS[self.method.name].presets.get(self.method.preset, {})
+        raw = raw_unless_told(self.method.name, self.method.preset)
+        return frozenset((*(f"method.{key}" for key in of_preset), *(["noise.kind"] if raw else [])))
 
     @property
     def omega_at_evaluation(self) -> float:

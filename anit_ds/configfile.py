@@ -221,8 +221,7 @@ def annotated_yaml() -> str:
         {**required, "data": {"dataset": "14lap", "path": "data/14lap"}, "out": "runs/14lap-anit"}, source="example"
     )
     # What the preset says is shown and not set: another preset or method must find it unsaid.
-    filled = frozenset(f"method.{key}" for key in example.method.filled_by_preset)
-    return annotated(Config, example.model_dump(mode="json", by_alias=True), commented=filled)
+    return annotated(Config, example.model_dump(mode="json", by_alias=True), commented=example.filled_in)
 
 
 def annotated(schema: type[BaseModel], values: dict[str, Any], *, commented: frozenset[str] = frozenset()) -> str:

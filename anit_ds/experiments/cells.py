@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anit_ds.adversarial.rules import METHODS
+from anit_ds.adversarial.rules import METHODS, raw_unless_told
 from anit_ds.config import Config
 from anit_ds.configfile import load_yaml, set_field, validate
 from anit_ds.errors import InputError
@@ -156,7 +156,7 @@ def _transfer_cells(config: CompareConfig, chosen: Chosen) -> Iterator[Cell]:
         yield source
         then = replace(place, data=by_name[transfer.target])
         several = len(config.grid.noises) > 1 and source.config.noise.kind != "none"
-        label = f"{arm.label}, {place.noise}" if several else arm.label
+        label = f"{arm.label}, {source.config.noise.kind}" if several else arm.label
         yield _cell(config, then, plain, {}, source=source, arm=label)
 
 
@@ -170,7 +170,7 @@ def _cell(
     arm: str = "",
 ) -> Cell:
     data, method = place.data, spec.name
-    noise = "none" if method == "sft" else place.noise
+    noise = _noise_of(place, spec)
     feels_beta = noise != "none" and "beta_scope" in METHODS[method].reads
     raw = copy.deepcopy(config.base)
     where = {"mix": [m.model_dump() for m in data.mix]} if data.mix else {"dataset": data.dataset, "path": data.path}
@@ -206,6 +206,15 @@ def _cell(
     name = "-".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts)
     run.out = str(Path(config.out) / "runs" / name)
     return Cell(run, data.name, arm or spec.label, name, digest, source)
+
+
+def _noise_of(place: _Place, spec: MethodSpec) -> str:
+    if spec.name == "sft":
+        return "none"
+    if place.noise == "auto":
+        preset = (spec.model_extra or {}).get("preset", "ours")
+        return "none" if raw_unless_told(spec.name, preset) else "replacement"
+    return place.noise
 
 
 def _hash(run: Config, source: Cell | None) -> str:

@@ -102,8 +102,9 @@ class Grid(Section):
     """Names of methods, or {name: ..., and fields of a run's `method`}. Beside them: `label`, what tables call it;
     `set: {train.epochs: 12}`, other fields of the run; `tune: {alpha: [0.03, 0.1]}`, values to try on dev, of which
     each data set gets the best; `stays: true`, see survivors."""
-    noises: list[NoiseKind] = Field(["replacement"], min_length=1)
-    """Noises of the training instructions."""
+    noises: list[NoiseKind | Literal["auto"]] = Field(["auto"], min_length=1)
+    """Noises of the training instructions. `auto` is what a run without noise.kind has: none for sft, and for anit with
+    the preset ours; replacement for the others."""
     omegas: list[Annotated[float, Field(ge=0, le=1)]] = Field([0.2], min_length=1)
     """Noise levels."""
     instructions: list[Literal["concise", "detailed"]] = Field(["detailed"], min_length=1)
