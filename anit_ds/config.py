@@ -466,8 +466,8 @@ class Config(Section):
         for field in sorted(self.noise.model_fields_set):
             if getattr(self.noise, field) != NoiseConfig.model_fields[field].default:
                 raise ValueError(
-                    f"noise.{field}: changes nothing, because anit with the preset ours trains on raw instructions where "
-                    "noise.kind is not given; give it, such as noise.kind: replacement"
+                    f"noise.{field}: changes nothing, because anit with the preset ours trains on raw instructions "
+                    "where noise.kind is not given; give it, such as noise.kind: replacement"
                 )
 
     @property
