@@ -65,7 +65,7 @@ def _config(folder: str, micro_batch: int, global_batch: int) -> Config:
             "model": {"name_or_path": folder},
             "data": {"dataset": "sst2", "path": folder},
             "prompt": {"order": "instruction_last"},
-            "method": {"name": "anit", "tokens": "instruction"},
+            "method": {"name": "anit", "preset": "paper", "tokens": "instruction"},
             "lora": {"r": 16, "dropout": 0.0},
             "train": {"micro_batch": micro_batch, "global_batch": global_batch},
             "deepspeed": "ds_configs/zero3.json",

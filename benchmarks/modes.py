@@ -51,9 +51,10 @@ class Mode:
     sft: str = "sft"
 
 
-_ANIT = {"name": "anit"}
+_ANIT = {"name": "anit", "preset": "paper"}
+_OURS = {"name": "anit", "preset": "ours"}
 _SFT = {"name": "noisy_sft"}
-_LAST = {"name": "anit", "tokens": "instruction"}
+_LAST = {"name": "anit", "preset": "paper", "tokens": "instruction"}
 _TREE = {"schedule": "prefix_tree"}
 _PIPELINED = {**_ANIT, "schedule": "pipelined"}
 _PACKED = {"padding_free": True}
@@ -89,6 +90,9 @@ MODES = (
     Mode("anit_clean_last_tree", "anit, gradient: clean, instruction last, tree",
          method={**_LAST, **_TREE, "gradient": "clean"}, order="instruction_last", sft="sft_last",
          reference="anit_clean_last"),
+    Mode("ours_last", "anit, preset ours, instruction last", method=_OURS, order="instruction_last", sft="sft_last"),
+    Mode("ours_last_tree", "anit, preset ours, instruction last, tree", method={**_OURS, **_TREE},
+         order="instruction_last", sft="sft_last", reference="ours_last"),
 )
 # fmt: on
 
@@ -98,6 +102,7 @@ def run_config(settings: dict[str, Any], mode: Mode | None = None) -> Config:
     raw = {
         **settings,
         "data": {"dataset": "sst2", **settings.get("data", {})},
+        "noise": {"kind": "replacement"},
         "lora": {"r": 16, "alpha": 16, "dropout": 0.0},
         "out": "nowhere",
     }

@@ -85,7 +85,7 @@ def main() -> None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
-        settings = {"eps": 1.0, "alpha": 0.3, "eps_unit": "absolute"} if name == "anit" else {}
+        settings = {"preset": "paper", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute"} if name == "anit" else {}
         build_method(MethodConfig(name=name, **settings), seed=1, scale=1.0).backward(lm, batches[packed])
         model.zero_grad()
 

@@ -146,11 +146,16 @@ def over_ranks(arguments: argparse.Namespace, settings: dict[str, Any]) -> dict[
     rows: list[dict[str, Any]] = []
     for ranks in arguments.ranks:
         rows += on_ranks(ranks, _rows_of_rank, ranks, settings, arguments.steps)
+    return {"rows": with_efficiency(rows), "slopes": []}
+
+
+def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with their tokens per second, and one rank's time over theirs; None where one rank was not measured."""
     for row in rows:
         alone = next((r["wall_seconds"] for r in rows if r["mode"] == row["mode"] and r["ranks"] == 1), None)
         row["tokens_per_second"] = row["ranks"] * row["micro_batch"] * row["length"] / row["wall_seconds"]
         row["efficiency"] = None if alone is None else alone / row["wall_seconds"]
-    return {"rows": rows, "slopes": []}
+    return rows
 
 
 def _rows_of_rank(ranks: int, settings: dict[str, Any], steps: int) -> list[dict[str, Any]]:

@@ -36,14 +36,14 @@ from anit_ds.configfile import validate
 from anit_ds.tiny import tiny_model, tiny_tokenizer
 
 _TREE = {"schedule": "prefix_tree"}
-_BEHIND = {"name": "anit", "tokens": "instruction", **_TREE}
+_BEHIND = {"name": "anit", "preset": "paper", "tokens": "instruction", **_TREE}
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"name": "noisy_sft"},
     "sft_tree": {"name": "noisy_sft", **_TREE},
-    "anit_naive": {"name": "anit", "passes": "separate"},
-    "anit": {"name": "anit"},
-    "anit_clean": {"name": "anit", "gradient": "clean"},
-    "anit_pipelined": {"name": "anit", "schedule": "pipelined"},
+    "anit_naive": {"name": "anit", "preset": "paper", "passes": "separate"},
+    "anit": {"name": "anit", "preset": "paper"},
+    "anit_clean": {"name": "anit", "preset": "paper", "gradient": "clean"},
+    "anit_pipelined": {"name": "anit", "preset": "paper", "schedule": "pipelined"},
     "anit_tree": _BEHIND,
     "anit_clean_tree": {**_BEHIND, "gradient": "clean"},
     "pgd": {"name": "pgd", "steps": 3},

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from nrm import FULL_NRM
 
 from anit_ds.commands.cli import main
 from anit_ds.config import Config
@@ -130,7 +131,8 @@ def make_config(tiny_folder: Path, review_folder: Path, tmp_path: Path) -> Calla
                 "dataset": "jsonl", "path": str(review_folder), "instructions": "concise",
                 "instructions_file": str(review_folder / "instructions.yaml"),
             },
-            "method": {"name": "anit", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute"},
+            "noise": {"kind": "replacement"},
+            "method": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute"},
             "lora": {"r": 4, "dropout": 0.0},
             "train": {
                 "epochs": 2, "global_batch": 8, "micro_batch": 8, "lr": 1e-3, "checkpoint_every": 2, "log_every": 2,

@@ -132,7 +132,7 @@ EXAMPLE: dict[str, Any] = {
         "methods": [
             "sft",
             "noisy_sft",
-            {"name": "anit", "preset": "ours", "tune": {"alpha": [0.03, 0.1]}},
+            {"name": "anit", "preset": "ours", "tune": {"alpha": [0.003, 0.01]}},
             {"name": "pgd", "label": "pgd-3", "eps": 0.3, "eps_unit": "relative", "tune": {"alpha": [0.03, 0.1]}},
         ],
         "datasets": [

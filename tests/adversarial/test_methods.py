@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from formulas import Step, formulas
+from nrm import FULL_NRM
 from torch import Tensor, nn
 
 from anit_ds.adversarial import Batch, PerturbableLM, build_method, embedding_scale
@@ -17,7 +18,8 @@ from anit_ds.config import MethodConfig
 from anit_ds.tiny import tiny_model
 
 EPS, ALPHA, LAMBDA = 0.7, 0.3, 0.6
-ANIT = {"eps": EPS, "alpha": ALPHA, "lambda": LAMBDA, "eps_unit": "absolute", "ball": "frobenius", "tokens": "prompt"}
+SHAPE = {"eps": EPS, "lambda": LAMBDA, "eps_unit": "absolute", "ball": "frobenius", "tokens": "prompt"}
+ANIT = {**{key: value for key, value in FULL_NRM.items() if key != "name"}, **SHAPE, "alpha": ALPHA}
 
 
 def model_and_batch(*, full: bool = False) -> tuple[nn.Module, Batch, Tensor]:
@@ -68,7 +70,7 @@ CASES: dict[str, tuple[dict[str, object], int]] = {
     "anit-no start": ({**ANIT, "start": 0.0}, 3),
     "anit-sign": ({**ANIT, "step": "sign", "alpha": 0.05, "eps": 0.3, "start": 0.3, "ball": "linf"}, 3),
     "anit-sign, frobenius": ({**ANIT, "step": "sign"}, 3),
-    "anit-sign, clean": ({**ANIT, "step": "sign", "alpha": 0.05, "gradient": "clean", "start": 0, "ball": "none"}, 2),
+    "anit-ours": ({"preset": "ours", "alpha": 0.05, "lambda": LAMBDA, "eps_unit": "absolute"}, 2),
     "anit-consistency": ({**ANIT, "loss": "consistency"}, 3),
     "anit-consistency, sign": ({**ANIT, "loss": "consistency", "step": "sign", "alpha": 0.1, "start": 0.0}, 3),
     "random-consistency": ({"eps": EPS, "lambda": LAMBDA, "loss": "consistency"}, 2),
@@ -119,9 +121,8 @@ def test_neftune_has_transformers_bounds_and_distribution():
 
 
 def test_random_is_anits_start_without_its_step():
-    settings = {"eps": EPS, "lambda": LAMBDA, "ball": "frobenius", "tokens": "prompt"}
-    e, x, batch = seen_inputs("random", **settings)
-    _, anit, _ = seen_inputs("anit", **settings, alpha=0.0, eps_unit="absolute")
+    e, x, batch = seen_inputs("random", **SHAPE)
+    _, anit, _ = seen_inputs("anit", **{**ANIT, "alpha": 0.0})
     assert torch.allclose(x, anit, atol=1e-6)
     assert torch.allclose((x - e).flatten(1).norm(dim=1), torch.tensor(EPS), rtol=1e-4)
 
@@ -186,4 +187,4 @@ def test_a_method_begins_when_its_warm_up_ends(name: str):
 @pytest.mark.parametrize("change", [{"passes": "separate"}, {"gradient": "clean"}], ids=str)
 def test_consistency_takes_one_pass_over_both(change: dict[str, str]):
     with pytest.raises(ValueError, match="loss: consistency compares clean and perturbed rows of one pass"):
-        MethodConfig(name="anit", loss="consistency", **change)
+        MethodConfig(**{**FULL_NRM, "loss": "consistency", **change})

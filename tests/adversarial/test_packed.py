@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from nrm import FULL_NRM
 from torch import Tensor, nn
 
 from anit_ds.adversarial import Batch, PerturbableLM, build_method
@@ -30,9 +31,9 @@ METHODS: dict[str, MethodConfig] = {
     **{name: MethodConfig(name=name) for name in RULES},
     "freelb-start": MethodConfig(name="freelb", eps=0.5, alpha=0.2, init_norm=0.4),
     "pgd-linf": MethodConfig(name="pgd", eps=0.05, alpha=0.2, ball="linf"),
-    "anit-sign": MethodConfig(name="anit", step="sign", alpha=0.05, eps=0.03),
-    "anit-consistency": MethodConfig(name="anit", loss="consistency", alpha=0.3),
-    "anit-start": MethodConfig(name="anit", start=0.2),
+    "anit-sign": MethodConfig(**FULL_NRM | {"step": "sign", "alpha": 0.05, "eps": 0.03}),
+    "anit-consistency": MethodConfig(**FULL_NRM | {"loss": "consistency", "alpha": 0.3}),
+    "anit-start": MethodConfig(**FULL_NRM | {"start": 0.2}),
     **{
         f"anit-{ball}-{passes}-{gradient}": MethodConfig(
             name="anit", preset="paper", ball=ball, alpha=0.3, passes=passes, gradient=gradient

@@ -7,6 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from nrm import FULL_NRM
 from torch import Tensor, nn
 
 from anit_ds.adversarial import NRM, Batch, PerturbableLM, PipelinedNRM, StepStats
@@ -151,4 +152,4 @@ def test_what_it_cannot_keep_apart_is_refused(lora: dict, base: dict, what: str)
 )
 def test_other_methods_and_passes_are_refused(change: dict):
     with pytest.raises(ValueError, match="schedule"):
-        MethodConfig(**{"name": "anit", "schedule": "pipelined", **change})
+        MethodConfig(**{**FULL_NRM, "schedule": "pipelined", **change})

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from nrm import FULL_NRM
 from torch import Tensor, nn
 
 from anit_ds.adversarial import Batch, PerturbableLM, PrefixTreeLM, build_method
@@ -22,15 +23,17 @@ from anit_ds.errors import InputError
 from anit_ds.tiny import FAMILIES, tiny_model
 
 SETTINGS = {"eps": 0.7, "alpha": 0.3, "lambda": 0.6, "steps": 3, "init_norm": 0.5, "eps_unit": "absolute"}
+LOUD_NRM = {**FULL_NRM, "eps": 0.7, "alpha": 0.3}
 METHODS: dict[str, dict[str, object]] = {
     name: {"name": name, **{k: v for k, v in SETTINGS.items() if k.replace("lambda", "lambda_") in rules.reads}}
     for name, rules in RULES.items()
 } | {
-    "anit-clean": {"name": "anit", "gradient": "clean", "alpha": 0.3, "eps": 0.7},
-    "anit-separate": {"name": "anit", "passes": "separate", "alpha": 0.3, "eps": 0.7},
-    "anit-sign": {"name": "anit", "step": "sign", "alpha": 0.05, "eps": 0.7},
-    "anit-consistency": {"name": "anit", "loss": "consistency", "alpha": 0.3, "eps": 0.7},
-    "anit-start": {"name": "anit", "start": 0.2, "alpha": 0.3, "eps": 0.7},
+    "anit": {**LOUD_NRM, "eps_unit": "absolute", "lambda": 0.6},
+    "anit-clean": {**LOUD_NRM, "gradient": "clean"},
+    "anit-separate": {**LOUD_NRM, "passes": "separate"},
+    "anit-sign": {**LOUD_NRM, "step": "sign", "alpha": 0.05},
+    "anit-consistency": {**LOUD_NRM, "loss": "consistency"},
+    "anit-start": {**LOUD_NRM, "start": 0.2},
 }
 # (context, instruction, answer) tokens of each row; the first has no context, the second one token of it, the last
 # is a rank's filler: one token, nothing to attack and nothing to learn.

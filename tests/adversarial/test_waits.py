@@ -7,6 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from nrm import FULL_NRM
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anit_ds.adversarial import Batch, PerturbableLM, PrefixTreeLM, build_method
@@ -20,9 +21,9 @@ from anit_ds.training.batching import collate
 # What copies a number, or the size of a result, from the device to the host.
 ASKS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
 SWITCHED: dict[str, dict[str, Any]] = {
-    "anit-clean": {"name": "anit", "gradient": "clean"},
-    "anit-sign": {"name": "anit", "step": "sign", "start": 0.1},
-    "anit-consistency": {"name": "anit", "loss": "consistency"},
+    "anit-attack": FULL_NRM,
+    "anit-sign": {**FULL_NRM, "step": "sign", "start": 0.1},
+    "anit-consistency": {**FULL_NRM, "loss": "consistency"},
 }
 MODES: dict[str, dict[str, Any]] = {
     "padded": {},

@@ -45,4 +45,16 @@ def test_ranks_are_real_processes(scaling: ModuleType, tiny_folder: Path, tmp_pa
     scaling.main(["--model", str(tiny_folder), "--ranks", "2", "--steps", "1", "--json", str(out)])
     rows = json.loads(out.read_text())["rows"]
     assert [(row["mode"], row["ranks"]) for row in rows] == [(mode, 2) for mode in ("sft", "anit", "anit_clean")]
-    assert all(row["wall_seconds"] > 0 for row in rows) and rows[0]["efficiency"] == 1.0
+    assert all(row["wall_seconds"] > 0 and row["tokens_per_second"] > 0 for row in rows)
+    assert all(row["efficiency"] is None for row in rows), "one rank was not measured"
+
+
+def test_efficiency_is_one_rank_s_time_over_theirs(scaling: ModuleType) -> None:
+    size = {"micro_batch": 2, "length": 100}
+    taken = {("sft", 1): 2.0, ("sft", 2): 2.5, ("anit", 1): 4.0, ("anit", 2): 8.0}
+    rows = [{"mode": mode, "ranks": ranks, "wall_seconds": s, **size} for (mode, ranks), s in taken.items()]
+    found = {(row["mode"], row["ranks"]): row for row in scaling.with_efficiency(rows)}
+    assert {key: row["efficiency"] for key, row in found.items()} == {
+        ("sft", 1): 1.0, ("sft", 2): 0.8, ("anit", 1): 1.0, ("anit", 2): 0.5
+    }  # fmt: skip
+    assert found["sft", 2]["tokens_per_second"] == 160.0

@@ -36,6 +36,7 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
             "model": {"name_or_path": str(tmp_path / "no-model"), "dtype": "float32"},
             "data": {"dataset": "jsonl", "path": str(tmp_path),
                      "instructions_file": str(tmp_path / "instructions.yaml")},
+            "noise": {"kind": "replacement"},
             "out": str(tmp_path / "run"),
         }  # fmt: skip
         for path, value in changes.items():
@@ -189,7 +190,10 @@ def test_the_printed_configuration_is_a_valid_one(tmp_path: Path):
     assert load_config(file) == load_config(file, ["method.preset=ours"])
     assert file.read_text().count("#") > 60
     # What the preset fills in is left to it: another one, or another method, is one override away.
-    assert load_config(file, ["method.preset=paper"]).method.ball == "frobenius"
+    ours, paper = load_config(file), load_config(file, ["method.preset=paper"])
+    assert (ours.method.ball, ours.noise.kind) == ("none", "none")
+    assert (paper.method.ball, paper.noise.kind) == ("frobenius", "replacement")
+    assert load_config(file, ["noise.kind=shuffle"]).noise.kind == "shuffle"
     assert load_config(file, ["method.name=sft"]).method.name == "sft"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from nrm import FULL_NRM
 from stages import assert_every_stage_is_a_plain_loop
 
 from anit_ds.config import Config
@@ -19,12 +20,12 @@ METHODS: dict[str, dict[str, object]] = {
     "pgd": {"eps": 1.0, "alpha": 0.4, "steps": 3},
     "freelb": {"eps": 1.0, "alpha": 0.4, "steps": 3, "init_norm": 2.0},
     "freeat": {"eps": 1.0, "alpha": 0.4, "steps": 2},
-    "anit": {"eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
-    "anit-clean": {"eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius", "gradient": "clean"},
-    "anit-switches": {"eps": 1.0, "alpha": 0.02, "eps_unit": "absolute", "ball": "frobenius", "start": 0.3,
+    "anit": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
+    "anit-ours": {"preset": "ours", "alpha": 0.02, "eps_unit": "absolute"},
+    "anit-switches": {**FULL_NRM, "eps": 1.0, "alpha": 0.02, "eps_unit": "absolute", "ball": "frobenius", "start": 0.3,
                       "step": "sign", "loss": "consistency"},
     "noisy_sft-views": {"noise.views": 3},
-    "anit-worst": {"eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius", "noise.views": 3,
+    "anit-worst": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius", "noise.views": 3,
                    "noise.train_on": "worst"},
 }  # fmt: skip
 

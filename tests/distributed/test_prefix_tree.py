@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nrm import FULL_NRM
 from ranks import run as run_ranks
 from safetensors.torch import load_file
 
@@ -23,9 +24,9 @@ SPLIT = ("zero2", "zero3-partitioned")
 METHODS = {
     # One pass and no trunk: its shared tokens stand in the row itself.
     "sft": {"name": "noisy_sft"},
-    "anit": {"name": "anit", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
+    "anit": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
     # Several backward passes a micro-batch, each with a gradient that the method reads.
-    "anit-clean": {"name": "anit", "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "clean"},
+    "anit-clean": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "clean"},
     "fgm": {"name": "fgm", "eps": 0.3},
     "pgd": {"name": "pgd", "eps": 1.0, "alpha": 0.3, "steps": 2},
     "freelb": {"name": "freelb", "eps": 1.0, "alpha": 0.3, "steps": 3, "init_norm": 0.5},

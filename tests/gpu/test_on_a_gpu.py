@@ -16,6 +16,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from nrm import FULL_NRM
 from resumed import assert_a_resume_is_exact
 from torch import Tensor
 
@@ -40,9 +41,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tree": {"packed": True, "schedule": "prefix_tree"},
 }
 SWITCHED: dict[str, dict[str, Any]] = {
-    "anit-clean": {"name": "anit", "gradient": "clean"},
-    "anit-sign": {"name": "anit", "step": "sign", "start": 0.1},
-    "anit-consistency": {"name": "anit", "loss": "consistency"},
+    "anit-attack": FULL_NRM,
+    "anit-sign": {**FULL_NRM, "step": "sign", "start": 0.1},
+    "anit-consistency": {**FULL_NRM, "loss": "consistency"},
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from nrm import FULL_NRM
 from resumed import assert_a_resume_is_exact
 
 from anit_ds.config import Config
@@ -18,9 +19,9 @@ from anit_ds.training import loop, train
 
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"name": "sft"},
-    "anit": {"name": "anit"},
-    "anit, pipelined": {"name": "anit", "schedule": "pipelined"},
-    "anit, tree": {"name": "anit", "schedule": "prefix_tree"},
+    "anit": {**FULL_NRM},
+    "anit, pipelined": {**FULL_NRM, "schedule": "pipelined"},
+    "anit, tree": {**FULL_NRM, "schedule": "prefix_tree"},
     "freelb": {"name": "freelb"},
 }
 
