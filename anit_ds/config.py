@@ -263,6 +263,12 @@ class MethodConfig(Section):
     neftune_alpha: float = Field(5.0, ge=0)
     """neftune: a in U(-1, 1) * a / sqrt(T * D)."""
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What every field but the name is without a preset, by the YAML's keys."""
+        fields = cls.model_fields.items()
+        return {field.alias or name: field.default for name, field in fields if name not in ("name", "preset")}
+
     @property
     def can_be_pipelined(self) -> bool:
         """Whether `schedule: pipelined` gives the method's result."""
@@ -428,6 +434,14 @@ class Config(Section):
     versions: dict[str, str] = Field(default_factory=dict)
     """Filled in by ANIT when it writes the resolved configuration; ignored when read."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved_before_a_field_was_there(cls, raw: Any) -> Any:
+        """What a run folder's configuration does not name came later, and had its default's effect, not a preset's."""
+        if isinstance(raw, dict) and raw.get("versions") and isinstance(raw.get("method"), dict):
+            return {**raw, "method": {**MethodConfig.defaults(), **raw["method"]}}
+        return raw
+
     @model_validator(mode="after")
     def _across_sections(self) -> Config:
         if self.method.name == "anit" and self.method.preset == "paper" and self.distortion.normalise == "auto":
@@ -472,10 +486,11 @@ class Config(Section):
 
     @property
     def filled_in(self) -> frozenset[str]:
-        """The fields (section.key) that the method and its preset fill in where the YAML is silent."""
-        of_preset = METHODS[self.method.name].presets.get(self.method.preset, {})
-        raw = raw_unless_told(self.method.name, self.method.preset)
-        return frozenset((*(f"method.{key}" for key in of_preset), *(["noise.kind"] if raw else [])))
+        """The fields (section.key) that a preset of the method fills in where the YAML is silent."""
+        presets = METHODS[self.method.name].presets
+        keys = {f"method.{key}" for fills in presets.values() for key in fills}
+        raw = any(raw_unless_told(self.method.name, preset) for preset in presets)
+        return frozenset(keys | {"noise.kind"} if raw else keys)
 
     @property
     def omega_at_evaluation(self) -> float:

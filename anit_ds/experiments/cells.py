@@ -41,6 +41,12 @@ class Cell:
     hash: str
     source: Cell | None = None
 
+    @property
+    def chosen_by(self) -> tuple[str, str]:
+        """The trials whose choice it was trained with, or goes on from: (method's label, data set)."""
+        tuned = self.source or self
+        return tuned.arm, tuned.dataset
+
     def axes(self) -> dict[str, Any]:
         """The cell's place in the grid, as results.json has it."""
         config = self.config
@@ -109,7 +115,7 @@ def tuning_cells(config: CompareConfig) -> list[Trial]:
     first = next(_places(config))
     trials = []
     for data, spec in itertools.product(config.grid.datasets, config.grid.methods):
-        place = replace(first, data=data, fraction=1.0)
+        place = replace(first, data=data, fraction=1.0 if config.transfers else first.fraction)
         for settings in spec.trials() if spec.tune else []:
             cell = _cell(config, place, spec, {**settings, "eval.test": False})
             trials.append(Trial((spec.label, data.name), settings, cell))
@@ -170,17 +176,21 @@ def _cell(
     arm: str = "",
 ) -> Cell:
     data, method = place.data, spec.name
-    noise = _noise_of(place, spec)
-    feels_beta = noise != "none" and "beta_scope" in METHODS[method].reads
+    changed = {
+        field if "." in field else f"method.{field}": value
+        for field, value in {**data.set, **spec.set, **settings}.items()
+    }
+    noise = _noise_of(place, spec, changed)
+    trained_on = "none" if method == "sft" else changed.get("noise.kind", noise)
     raw = copy.deepcopy(config.base)
     where = {"mix": [m.model_dump() for m in data.mix]} if data.mix else {"dataset": data.dataset, "path": data.path}
     raw["data"] = {**raw.get("data", {}), **where, "instructions": place.version, "fraction": place.fraction}
     raw["noise"] = {**raw.get("noise", {}), "kind": noise, "omega": place.omega}
-    if noise == "none":
-        raw["noise"] |= {"omega": 0.0, "phi": 0.0}
+    if noise == trained_on == "none":
+        raw["noise"] |= {"omega": 0.0, "phi": 0.0, "views": 1}
     elif noise == "opposite":
         raw["noise"]["omega"] = config.grid.omegas[0]  # it has no effect there
-    raw["distortion"] = {**raw.get("distortion", {}), "kind": place.distortion if feels_beta else "rbe"}
+    raw["distortion"] = {**raw.get("distortion", {}), "kind": place.distortion}
     raw["method"] = {"name": method, **(spec.model_extra or {})}
     raw["out"] = config.out
     set_field(raw, "train.seed", place.seed)
@@ -190,16 +200,20 @@ def _cell(
         if source.config.lora is None:
             raise InputError("transfers: a run goes on from another one's adapter, and lora: null leaves none")
         set_field(raw, "lora.init_from", source.config.out)
-    for field, value in {**data.set, **spec.set, **settings}.items():
-        set_field(raw, field if "." in field else f"method.{field}", value)
+    for field, value in changed.items():
+        set_field(raw, field, value)
     if raw.get("eval", {}).get("noises"):
         # Every arm is tested under the same noise, whatever it was trained on.
         level = next(filter(None, config.grid.omegas), raw["noise"]["omega"])
         if raw["noise"]["omega"] != level and raw["eval"].get("omega") is None:
             raw["eval"]["omega"] = level
     run = validate(raw, source=f"cell {data.name}, {spec.label}")
-    if run.method.beta is not None:
-        run.distortion.kind = "rbe"  # a fixed beta is not measured
+    if trained_on == "none" and (idle := _noise_fields({**spec.set, **settings})):
+        raise InputError(
+            f"{spec.label}: {idle[0]} changes nothing, because it trains on raw instructions; set noise.kind too"
+        )
+    if not _feels_distortion(run):
+        run.distortion.kind = "rbe"  # one cell for all measures
     digest = _hash(run, source)
     from_ = [f"from-{source.dataset}"] if source else []
     parts = [data.name, arm or spec.label, *from_, noise, f"s{place.seed}", digest[:8]]
@@ -208,13 +222,26 @@ def _cell(
     return Cell(run, data.name, arm or spec.label, name, digest, source)
 
 
-def _noise_of(place: _Place, spec: MethodSpec) -> str:
+def _noise_of(place: _Place, spec: MethodSpec, changed: Mapping[str, Any]) -> str:
+    """What the grid's axis says of this method, before its own `set`."""
     if spec.name == "sft":
         return "none"
     if place.noise == "auto":
-        preset = (spec.model_extra or {}).get("preset", "ours")
+        preset = changed.get("method.preset", (spec.model_extra or {}).get("preset", "ours"))
         return "none" if raw_unless_told(spec.name, preset) else "replacement"
     return place.noise
+
+
+def _noise_fields(fields: Mapping[str, Any]) -> list[str]:
+    return [field for field in fields if field.startswith("noise.") and field != "noise.kind"]
+
+
+def _feels_distortion(run: Config) -> bool:
+    """Whether beta is measured and sizes a random start."""
+    method = run.method
+    reads = METHODS[method.name].reads
+    starts = "beta_scope" in reads and method.start > 0
+    return starts and method.beta is None and run.noise.kind != "none"
 
 
 def _hash(run: Config, source: Cell | None) -> str:

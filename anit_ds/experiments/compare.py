@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 from anit_ds.errors import InputError
-from anit_ds.experiments.cells import Cell, cells, tuning_cells
+from anit_ds.experiments.cells import Cell, tuning_cells
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.halving import standing
 from anit_ds.experiments.records import Cells, Records, Result
 from anit_ds.experiments.running import Train, run_cells
-from anit_ds.experiments.tuning import choose, write_sweeps
+from anit_ds.experiments.tuning import choose, tuned_cells, write_sweeps
 
 
 class Listener(Protocol):
@@ -71,7 +71,7 @@ def compare(
         run("trials on dev", [trial.cell for trial in trials])
     chosen = choose(trials, results)
     write_sweeps(trials, results, chosen)
-    every = cells(config, chosen)
+    every = tuned_cells(config, trials, chosen)
     begun: list[Cell] = []
     while True:  # once, but for survivors: their next cells follow from the results of these
         grid = standing(config, every, results)

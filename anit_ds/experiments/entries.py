@@ -151,7 +151,7 @@ def notes(results: Sequence[Result], rows: Sequence[Sequence[str | Entry]]) -> l
         over = ", Holm-corrected over the columns of a row" if several else ""
         star = f"; * p < {SIGNIFICANT}{over}" if any(entry.gain_interval for entry in entries) else ""
         said.append(f"signed numbers are differences to {BASELINE} on the same seeds{star}")
-    tuned = sorted({f"{r['arm']} on {r['dataset']}" for r in results if r.get("tuned")})
+    tuned = sorted({f"{r['arm']} on {r['transfer_from'] or r['dataset']}" for r in results if r.get("tuned")})
     if tuned:
         said.append("tuned on the dev split of the same data set: " + ", ".join(tuned))
     told = dict.fromkeys(f"{r['dataset']}: {note}" for r in results for note in r.get("notes", []))

@@ -39,14 +39,14 @@ def omega(axes: Axes, results: Sequence[Result]) -> bool:
         at = grouped(group, lambda r: r["omega"])
         points = sorted((level, 100 * mean([r["micro_f1"] for r in some])) for level, some in at.items())
         axes.plot(*zip(*points, strict=True), marker="o", label=f"{dataset}, {label}" if several_sets else label)
-    plain = grouped([r for r in results if r["arm"] == "sft"], lambda r: (r["dataset"], name(r)))
-    for (dataset, label), group in plain.items():
+    plain = grouped([r for r in results if r["noise"] == "none"], lambda r: (r["dataset"], name(r)))
+    for ((dataset, label), group), style in zip(plain.items(), cycle((":", "--", "-.")), strict=False):
         level = 100 * mean([r["micro_f1"] for r in group])
-        axes.axhline(level, linestyle=":", color="grey", label=f"{dataset}, {label}" if several_sets else label)
+        axes.axhline(level, linestyle=style, color="grey", label=f"{dataset}, {label}" if several_sets else label)
     axes.set(xlabel="omega: share of the words that the noise touches", ylabel="test micro-F1 (%)")
-    if lines:
+    if lines or plain:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return bool(lines)
+    return bool(lines or plain)
 
 
 def time_against_f1(axes: Axes, results: Sequence[Result]) -> bool:

@@ -135,6 +135,7 @@ EXAMPLE: dict[str, Any] = {
             {"name": "anit", "preset": "ours", "tune": {"alpha": [0.003, 0.01]}},
             {"name": "pgd", "label": "pgd-3", "eps": 0.3, "eps_unit": "relative", "tune": {"alpha": [0.03, 0.1]}},
         ],
+        "noises": ["replacement"],
         "datasets": [
             {"dataset": "sst2", "path": "data/sst2"},
             {"dataset": "14lap", "path": "data/14lap", "set": {"train.epochs": 10}},
@@ -210,6 +211,11 @@ class CompareConfig(Section):
         twice = [label for label, count in Counter(spec.label for spec in self.grid.methods).items() if count > 1]
         if twice:
             raise ValueError(f"grid.methods: {shown(twice[0])} stands there twice; give each a label of its own")
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"grid.datasets: {shown(twice[0])} stands there twice; results are told apart by the name of their set"
+            )
         trials = {spec.label: spec.count_trials() for spec in self.grid.methods if spec.tune}
         if len(set(trials.values())) > 1:
             told = ", ".join(f"{label} {count}" for label, count in trials.items())

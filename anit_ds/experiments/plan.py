@@ -11,6 +11,7 @@ from anit_ds.experiments.estimate import device_here, passes_of, seconds
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.halving import standing
 from anit_ds.experiments.records import Cells
+from anit_ds.experiments.tuning import choose
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Planned:
 def plan(config: CompareConfig) -> list[Planned]:
     """Every trial and cell in the order in which they are trained, as far as survivors are known. Trains nothing."""
     results, device = Cells(Path(config.out)), device_here()
-    trials, grid = [trial.cell for trial in tuning_cells(config)], standing(config, cells(config), results)
+    tried = tuning_cells(config)
+    trials = [trial.cell for trial in tried]
+    grid = standing(config, cells(config, choose(tried, results)), results)
     done = {cell.name: result for cell in (*trials, *grid) if (result := results.finished(cell)) is not None}
 
     def planned(kind: Literal["trial", "cell"], cell: Cell) -> Planned:

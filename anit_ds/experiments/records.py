@@ -88,7 +88,7 @@ class Records:
                 yield cell, self._with_choice(cell, result)
 
     def _with_choice(self, cell: Cell, result: Result) -> Result:
-        return {**result, "tuned": self._chosen.get((cell.arm, cell.dataset))}
+        return {**result, "tuned": self._chosen.get(cell.chosen_by)}
 
     def add(self, cell: Cell, result: Result) -> None:
         self._records[cell.name] = _without_answers(self._with_choice(cell, result))

@@ -28,7 +28,8 @@ def screen(results: Sequence[Result]) -> Table:
     """Dev micro-F1 (100 x) and NLL per answer, means over seeds; in brackets the paired difference to sft."""
     datasets = list(dict.fromkeys(r["dataset"] for r in results))
     sft = {_place(r): r for r in results if r["arm"] == BASELINE}
-    several_noises = len({r["noise"] for r in results if r["noise"] != "none"}) > 1
+    of_arm = grouped(results, lambda r: r["arm"]).values()
+    several_noises = any(len({r["noise"] for r in group}) > 1 for group in of_arm)
     rows: list[list[str | Entry]] = []
     for arm, group in grouped(results, row_names(results, without=() if several_noises else ("noise",))).items():
         row: list[str | Entry] = [arm]

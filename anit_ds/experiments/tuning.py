@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anit_ds.experiments.cells import Chosen, Trial
+from anit_ds.experiments.cells import Cell, Chosen, Trial, cells
+from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.records import Cells
 from anit_ds.files import write_json
 
@@ -19,6 +20,13 @@ def choose(trials: Sequence[Trial], results: Cells) -> Chosen:
         if score is not None and (key not in best or score > best[key][0]):
             best[key] = score, settings
     return {key: settings for key, (_, settings) in best.items()}
+
+
+def tuned_cells(config: CompareConfig, trials: Sequence[Trial], chosen: Chosen) -> list[Cell]:
+    """The grid's cells under what was chosen. Where all trials of a method on a data set failed, its cells there are
+    left out: untuned, they would stand under its name for what it is not."""
+    untuned = {trial.key for trial in trials} - set(chosen)
+    return [cell for cell in cells(config, chosen) if cell.chosen_by not in untuned]
 
 
 def write_sweeps(trials: Sequence[Trial], results: Cells, chosen: Chosen) -> None:

@@ -10,8 +10,9 @@ import pytest
 from anit_ds.experiments import CompareConfig
 from anit_ds.experiments.cells import Cell, cells, tuning_cells
 from anit_ds.experiments.halving import standing
+from anit_ds.experiments.plan import plan
 from anit_ds.experiments.records import Cells
-from anit_ds.experiments.tuning import choose
+from anit_ds.experiments.tuning import choose, tuned_cells
 from anit_ds.identity import identity
 from anit_ds.sealed import write_sealed
 
@@ -45,6 +46,28 @@ def test_the_best_trial_on_dev_is_chosen_on_each_data_set(best: int, tmp_path: P
     assert choose(trials, results) == {
         ("anit", "sst2"): {"alpha": alphas[best]}, ("anit", "14lap"): {"alpha": alphas[2 - best]},
     }  # fmt: skip
+
+
+def test_a_plan_knows_what_was_chosen_and_nothing_untuned_is_trained(tmp_path: Path) -> None:
+    """The set on which every trial failed has no cell of that method, and the others are done under what was chosen."""
+    config = comparison(tmp_path, grid={"methods": ["sft", {"name": "anit", "tune": {"alpha": [0.01, 0.1]}}]})
+    results, trials = Cells(tmp_path), tuning_cells(config)
+    for key, settings, cell in trials:
+        failed = key[1] == "14lap"
+        finish(results, cell, dev_micro_f1=settings["alpha"], dev_nll=None if failed else 1.0)
+    best = next(c for c in cells(config, choose(trials, results)) if (c.arm, c.dataset) == ("anit", "sst2"))
+    finish(results, best, dev_micro_f1=0.1, dev_nll=1.0)
+    planned = {(one.kind, one.name): one.done for one in plan(config)}
+    assert planned["cell", best.name]
+    made = tuned_cells(config, trials, choose(trials, results))
+    assert [(c.arm, c.dataset) for c in made] == [("sft", "sst2"), ("anit", "sst2"), ("sft", "14lap")]
+
+
+def test_a_transfer_names_the_choice_of_its_source(tmp_path: Path) -> None:
+    transfers = [{"source": "sst2", "target": "14lap"}]
+    methods = [{"name": "anit", "tune": {"alpha": [0.01, 0.1]}}]
+    config = comparison(tmp_path, grid={"methods": methods}, transfers=transfers)
+    assert [cell.chosen_by for cell in cells(config)] == [("anit", "sst2")] * 2
 
 
 def test_arms_with_the_lowest_geometric_mean_stay(tmp_path: Path) -> None:

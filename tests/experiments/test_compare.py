@@ -14,55 +14,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from anit_ds.adversarial import build_method
-from anit_ds.adversarial.rules import METHODS
 from anit_ds.commands.cli import main
-from anit_ds.config import Config, MethodConfig
-from anit_ds.errors import InputError
-from anit_ds.experiments import CompareConfig, load_compare_config
-from anit_ds.experiments.cells import cells, tuning_cells
-from anit_ds.experiments.estimate import Device, passes_of, seconds
+from anit_ds.config import Config
+from anit_ds.experiments import load_compare_config
+from anit_ds.experiments.cells import cells
 from anit_ds.experiments.examples import telling_examples
-from anit_ds.experiments.grid import Grid
 from anit_ds.experiments.records import Cells
 from anit_ds.identity import chosen, identity, same_result
-
-
-@pytest.fixture
-def write(tiny_folder: Path, review_folder: Path, tmp_path: Path):
-    """`write(grid={...}, show=[...])` makes a comparison's YAML of the tiny model and returns its path."""
-
-    def write(**changes: Any) -> Path:
-        base = {
-            "model": {"name_or_path": str(tiny_folder), "dtype": "float32"},
-            "data": {"instructions_file": str(review_folder / "instructions.yaml")},
-            "lora": {"r": 4},
-            "train": {"epochs": 2, "global_batch": 8, "micro_batch": 8, "lr": 1e-2},
-            "eval": {"max_new_tokens": 4},
-        }
-        grid = {
-            "methods": ["sft", "anit"],
-            "instructions": ["concise"],
-            "datasets": [{"dataset": "jsonl", "path": str(review_folder)}],
-        }
-        raw = {
-            "title": "A tiny comparison",
-            "out": str(tmp_path / "comparison"),
-            **changes,
-            "base": {**base, **changes.get("base", {})},
-            "grid": {**grid, **changes.get("grid", {})},
-        }
-        file = tmp_path / "compare.yaml"
-        file.write_text(yaml.safe_dump(raw))
-        return file
-
-    return write
 
 
 def anit(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -77,73 +40,6 @@ def anit(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def results(file: Path) -> list[dict[str, Any]]:
     out = Path(yaml.safe_load(file.read_text())["out"])
     return json.loads((out / "results.json").read_text())["cells"]
-
-
-def test_the_grid_has_seeds_outermost_and_each_cell_once(write):
-    file = write(
-        grid={
-            "methods": ["sft", "noisy_sft", "anit", {"name": "anit", "preset": "authors"}],
-            "noises": ["shuffle", "opposite"],
-            "omegas": [0.1, 0.3],
-            "distortions": ["rbe", "lme"],
-            "seeds": [1, 2],
-        }  # fmt: skip
-    )
-    axes = [cell.axes() for cell in cells(load_compare_config(file))]
-    assert [a["seed"] for a in axes] == sorted(a["seed"] for a in axes)
-    of_seed = [(a["arm"], a["noise"], a["omega"], a["distortion"]) for a in axes if a["seed"] == 1]
-    assert len(of_seed) == len(set(of_seed))
-    counts = {arm: sum(a[0] == arm for a in of_seed) for arm, *_ in of_seed}
-    # sft feels no noise; noisy_sft and a fixed beta feel no measure; `opposite` feels no omega
-    assert counts == {"sft": 1, "noisy_sft": 3, "anit": 6, "anit (authors)": 3}
-    assert [a[0] for a in of_seed[:4]] == ["sft", "noisy_sft", "anit", "anit (authors)"], "methods are innermost"
-
-
-def test_init_prints_a_comparison_that_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    assert anit(monkeypatch, "--init") == 0
-    printed = capsys.readouterr().out
-    (tmp_path / "c.yaml").write_text(printed)
-    assert anit(monkeypatch, tmp_path / "c.yaml", "--dry-run") == 0
-    # 2 data sets: 2 tuned methods with 2 trials each, and 4 methods with 5 seeds
-    assert capsys.readouterr().out.splitlines()[-1].startswith("48 cells, 0 done")
-    for section in (CompareConfig, Grid):
-        for name, field in section.model_fields.items():
-            about = field.description.split("\n")[0]
-            assert re.search(rf"# {re.escape(about)}\n( *#.*\n)* *{name}:", printed), name
-    assert anit(monkeypatch, "--init", tmp_path / "c.yaml") == 2 and anit(monkeypatch) == 2
-
-
-def test_tuned_methods_must_have_equally_many_trials(write):
-    methods = [{"name": "pgd", "tune": {"eps": [1, 2]}}, {"name": "fgm", "tune": {"eps": [1, 2, 3]}}]
-    with pytest.raises(InputError, match=r"tuned methods need equally many trials, but they have pgd 2, fgm 3"):
-        load_compare_config(write(grid={"methods": methods}))
-    methods[1]["tune"] = {"eps": [1, 2]}
-    trials = tuning_cells(load_compare_config(write(grid={"methods": methods})))
-    assert [(label, settings["eps"]) for (label, _), settings, _ in trials] == [
-        ("pgd", 1), ("pgd", 2), ("fgm", 1), ("fgm", 2)
-    ]  # fmt: skip
-    assert not any(cell.config.eval.test for _, _, cell in trials), "trials never read the test split"
-
-
-@pytest.mark.parametrize(
-    "changes, said",
-    [
-        ({"grid": {"methods": ["sfd"]}}, r"no method is called 'sfd'"),
-        ({"grid": {"omega": [0.1]}}, r"grid.omega: unknown key; did you mean omegas\?"),
-        ({"base": {"noise": {"kind": "shuffle"}}}, r"base.noise.kind: the grid decides it"),
-        ({"transfers": [{"source": "jsonl", "target": "agnews"}]}, r"'agnews' is no data set of grid.datasets"),
-        ({"grid": {"methods": [{"name": "sft", "eps": 2.0}]}}, r"cell jsonl, sft: method: sft does not use 'eps'"),
-        ({"survivors": [2, 4]}, r"survivors: \[2, 4\] grows; no arm comes back"),
-        ({"survivors": [1]}, r"the first rung has 1 places for 2 arms"),
-        ({"grid": {"methods": ["anit", {"name": "anit", "alpha": 0.3}]}}, r"'anit' stands there twice"),
-        ({"grid": {"omegas": [0.1, 0.2]}, "transfers": [{"source": "jsonl", "target": "jsonl"}]}, r"omegas: table 4"),
-        ({"base": {"eval": {"noises": ["shuffle"]}}, "grid": {"omegas": [0]}}, r"eval.noises: at noise.omega 0"),
-    ],
-    ids=["method", "axis", "decided", "transfer", "cell", "survivors", "places", "labels", "transfers", "omega"],
-)
-def test_what_is_wrong_in_the_file_is_said_before_anything_runs(write, changes: dict, said: str):
-    with pytest.raises(InputError, match=said):
-        load_compare_config(write(**changes))
 
 
 @pytest.mark.slow
@@ -361,29 +257,6 @@ def test_a_mixture_is_scored_a_set_and_in_the_mean(write, review_folder: Path, m
     assert rows[0] == ["", "jsonl (in jsonl+movie-reviews)", "movie-reviews (in jsonl+movie-reviews)", "mean"]
 
 
-def test_the_plan_lists_every_cell_with_its_time(write, monkeypatch: pytest.MonkeyPatch, capsys):
-    file = write(grid={"seeds": [1, 2]})
-    monkeypatch.setattr(sys, "argv", ["anit", "compare", str(file), "--dry-run"])
-    main()
-    said = capsys.readouterr().out
-    assert said.count("a step, about") == 4
-    assert "4 cells, 0 done; about" in said and "rough count of operations" in said
-
-
-def test_all_arms_are_tested_under_the_same_noise(write):
-    for more in ({}, {"omega": None}):
-        file = write(base={"eval": {"noises": ["shuffle"], **more}}, grid={"omegas": [0.3, 0.5]})
-        assert {cell.config.omega_at_evaluation for cell in cells(load_compare_config(file))} == {0.3}
-
-
-def test_arms_with_equal_settings_have_a_cell_each(write):
-    methods = ["anit", {"name": "anit", "label": "tuned", "tune": {"alpha": [0.1, 0.5]}}]
-    config = load_compare_config(write(grid={"methods": methods}))
-    chosen = {("tuned", "jsonl"): {"alpha": MethodConfig(name="anit").alpha}}
-    ours, tuned = cells(config, chosen)
-    assert ours.hash == tuned.hash and ours.name != tuned.name
-
-
 def test_a_training_that_is_refused_is_no_result(write, tmp_path: Path):
     """Whatever run lies in its folder, as after a default that has changed."""
     (cell, *_) = cells(load_compare_config(write()))
@@ -393,25 +266,6 @@ def test_a_training_that_is_refused_is_no_result(write, tmp_path: Path):
     (run / "output.txt").write_text("anit: holds another configuration\n")
     kept = Cells(tmp_path / "comparison").keep(cell, 1.0, exit_code=2)
     assert kept["status"] == "failed"
-
-
-def test_a_cell_is_timed_by_those_that_are_done(write):
-    """In proportion to passes, epochs and rows a sample; never a cell of other data."""
-    methods = ["sft", {"name": "anit", "label": "more", "set": {"train.epochs": 6, "noise.views": 4}}]
-    sft, more = cells(load_compare_config(write(grid={"methods": methods})))
-    done = {**sft.axes(), "config": identity(sft.config), "passes": 1, "seconds": 10.0}
-    assert seconds(sft, [done], Device(gpu=False, threads=1)) == 10.0
-    assert seconds(more, [done], Device(gpu=False, threads=1)) == pytest.approx(10.0 * 3 * 6 / 2 * 4)
-    other = {**done, "dataset": "sst2"}
-    assert seconds(sft, [other], Device(gpu=False, threads=1)) != 10.0
-
-
-def test_the_plan_counts_the_passes_that_the_methods_make():
-    for name in METHODS:
-        for more in ({}, {"gradient": "clean"}) if name == "anit" else ({},):
-            method = MethodConfig(name=name, **more)
-            settings = SimpleNamespace(method=method)
-            assert passes_of(settings) == build_method(method, seed=1, scale=1.0).passes, name
 
 
 def test_a_record_of_a_version_with_fewer_fields_still_counts(make_config: Callable[..., Config]):
