@@ -246,7 +246,8 @@ class MethodConfig(Section):
     """Where the attack's gradient is taken: at delta0 (a pass of its own), or at delta = 0 from the clean pass (two
     passes, not three)."""
     passes: Literal["joined", "separate"] = "joined"
-    """Clean and adversarial rows in one forward (faster), or one after the other (half the activations)."""
+    """gradient: attack, clean and adversarial rows in one forward (faster), or one after the other (half the
+    activations)."""
     schedule: Literal["three_pass", "pipelined", "prefix_tree", "auto"] = "three_pass"
     """anit: attack and training of a micro-batch one after the other, or (`pipelined`) the attack on micro-batch i + 1
     in the training pass of micro-batch i: the same result from G + 1 sweeps over the parameters in place of 2G for G
@@ -347,7 +348,7 @@ class TrainConfig(Section):
     global_batch: int = Field(32, ge=1, le=_MANY)
     """Samples an optimizer step over all ranks; accumulation follows from ranks x micro_batch."""
     micro_batch: int = Field(4, ge=1, le=_MANY)
-    """Samples a forward pass on one rank (ANIT's joined pass holds twice as many rows)."""
+    """Samples a forward pass on one rank (with method.passes: joined and gradient: attack, twice as many rows)."""
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -68,6 +68,7 @@ def demo_config(model: Path, data: Path, out: Path, dtype: str = "auto") -> Conf
         {
             "model": {"name_or_path": str(model), "dtype": dtype},
             "data": {"dataset": "movie-reviews", "path": str(data), "instructions": "concise", "max_length": 256},
+            "noise": {"kind": "replacement", "omega": 0.2, "phi": 0.8},
             "prompt": {"order": "instruction_last"},
             "method": {"name": "anit", "schedule": "auto"},
             "lora": {"r": 16, "alpha": 16, "dropout": 0.0},

@@ -45,7 +45,10 @@ def results(file: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_tables_figures_and_report_come_from_the_cells(write, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
     file = write(
-        grid={"methods": ["sft", {"name": "anit", "tune": {"alpha": [0.1, 0.4]}}], "omegas": [0.1, 0.4]},
+        grid={
+            "methods": ["sft", {"name": "anit", "label": "anit", "preset": "paper", "tune": {"alpha": [0.1, 0.4]}}],
+            "omegas": [0.1, 0.4],
+        },
         base={"eval": {"max_new_tokens": 4, "noises": ["shuffle"]}},
         show=["methods", "table2", "figure2a", "figure2b"],
     )
