@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test gpu-test lint shellcheck clean
+.PHONY: setup demo test matrix gpu-test lint shellcheck clean
 
 setup: .venv/.installed
 
@@ -25,7 +25,11 @@ demo: setup
 
 # One worker a core, one thread a worker; a worker that is done takes tests over from another.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not cluster" --durations=20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not cluster and not matrix" --durations=20
+
+# The same equalities at every ZeRO stage, for every method, for more ranks and families.
+matrix: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m matrix --durations=10
 
 # What only a GPU can show: the compiled kernels, every mode's gradients against the CPU's, a training at each ZeRO stage.
 gpu-test: setup

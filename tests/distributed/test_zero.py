@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from formulas import anit
+from matrix import rows
 from plain_loop import plain_loop
 from ranks import run as run_ranks
 from safetensors.torch import load_file
@@ -30,7 +31,7 @@ WITH_MOMENTS = {("zero0", True), ("zero2", True), ("zero3", True), ("zero3_offlo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number_of_ranks", [1, 2, 4], ids="{}-ranks".format)
+@pytest.mark.parametrize("number_of_ranks", rows([1, 2, 4], quick=[2]), ids="{}-ranks".format)
 def test_every_stage_is_one_process_pytorch(number_of_ranks: int, make_config: Callable[..., Config]):
     stages = STAGES if number_of_ranks < 4 else ("zero3",)
     optimizers = OPTIMIZERS if number_of_ranks < 4 else {"sgd": OPTIMIZERS["sgd"]}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrix import rows
 
 from anit_ds.config import Config
 from anit_ds.evaluation.finished import FinishedRun
@@ -33,7 +34,9 @@ def model_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("order", "whole"), [("instruction_last", False), ("paper", None)])
+@pytest.mark.parametrize(
+    ("order", "whole"), rows([("instruction_last", False), ("paper", None)], quick=[("paper", None)])
+)
 def test_two_ranks_answer_as_one(
     order: str, whole: bool | None, model_folder: Path, make_config: Callable[..., Config]
 ):

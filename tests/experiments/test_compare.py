@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from matrix import rows
 
 from anit_ds.commands.cli import main
 from anit_ds.config import Config
@@ -154,7 +155,9 @@ touch {0}/saved
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+@pytest.mark.parametrize(
+    "ended_by", rows([signal.SIGTERM, signal.SIGKILL], quick=[signal.SIGTERM]), ids=["TERM", "KILL"]
+)
 def test_a_launcher_ends_with_the_comparison(write, tmp_path: Path, ended_by: signal.Signals):
     (tmp_path / "launcher.sh").write_text(LAUNCHER.format(tmp_path))
     file = write(grid={"methods": ["sft"]}, launcher=f"bash {tmp_path}/launcher.sh")
@@ -170,7 +173,7 @@ def test_a_launcher_ends_with_the_comparison(write, tmp_path: Path, ended_by: si
     assert (tmp_path / "told").exists() and (tmp_path / "saved").exists(), "it may save before it ends"
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_cell_waits_for_the_process_that_an_earlier_comparison_left_in_its_folder(write):
     file = write(grid={"methods": ["sft"]})
     (cell,) = cells(load_compare_config(str(file)))

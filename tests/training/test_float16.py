@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from matrix import rows
 from nrm import FULL_NRM
 from resumed import assert_a_resume_is_exact
 
@@ -33,7 +34,11 @@ def float16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "method"), [(1, "anit"), (2, "sft"), (3, "anit, tree"), (3, "freelb"), (3, "anit, pipelined")]
+    ("stage", "method"),
+    rows(
+        [(1, "anit"), (2, "sft"), (3, "anit, tree"), (3, "freelb"), (3, "anit, pipelined")],
+        quick=[(1, "anit"), (2, "sft")],
+    ),
 )
 def test_losses_are_finite_and_a_resume_is_exact(make_config: Callable[..., Config], stage: int, method: str) -> None:
     config = make_config(
