@@ -52,7 +52,7 @@ def prepare(folder: Path) -> None:
     (folder / "c.yaml").write_text(yaml.safe_dump({
         "model": {"name_or_path": "tiny", "dtype": "float32"},
         "data": {"dataset": "jsonl", "path": "reviews", "instructions": "concise", "instructions_file": "reviews.yaml"},
-        "noise": {"resample": "epoch"}, "lora": {"r": 4, "dropout": 0.1},
+        "noise": {"kind": "replacement", "resample": "epoch"}, "lora": {"r": 4, "dropout": 0.1},
         "train": {"epochs": 2, "global_batch": 8, "micro_batch": 4, "lr": 1e-2, "checkpoint_every": 1, "log_every": 1},
         "eval": {"max_new_tokens": 4}, "out": "run",
     }))  # fmt: skip
