@@ -26,7 +26,13 @@ class Launches:
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
-        self.environment = {**os.environ, "ANIT_TEST_MARK": self.mark, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.environment = {
+            **os.environ,
+            "ANIT_TEST_MARK": self.mark,
+            "FORWARD": "ANIT_TEST_MARK",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
 
     def start(self, *command: object, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
