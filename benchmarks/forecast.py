@@ -40,17 +40,18 @@ from anit_ds.planning.footprint import footprint
 from anit_ds.planning.workload import Workload, made_up
 from anit_ds.ranks.device import device, on_gpu
 
+_ANIT = {"name": "anit", "preset": "paper"}
 _TREE = {"tokens": "instruction", "schedule": "prefix_tree"}
 MODES: dict[str, dict[str, Any]] = {
     "sft": {"name": "noisy_sft"},
     "sft, tree": {"name": "noisy_sft", "schedule": "prefix_tree"},
     "neftune": {"name": "neftune"},
-    "anit": {"name": "anit", "preset": "paper"},
-    "anit, separate": {"name": "anit", "preset": "paper", "passes": "separate"},
-    "anit, clean": {"name": "anit", "preset": "paper", "gradient": "clean"},
-    "anit, pipelined": {"name": "anit", "preset": "paper", "schedule": "pipelined"},
-    "anit, tree": {"name": "anit", "preset": "paper", **_TREE},
-    "anit, clean, tree": {"name": "anit", "preset": "paper", "gradient": "clean", **_TREE},
+    "anit": _ANIT,
+    "anit, separate": {**_ANIT, "passes": "separate"},
+    "anit, clean": {**_ANIT, "gradient": "clean"},
+    "anit, pipelined": {**_ANIT, "schedule": "pipelined"},
+    "anit, tree": {**_ANIT, **_TREE},
+    "anit, clean, tree": {**_ANIT, "gradient": "clean", **_TREE},
     "fgsm": {"name": "fgsm"},
     "pgd": {"name": "pgd", "steps": 3},
     "freelb": {"name": "freelb", "steps": 3},
@@ -132,7 +133,7 @@ def _saved(shape: str, samples: int, length: int, dropout: float) -> dict[str, A
         settings.architectures = [f"{type(settings).__name__.removesuffix('Config')}ForCausalLM"]
         with tempfile.TemporaryDirectory() as folder:
             settings.save_pretrained(folder)
-            config = _config(folder, {"name": "anit", "preset": "paper"}, r=16, dropout=dropout)
+            config = _config(folder, _ANIT, r=16, dropout=dropout)
             batch = Workload([made_up(n, length) for n in range(samples)], known=False).micro_batch(config, samples)
             kept = _Kept()
             with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):

@@ -54,7 +54,7 @@ class Mode:
 _ANIT = {"name": "anit", "preset": "paper"}
 _OURS = {"name": "anit", "preset": "ours"}
 _SFT = {"name": "noisy_sft"}
-_LAST = {"name": "anit", "preset": "paper", "tokens": "instruction"}
+_LAST = {**_ANIT, "tokens": "instruction"}
 _TREE = {"schedule": "prefix_tree"}
 _PIPELINED = {**_ANIT, "schedule": "pipelined"}
 _PACKED = {"padding_free": True}

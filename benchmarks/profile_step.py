@@ -46,6 +46,7 @@ def run_config(model: str, data: str, instructions: str) -> Config:
     raw = {
         "model": {"name_or_path": model, "dtype": "bfloat16"},
         "data": {"dataset": "14lap", "path": data, "instructions": instructions, "max_length": 2048},
+        "noise": {"kind": "replacement"},
         "lora": {"r": 16, "dropout": 0.05},
         "out": "unused",
     }

@@ -35,15 +35,16 @@ from anit_ds.config import Config
 from anit_ds.configfile import validate
 from anit_ds.tiny import tiny_model, tiny_tokenizer
 
+_ANIT = {"name": "anit", "preset": "paper"}
 _TREE = {"schedule": "prefix_tree"}
-_BEHIND = {"name": "anit", "preset": "paper", "tokens": "instruction", **_TREE}
+_BEHIND = {**_ANIT, "tokens": "instruction", **_TREE}
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"name": "noisy_sft"},
     "sft_tree": {"name": "noisy_sft", **_TREE},
-    "anit_naive": {"name": "anit", "preset": "paper", "passes": "separate"},
-    "anit": {"name": "anit", "preset": "paper"},
-    "anit_clean": {"name": "anit", "preset": "paper", "gradient": "clean"},
-    "anit_pipelined": {"name": "anit", "preset": "paper", "schedule": "pipelined"},
+    "anit_naive": {**_ANIT, "passes": "separate"},
+    "anit": _ANIT,
+    "anit_clean": {**_ANIT, "gradient": "clean"},
+    "anit_pipelined": {**_ANIT, "schedule": "pipelined"},
     "anit_tree": _BEHIND,
     "anit_clean_tree": {**_BEHIND, "gradient": "clean"},
     "pgd": {"name": "pgd", "steps": 3},

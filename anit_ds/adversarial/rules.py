@@ -64,6 +64,6 @@ METHODS: dict[str, Rules] = {
 }  # fmt: skip
 
 
-def raw_unless_told(name: str, preset: str = "ours") -> bool:
+def raw_unless_told(name: str, preset: str) -> bool:
     """Whether a method trains on raw instructions where the YAML is silent about `noise.kind`."""
     return name == "sft" or (name == "anit" and preset == "ours")

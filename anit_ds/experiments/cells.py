@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anit_ds.adversarial.rules import METHODS, raw_unless_told
-from anit_ds.config import Config
+from anit_ds.config import Config, NoiseConfig
 from anit_ds.configfile import load_yaml, set_field, validate
 from anit_ds.errors import InputError
 from anit_ds.experiments.grid import CompareConfig, DataSpec, MethodSpec
@@ -228,7 +228,7 @@ def _noise_of(place: _Place, spec: MethodSpec, changed: Mapping[str, Any]) -> st
         return "none"
     if place.noise == "auto":
         preset = changed.get("method.preset", (spec.model_extra or {}).get("preset", "ours"))
-        return "none" if raw_unless_told(spec.name, preset) else "replacement"
+        return "none" if raw_unless_told(spec.name, preset) else NoiseConfig.model_fields["kind"].default
     return place.noise
 
 

@@ -208,19 +208,20 @@ class CompareConfig(Section):
                 raise ValueError(f"grid.{axis}: table 4 has no column for it; with transfers give one value")
         if self.survivors and self.transfers:
             raise ValueError("survivors: a transfer's cells depend on each other; leave one of the two out")
-        twice = [label for label, count in Counter(spec.label for spec in self.grid.methods).items() if count > 1]
-        if twice:
-            raise ValueError(f"grid.methods: {shown(twice[0])} stands there twice; give each a label of its own")
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ValueError(
-                f"grid.datasets: {shown(twice[0])} stands there twice; results are told apart by the name of their set"
-            )
+        labels = [spec.label for spec in self.grid.methods]
+        _refuse_twice("methods", labels, "give each a label of its own")
+        _refuse_twice("datasets", names, "results are told apart by the name of their set")
         trials = {spec.label: spec.count_trials() for spec in self.grid.methods if spec.tune}
         if len(set(trials.values())) > 1:
             told = ", ".join(f"{label} {count}" for label, count in trials.items())
             raise ValueError(f"grid.methods: tuned methods need equally many trials, but they have {told}")
         return self
+
+
+def _refuse_twice(axis: str, names: list[str], why: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"grid.{axis}: {shown(twice[0])} stands there twice; {why}")
 
 
 def example_yaml() -> str:

@@ -39,6 +39,7 @@ def test_both_directions_are_measured(scaling: ModuleType, tiny_folder: Path, tm
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.matrix
 def test_ranks_are_real_processes(scaling: ModuleType, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "ranks.json"

@@ -17,6 +17,7 @@ METHODS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.matrix
 def test_every_stage_is_a_plain_loop(make_config: Callable[..., Config]) -> None:
     cases = {label: {"lora": None, **changes} for label, changes in METHODS.items()}

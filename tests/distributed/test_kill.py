@@ -81,7 +81,7 @@ def assert_every_step_once(config: Config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", rows(range(KILLS), quick=[0]))
+@pytest.mark.parametrize("seed", rows(range(KILLS), quick=[1]))
 def test_a_killed_run_ends_bit_equal_on_the_same_ranks(make_config: MakeConfig, seed: int):
     rng = random.Random(seed)
     straight = make_config("straight", **settings(dropout=0.2))

@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.matrix
 def test_two_steps_of_every_method_are_a_plain_loops(make_config: Callable[..., Config]):
     cases = {}

@@ -40,7 +40,7 @@ SHAPE = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", rows(METHODS, quick=["anit-clean"]))
+@pytest.mark.parametrize("method", rows(METHODS, quick=["anit-clean", "freelb"]))
 def test_every_stage_trains_the_adapter_of_whole_sequences(method: str, make_config: Callable[..., Config]):
     whole = METHODS[method] if method == "sft" else {**METHODS[method], "tokens": "instruction"}
     reference = make_config("whole", method=whole, deepspeed=STAGES["zero0"], **SHAPE)
@@ -70,6 +70,7 @@ def test_every_stage_trains_the_adapter_of_whole_sequences(method: str, make_con
         assert off <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.matrix
 def test_other_families_train_the_adapter_of_whole_sequences(make_config: Callable[..., Config], tmp_path: Path):
     """Windows, soft caps and scaled embeddings, on two ranks with four micro-batches each."""

@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "traffic.py"
 
 
+@pytest.mark.slow
 @pytest.mark.matrix
 def test_passes_cost_the_sweeps_they_promise(tmp_path: Path):
     report = tmp_path / "traffic.json"

@@ -173,6 +173,7 @@ def test_a_launcher_ends_with_the_comparison(write, tmp_path: Path, ended_by: si
     assert (tmp_path / "told").exists() and (tmp_path / "saved").exists(), "it may save before it ends"
 
 
+@pytest.mark.slow
 @pytest.mark.matrix
 def test_a_cell_waits_for_the_process_that_an_earlier_comparison_left_in_its_folder(write):
     file = write(grid={"methods": ["sft"]})
