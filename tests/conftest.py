@@ -51,10 +51,10 @@ def pytest_unconfigure() -> None:
 
 INSTRUCTIONS = """
 task: classification
-question: What is the sentiment?
-format: one label
+question: "Which?"
+format: label
 labels: {positive: positive, negative: negative}
-concise: [Say whether the text is good or bad., Decide if this is praise or blame., Guess if the writer is pleased.]
+concise: [Say good or bad., "Praise or blame?", "Is the writer pleased?"]
 opposite: {concise: [Count the words of the text., Say the reverse of the sentiment.]}
 """
 
@@ -84,7 +84,7 @@ def review_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = []
         for number in range(size):
             label = rng.choice(["positive", "negative"])
-            text = f"{split} {number} " + "very " * rng.randrange(9) + ("good" if label == "positive" else "bad")
+            text = f"{split} {number} " + "very " * rng.randrange(4) + ("good" if label == "positive" else "bad")
             rows.append(json.dumps({"text": text, "label": label}))
         (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "instructions.yaml").write_text(INSTRUCTIONS)

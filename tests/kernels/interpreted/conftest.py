@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 DEVICE = os.environ.get("ANIT_KERNEL_DEVICE", "cpu")
+
+
+def _patch_the_language_once() -> None:
+    """Keep triton.language interpreted: the interpreter patches it at every launch and every call of a function in it,
+    which takes longer than the kernels do. Here nothing is compiled in between, so once a module is the same."""
+    from triton.runtime import interpreter
+
+    patch: Callable[[Any], object] = interpreter._patch_lang
+    patched: set[int] = set()
+
+    def once(fn: Any) -> SimpleNamespace:
+        if id(fn.__globals__) not in patched:
+            patch(fn)
+            patched.add(id(fn.__globals__))
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = once
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _patch_the_language_once()
 
 
 @pytest.fixture(autouse=True)
