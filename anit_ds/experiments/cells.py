@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anit_ds.adversarial.rules import METHODS, raw_unless_told
-from anit_ds.config import Config, NoiseConfig
+from anit_ds.config import Config, NoiseConfig, TrainConfig
 from anit_ds.configfile import load_yaml, set_field, validate
 from anit_ds.errors import InputError
 from anit_ds.experiments.grid import CompareConfig, DataSpec, MethodSpec
@@ -202,6 +202,8 @@ def _cell(
         set_field(raw, "lora.init_from", source.config.out)
     for field, value in changed.items():
         set_field(raw, field, value)
+    if spec.epochs_factor != 1:
+        _lengthen(raw, spec)
     if raw.get("eval", {}).get("noises"):
         # Every arm is tested under the same noise, whatever it was trained on.
         level = next(filter(None, config.grid.omegas), raw["noise"]["omega"])
@@ -220,6 +222,14 @@ def _cell(
     name = "-".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts)
     run.out = str(Path(config.out) / "runs" / name)
     return Cell(run, data.name, arm or spec.label, name, digest, source)
+
+
+def _lengthen(raw: dict[str, Any], spec: MethodSpec) -> None:
+    train = raw.setdefault("train", {})
+    if train.get("max_steps") is not None:
+        raise InputError(f"{spec.label}: epochs_factor has no effect where train.max_steps ends a run; leave one out")
+    epochs = train.get("epochs", TrainConfig.model_fields["epochs"].default)
+    train["epochs"] = float(epochs) * spec.epochs_factor
 
 
 def _noise_of(place: _Place, spec: MethodSpec, changed: Mapping[str, Any]) -> str:

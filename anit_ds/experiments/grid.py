@@ -38,7 +38,9 @@ class MethodSpec(BaseModel):
     label: str = ""
     """What tables call it; by default its name, and its preset where one is given."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the run's configuration for this method, such as {train.epochs: 12} for sft at twice the compute."""
+    """Fields of the run's configuration for this method, such as {train.lr: 3e-4}."""
+    epochs_factor: float = Field(1.0, gt=0)
+    """Times the train.epochs that a data set has by itself: 2 gives sft the compute of an attack's two passes."""
     stays: bool = False
     """With `survivors`: trained on every rung, whatever its loss, as a control is."""
     tune: dict[str, list[Any]] = Field(default_factory=dict)
@@ -100,7 +102,7 @@ class Grid(Section):
 
     methods: list[Annotated[MethodSpec, BeforeValidator(_as_method)]] = Field(min_length=1)
     """Names of methods, or {name: ..., and fields of a run's `method`}. Beside them: `label`, what tables call it;
-    `set: {train.epochs: 12}`, other fields of the run; `tune: {alpha: [0.03, 0.1]}`, values to try on dev, of which
+    `set: {train.lr: 3e-4}`, other fields of the run; `epochs_factor: 2`, twice a data set's epochs; `tune: {alpha: [0.03, 0.1]}`, values to try on dev, of which
     each data set gets the best; `stays: true`, see survivors."""
     noises: list[NoiseKind | Literal["auto"]] = Field(["auto"], min_length=1)
     """Noises of the training instructions. `auto` is what a run without noise.kind has: none for sft, and for anit with

@@ -163,3 +163,17 @@ def test_the_plan_counts_the_passes_that_the_methods_make():
             method = MethodConfig(name=name, **more)
             settings = SimpleNamespace(method=method)
             assert passes_of(settings) == build_method(method, seed=1, scale=1.0).passes, name
+
+
+def test_a_factor_lengthens_each_data_set_s_own_epochs(write):
+    longer = {"name": "sft", "label": "longer", "epochs_factor": 2}
+    sets = [{"dataset": "jsonl", "path": "a"}, {"dataset": "sst2", "path": "b", "set": {"train.epochs": 6}}]
+    file = write(base={"train": {"max_steps": None}}, grid={"methods": ["sft", longer], "datasets": sets})
+    got = {(cell.dataset, cell.arm): cell.config.train.epochs for cell in cells(load_compare_config(file))}
+    plain = got["jsonl", "sft"]
+    assert got == {
+        ("jsonl", "sft"): plain, ("jsonl", "longer"): 2 * plain, ("sst2", "sft"): 6, ("sst2", "longer"): 12,
+    }  # fmt: skip
+    file = write(base={"train": {"max_steps": 3}}, grid={"methods": ["sft", longer]})
+    with pytest.raises(InputError, match=r"longer: epochs_factor has no effect where train\.max_steps ends a run"):
+        list(cells(load_compare_config(file)))
