@@ -59,7 +59,7 @@ def run_cells(
     running: dict[Any, _Running] = {}
     failed: set[str] = set()
     free = list(range(jobs))
-    context = _context()
+    context = _context(launcher)
 
     def ended(cell: Cell, result: Result) -> None:
         if result["status"] == "failed":
@@ -114,8 +114,11 @@ def _term_as_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGTERM, previous)
 
 
-def _context() -> Any:
-    """Forks of a process that has imported the trainer once; fresh processes where a GPU forbids forking."""
+def _context(launcher: str | None) -> Any:
+    """Forks of a process that has imported the trainer once; fresh processes where a GPU forbids forking. A process
+    that waits for a launcher needs nothing of it."""
+    if launcher is not None:
+        return multiprocessing.get_context("forkserver")
     import torch
 
     if torch.cuda.is_available():

@@ -1,11 +1,11 @@
-"""Real ranks for tests, quickly: a fork server imports the trainer once, and every rank is a fork of it."""
+"""Real ranks for tests, each a fork of what has imported the trainer once."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import gc
-import multiprocessing
+import multiprocessing.process
 import os
 import random
 import signal
@@ -13,10 +13,9 @@ import socket
 import sys
 from pathlib import Path
 
-from anit_ds.config import Config
+from forked import CONTEXT
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["anit_ds.training"])
+from anit_ds.config import Config
 
 
 def start(
@@ -36,7 +35,7 @@ def start(
     """
     environment |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
     processes = [
-        _CONTEXT.Process(target=_rank, args=(rank, environment, configs, die_in_save_at, stop_in, fail_in))
+        CONTEXT.Process(target=_rank, args=(rank, environment, configs, die_in_save_at, stop_in, fail_in))
         for rank in range(ranks)
     ]
     for process in processes:

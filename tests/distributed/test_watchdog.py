@@ -5,10 +5,8 @@ Real processes on gloo; only `judge`, which decides whose fault it is, is also c
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from typing import Any
 
 import pytest
 import ranks
+from forked import Program
 from ranks import free_port
 
 from anit_ds.config import Config
@@ -35,27 +34,25 @@ class Run:
 
     def __init__(self, run_dir: Path, fault: str, ranks: int, timeout: float = TIMEOUT) -> None:
         everyone = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        said = run_dir.with_name(f"{run_dir.name}-said")
+        said.mkdir()
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, PROGRAM, run_dir, str(timeout), fault],
-                env={**os.environ, **everyone, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )  # fmt: skip
+            Program(
+                PROGRAM, run_dir, timeout, fault,
+                output=said / f"rank{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **everyone,
+            )
             for rank in range(ranks)
-        ]
+        ]  # fmt: skip
 
     def ended(self, stopped: int | None = None) -> tuple[list[int], list[str]]:
         """Waits for all ranks but the one that a signal has stopped, which is then killed."""
-        outputs = ["" for _ in self.processes]
         for rank, process in enumerate(self.processes):
-            if rank != stopped:
-                outputs[rank] = process.communicate(timeout=120)[0]
+            if rank == stopped:
+                continue
+            process.wait(120)
         if stopped is not None:
             self.processes[stopped].kill()
-            self.processes[stopped].communicate()
-        return [process.returncode for process in self.processes], outputs
+        return [process.wait(10) for process in self.processes], [process.said() for process in self.processes]
 
 
 def verdict(run_dir: Path, rank: int) -> str:

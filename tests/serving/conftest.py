@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Program
 
 from anit_ds.configfile import validate
 from anit_ds.training import train
@@ -33,7 +32,8 @@ def predicted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
     folder = tmp_path_factory.mktemp("predicted")
     texts = [f"test {number} " + "very " * (number % 5) + "good" for number in range(20)]
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    command = [sys.executable, "-m", "anit_ds", "predict", str(run), "--input", "in.jsonl", "--output", "out"]
-    done = subprocess.run(command, cwd=folder, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    program = Program(
+        "anit", "predict", run, "--input", "in.jsonl", "--output", "out", output=folder / "said", cwd=folder
+    )
+    assert program.wait() == 0, program.said()
     return [json.loads(line) for line in (folder / "out").read_text().splitlines()]

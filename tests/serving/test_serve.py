@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -20,6 +18,7 @@ from typing import Any
 import openai
 import pytest
 from browser import Browser
+from forked import Program
 
 from anit_ds.commands.cli import main
 
@@ -29,23 +28,23 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
-def address(run: Path) -> Iterator[str]:
+def address(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "anit_ds", "serve", str(run), "--port", str(port)]
-    server = subprocess.Popen(command, env={**os.environ, "ANIT_API_KEY": KEY}, stderr=subprocess.PIPE, text=True)
+    said = tmp_path_factory.mktemp("server") / "said"
+    server = Program("anit", "serve", run, "--port", port, output=said, ANIT_API_KEY=KEY)
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
     while True:
         try:
             urllib.request.urlopen(f"{url}/health", timeout=5).close()
             break
         except OSError:
-            assert server.poll() is None and time.monotonic() < deadline, "the server did not come up"
+            assert server.poll() is None and time.monotonic() < deadline, f"it did not come up: {server.said()}"
             time.sleep(0.2)
     yield url
     server.send_signal(signal.SIGINT)
-    assert server.wait(60) == 0, server.stderr and server.stderr.read()
+    assert server.wait(60) == 0, server.said()
 
 
 def post(url: str, body: Any, key: str = KEY) -> tuple[int, Any]:
