@@ -86,7 +86,7 @@ COLLECTIVES: dict[str, tuple[str, str]] = {
 
 def write_inputs(folder: Path, samples: int) -> None:
     """A tiny model, a classification set of `samples` training sentences, and its instructions."""
-    tiny_model(layers=4).save_pretrained(folder / "model")
+    tiny_model(layers=4, hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     for split, size in (("train", samples), ("dev", 2), ("test", 2)):
         rows = [{"text": f"{split} {i} " + "so " * (i % 7), "label": str(i % 2)} for i in range(size)]

@@ -164,10 +164,10 @@ def test_fgsm_in_the_unit_of_an_element(tokens: str):
 
 @pytest.mark.parametrize("name", [name for name, rules in METHODS.items() if "warmup" in rules.reads])
 def test_a_method_begins_when_its_warm_up_ends(name: str):
-    """Of 6 steps, 2 on the clean loss alone: sft to the bit, in its one pass; then the method, to the bit."""
+    """Of 6 steps, 2 on the clean loss alone: the second is sft to the bit, in its one pass, the third the method."""
     plain, begun = MethodConfig(name=name), MethodConfig(name=name, warmup=0.3)
     passes = METHODS[name].passes(plain)
-    for number in range(6):
+    for number in (1, 2):
         seen = {}
         for label, config in {"sft": MethodConfig(name="sft"), name: plain, "warm": begun}.items():
             model, batch, _ = model_and_batch()

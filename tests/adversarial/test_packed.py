@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import peft
@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from matrix import rows
 from nrm import FULL_NRM
 from torch import Tensor, nn
 
@@ -90,8 +91,10 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max((a[k] - b[k]).abs().max().item() for k in a)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "family"),
+    rows(product(METHODS, ["llama", "qwen2", "gemma"]), quick=[(method, "llama") for method in METHODS]),
+)
 def test_every_method_gives_the_padded_gradients(method: str, family: str):
     padded, padded_stats = outcome(METHODS[method], ragged_batch(), lora_model(family))
     packed, packed_stats = outcome(METHODS[method], ragged_batch().packed(), lora_model(family))
@@ -114,8 +117,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "checkpointing"),
+    rows(
+        product(VARIANTS, [False, True]),
+        quick=[*((variant, False) for variant in VARIANTS), ("llama", True), ("gemma2-window", True)],
+    ),
+)
 def test_attention_of_every_family(variant: str, checkpointing: bool):
     family, changes = VARIANTS[variant]
     models = [lora_model(family, **changes).train() for _ in range(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +19,48 @@ from anit_ds.config import Config
 from anit_ds.data.prompts import render_prompt
 from anit_ds.data.rundata import RunData
 from anit_ds.runfolder import RunFolder
+from anit_ds.tiny import save_tiny, tiny_tokenizer
 from anit_ds.training import train
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `run` has its run from."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 @pytest.fixture
-def run(make_config: Callable[..., Config]) -> Config:
+def run(trained: Path, make_config: Callable[..., Config]) -> Config:
+    """A run to do with as one likes, trained once for all of them."""
     config = make_config(**{"train.epochs": 4, "train.lr": 1e-2, "lora.r": 8, "eval.max_new_tokens": 12})
-    train(config)
+    if not trained.exists():
+        train(config.model_copy(update={"out": str(trained)}))
+    shutil.copytree(trained, config.out)
     return config
+
+
+@pytest.fixture
+def parrot(make_config: Callable[..., Config], review_folder: Path, tmp_path: Path) -> Config:
+    """A run whose answers are known.
+
+    The tiny model repeats the last token of its prompt, and its chat template ends in what the prompt calls for: y
+    where the raw instruction is in it, or a text that is very good or very very anything, else n.
+    """
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% set prompt = messages[0].content %}{{ prompt }}"
+        "{{ 'y' if 'Say good or bad.' in prompt or 'very good' in prompt or 'very very' in prompt else 'n' }}"
+    )
+    tokenizer.save_pretrained(save_tiny(tmp_path / "parrot"))
+    own = (review_folder / "instructions.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(
+        own.replace("positive: positive, negative: negative", "positive: y, negative: n")
+    )
+    return make_config("known", **{
+        "model.name_or_path": str(tmp_path / "parrot"), "data.instructions_file": str(tmp_path / "own.yaml"),
+        "prompt.style": "chat", "train.lr": 1e-6, "train.epochs": 1, "eval.max_new_tokens": 1,
+        "eval.noises": ["shuffle"],
+    })  # fmt: skip
 
 
 def anit(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -118,35 +153,44 @@ def test_eval_gives_the_score_that_training_wrote(run: Config, monkeypatch: pyte
 def test_eval_under_a_noise_bends_every_instruction(run: Config, monkeypatch: pytest.MonkeyPatch):
     anit(monkeypatch, "eval", run.out, "--noise", "replacement", "--split", "dev")
     folder = Path(run.out) / "eval"
-    rows = [json.loads(line) for line in (folder / "predictions-dev-replacement.jsonl").read_text().splitlines()]
+    raw, bent = (
+        [json.loads(line) for line in (folder / f"predictions-{name}.jsonl").read_text().splitlines()]
+        for name in ("dev", "dev-replacement")
+    )
     assert json.loads((folder / "dev-replacement.json").read_text())["noise"] == "replacement"
-    raw = "Say whether the text is good or bad."
-    assert rows and all(row["instruction"] != raw for row in rows)
+    assert [row["text"] for row in bent] == [row["text"] for row in raw] and len(raw) == 6
+    assert all(one["instruction"] != other["instruction"] for one, other in zip(raw, bent, strict=True))
 
 
-def test_eval_under_all_noises_says_how_many_answers_stay(run: Config, monkeypatch: pytest.MonkeyPatch, capsys):
-    anit(monkeypatch, "eval", run.out, "--noise", "all")
-    folder = Path(run.out) / "eval"
-    said = capsys.readouterr().out
-
-    def answers(name: str) -> dict[str, list]:
-        rows = [json.loads(line) for line in (folder / f"predictions-{name}.jsonl").read_text().splitlines()]
-        return {row["id"]: [sorted(row["predicted"]), row["malformed"]] for row in rows}
-
-    raw, f1 = answers("test"), json.loads((folder / "test.json").read_text())["micro_f1"]
+def test_what_noises_do_to_known_answers_is_in_the_summary_in_eval_and_on_the_card(
+    parrot: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """Raw, all six texts are y, as three of them should be. Where a noise breaks the instruction the others are n."""
+    summary = train(parrot)
+    assert summary is not None and summary["after"]["micro_f1"] == 0.5
+    capsys.readouterr()
+    anit(monkeypatch, "eval", parrot.out, "--noise", "all")
+    said, folder = capsys.readouterr().out, Path(parrot.out) / "eval"
+    found = {}
     for noise in ("truncation", "shuffle", "insertion", "replacement", "padding", "opposite"):
-        report, noisy = json.loads((folder / f"test-{noise}.json").read_text()), answers(f"test-{noise}")
-        assert report["consistency"] == sum(raw[id] == noisy[id] for id in raw) / len(raw)
-        assert report["gap"] == report["micro_f1"] - f1
-        assert f"equal answers {report['consistency']:.1%}" in said
-
-
-def test_training_scores_the_noises_it_is_asked_for(make_config: Callable[..., Config]):
-    config = make_config(**{"eval.noises": ["shuffle"], "train.epochs": 1})
-    summary = train(config)
-    assert summary is not None
-    report = json.loads((Path(config.out) / "eval" / "test-shuffle.json").read_text())
-    assert summary["robustness"] == {"shuffle": {key: report[key] for key in ("micro_f1", "gap", "consistency")}}
+        rows = [json.loads(line) for line in (folder / f"predictions-test-{noise}.jsonl").read_text().splitlines()]
+        raw = ["Say good or bad." in row["instruction"] for row in rows]
+        very = ["very good" in row["text"] or "very very" in row["text"] for row in rows]
+        yes = [one or other for one, other in zip(raw, very, strict=True)]
+        f1 = sum(one == (row["gold"] == [["positive"]]) for one, row in zip(yes, rows, strict=True)) / 6
+        found[noise] = pytest.approx({"micro_f1": f1, "gap": f1 - 0.5, "consistency": sum(yes) / 6})
+        report = json.loads((folder / f"test-{noise}.json").read_text())
+        assert {key: report[key] for key in ("micro_f1", "gap", "consistency")} == found[noise], noise
+        assert f"equal answers {sum(yes) / 6:.1%}" in said
+    assert summary["robustness"] == {"shuffle": found["shuffle"]}
+    assert found["shuffle"] == {"micro_f1": 5 / 6, "gap": 2 / 6, "consistency": 4 / 6} != found["padding"]
+    anit(monkeypatch, "export", parrot.out, tmp_path / "adapter")
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    (scored,) = card.data.eval_results
+    assert scored.metric_value == 0.5 and card.data.library_name == "peft"
+    assert "| jsonl | raw | 50.0 [" in card.text
+    assert "| jsonl | bent by shuffle | 83.3 [" in card.text
+    assert "| jsonl | classification | 21 | 6 | 6 |" in card.text and "## Limits" in card.text
 
 
 @pytest.mark.parametrize("line, said", [('{"txt": 1}', 'expected an object with a "text"'), ("{", "not valid JSON")])
@@ -159,57 +203,47 @@ def test_predict_names_a_broken_line(line: str, said: str, run: Config, tmp_path
     assert f"{texts}:2: {said}" in capsys.readouterr().err
 
 
-def test_export_merged_answers_as_base_and_adapter(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_exported_model_is_base_and_adapter_and_is_asked_as_training_did(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     merged, adapter = tmp_path / "merged", tmp_path / "adapter"
     anit(monkeypatch, "export", run.out, merged, "--merge")
     anit(monkeypatch, "export", run.out, adapter)
-    alone = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
-    base = transformers.AutoModelForCausalLM.from_pretrained(run.model.name_or_path, dtype=torch.float32)
-    both = peft.PeftModel.from_pretrained(base, str(adapter)).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    base = transformers.AutoModelForCausalLM.from_pretrained(run.model.name_or_path, dtype=torch.float32).eval()
     ids = torch.randint(2, 250, (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.allclose(alone(ids).logits, both(ids).logits, atol=1e-4)
+        untouched = base(ids).logits
+        both = peft.PeftModel.from_pretrained(base, str(adapter)).eval()(ids).logits
+        assert torch.allclose(model(ids).logits, both, atol=1e-4)
+    assert not torch.allclose(untouched, both, atol=1e-2)
 
-
-def test_an_exported_model_is_asked_as_training_did_and_has_a_card(
-    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    merged, texts, answers = tmp_path / "merged", tmp_path / "texts.jsonl", tmp_path / "answers.jsonl"
-    anit(monkeypatch, "export", run.out, merged, "--merge")
-    anit(monkeypatch, "export", run.out, tmp_path / "adapter")
+    texts, answers = tmp_path / "texts.jsonl", tmp_path / "answers.jsonl"
     samples = RunData.load(run, RunFolder(run.out).data)["jsonl"].split("test")
     texts.write_text("".join(json.dumps({"text": s.text}) + "\n" for s in samples))
     anit(monkeypatch, "predict", run.out, "--input", texts, "--output", answers)
     expected = [json.loads(line)["answer"] for line in answers.read_text().splitlines()]
     # As a server with chat messages does: the folder alone, its template, its settings.
     tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
-    model = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
     for sample, answer in zip(samples, expected, strict=True):
         asked = [{"role": "user", "content": sample.text}]
         ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         out = model.generate(**ids)[0, ids["input_ids"].shape[1] :]
         assert tokenizer.decode(out, skip_special_tokens=True).lstrip().partition("\n")[0].strip() == answer
-    card = ModelCard.load(merged / "README.md")
-    (scored,) = card.data.eval_results
-    report = json.loads((Path(run.out) / "eval" / "test.json").read_text())
-    assert (
-        scored.metric_value == pytest.approx(report["micro_f1"], abs=1e-4) and card.data.library_name == "transformers"
-    )
-    assert "| jsonl | classification | 21 | 6 | 6 |" in card.text and "## Limits" in card.text
-    assert ModelCard.load(tmp_path / "adapter" / "README.md").data.library_name == "peft"
-    prompt = json.loads((tmp_path / "adapter" / "prompt.json").read_text())["jsonl"]
+    assert ModelCard.load(merged / "README.md").data.library_name == "transformers"
+    prompt = json.loads((adapter / "prompt.json").read_text())["jsonl"]
     assert prompt["prompt"].replace("{text}", samples[0].text) == render_prompt(samples[0])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_merge_that_loses_the_adapter_is_refused(
-    dtype: str, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    dtype: str, run: Config, make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    config = make_config(**{
-        "model.dtype": dtype, "deepspeed": {"zero_optimization": {"stage": 1}},
-        "train.epochs": 4, "train.lr": 1e-2, "eval.test": False,
-    })  # fmt: skip
-    train(config)
+    config = run
+    if dtype == "bfloat16":
+        halves = {"model.dtype": dtype, "train.epochs": 2, "train.lr": 1e-2, "eval.test": False}
+        config = make_config("halves", **halves)
+        train(config)
     anit(monkeypatch, "export", config.out, tmp_path / "merged", "--merge")
     assert "merged model written" in capsys.readouterr().out
     monkeypatch.setattr(peft.PeftModel, "merge_and_unload", lambda model: model.unload(), raising=False)

@@ -15,6 +15,7 @@ from anit_ds.data.corpora import load_corpus
 from anit_ds.errors import InputError
 from anit_ds.experiments.answers import kept_answers
 from anit_ds.experiments.confusion import confusions
+from anit_ds.tiny import save_tiny
 
 Anit = Callable[..., str]
 LABELS = ["toxic", "severe_toxic", "threat"]
@@ -35,9 +36,10 @@ def comments(rows: int = 40, cell: str = "0") -> None:
             writer.writerow([f"x{n}", text, n % 2, int(n % 3 == 0), cell if n == 5 else 0])
 
 
-def test_columns_of_0_and_1_become_a_run(anit: Anit, tiny_folder: Path):
+def test_columns_of_0_and_1_become_a_run(anit: Anit):
     comments()
-    said = anit("init", ".", "--data", "comments.csv", "--task", "multilabel", "--model", tiny_folder)
+    model = save_tiny("model", seed=3)  # to this one every comment is toxic, where to that of seed 0 none is anything
+    said = anit("init", ".", "--data", "comments.csv", "--task", "multilabel", "--model", model)
     assert "40 rows of multilabel; text from 'comment_text', label from 'toxic', 'severe_toxic', 'threat'" in said
     assert yaml.safe_load(Path("instructions.yaml").read_text())["labels"] == {
         "toxic": "toxic", "severe_toxic": "severe toxic", "threat": "threat",
@@ -61,7 +63,7 @@ def test_columns_of_0_and_1_become_a_run(anit: Anit, tiny_folder: Path):
         assert row["items"] == [[label] for label in row["labels"]] and len(row["scores"]) == len(row["labels"])
         assert row["labels"] == [label for label in LABELS if label in row["labels"]]
     sure = [json.loads(line) for line in anit(*ask, "--min-score", "1").splitlines()[:2]]
-    assert [row["labels"] for row in sure] == [[], []] != [row["labels"] for row in rows]
+    assert [row["labels"] for row in sure] == [[], []] and [row["labels"] for row in rows] == [["toxic"]] * 2
     assert "--min-score leaves out labels" in anit(*ask, "--threshold", "toxic=0.5", code=2)
     assert "--constrained gives each label a score" in anit(*ask, "--probabilities", code=2)
 

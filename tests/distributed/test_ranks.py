@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
+import os
+import socket
+from multiprocessing.connection import Connection
 
 import pytest
+from forked import CONTEXT
 
 from anit_ds.errors import InputError
+from anit_ds.ranks import distributed
 from anit_ds.ranks.distributed import Ranks, ranks_from
 
 MEET = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -52,10 +56,15 @@ def test_what_does_not_fit_is_refused(environment: dict[str, str], said: str) ->
 
 
 def test_runs_side_by_side_do_not_meet_on_a_port() -> None:
-    program = "from anit_ds.ranks import distributed as d; print(d.init().world_size, d.any_rank(True))"
-    environment = {"PATH": "", "OMP_NUM_THREADS": "1", **MEET, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    both = [
-        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    assert [process.communicate(timeout=60)[0].split() for process in both] == [["1", "True"], ["1", "True"]]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        alone = {**MEET, "MASTER_PORT": str(other.getsockname()[1]), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        ours, theirs = multiprocessing.Pipe()
+        process = CONTEXT.Process(target=_init, args=(alone, theirs))
+        process.start()
+        process.join(120)
+    assert process.exitcode == 0 and ours.recv() == (1, True)
+
+
+def _init(environment: dict[str, str], to: Connection) -> None:
+    os.environ.update(environment)
+    to.send((distributed.init().world_size, distributed.any_rank(True)))

@@ -6,6 +6,7 @@ python thousand_peers.py PEERS SECONDS
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import sys
 import threading
@@ -20,6 +21,7 @@ from anit_ds.ranks.wire import Link, meet
 
 def main() -> None:
     peers, seconds = int(sys.argv[1]), float(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     store, links = dist.HashStore(), list[Link]()
     world = peers + 1
 

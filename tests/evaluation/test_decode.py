@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from matrix import rows
 
 from anit_ds.evaluation import plain
 from anit_ds.evaluation.asking import Question, texts_of
@@ -31,7 +32,7 @@ def some_prompts(kind: str) -> list[list[int]]:
     rng = random.Random(kind)
     common = random_tokens(rng, 50)
     if kind == "no prefix":
-        return [random_tokens(rng, rng.randrange(1, 40)) for _ in range(21)]
+        return [random_tokens(rng, rng.randrange(1, 40)) for _ in range(14)]
     if kind == "equal to the prefix":  # or a few tokens more
         return [common + random_tokens(rng, max(0, i - 6)) for i in range(12)]
     if kind == "one prompt":
@@ -49,14 +50,18 @@ def some_prompts(kind: str) -> list[list[int]]:
 KINDS = ["one prefix", "no prefix", "equal to the prefix", "one prompt", "no prompt", "several instructions"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", MODELS)
+EVERY = [(family, kind) for family in MODELS for kind in KINDS]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), rows(EVERY, quick=[of for of in EVERY if of[0] == "llama" or of[1] == "several instructions"])
+)
 def test_answers_are_those_of_generate(
     family: str, kind: str, make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., list[list[int]]]
 ):
-    model, prompts = make_model(family, **MODELS[family]), some_prompts(kind)
+    model, prompts = make_model(family, **MODELS[family]), some_prompts(kind)[-18:]
     expected = generated(model, prompts, 12)
-    if len(prompts) > 20:
+    if len(prompts) > 12:
         assert len({len(answer) for answer in expected}) > 3, "all answers are of one length"
     model.train()
     for batch_size in (1, 3, 16):
@@ -90,7 +95,7 @@ def test_a_batch_is_kept_full(make_model: Callable[..., Any], tokenizer: Any):
 def test_a_repetition_penalty_of_the_checkpoint_holds(
     make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., list[list[int]]]
 ):
-    model, prompts = make_model(), some_prompts("one prefix")
+    model, prompts = make_model(), some_prompts("one prefix")[:8]
     without = generated(model, prompts, 20)
     model.generation_config.repetition_penalty = 1.4
     expected = generated(model, prompts, 20)
@@ -152,16 +157,24 @@ def test_other_models_are_asked_with_generate(
     ] == [True]
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 16])
 def test_the_plain_way_is_generate_too(
-    batch_size: int, make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., list[list[int]]]
+    make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., list[list[int]]]
 ):
-    model, prompts = make_model("gemma2", sliding_window=24), some_prompts("several instructions")
-    replies = plain.ask(model, tokenizer, [Question(p) for p in prompts], max_new_tokens=12, batch_size=batch_size)
-    assert [reply.tokens for reply in replies] == generated(model, prompts, 12)
+    model, prompts = make_model("gemma2", sliding_window=24), some_prompts("several instructions")[-18:]
+    expected = generated(model, prompts, 12)
+    for batch_size in (1, 4, 16):
+        replies = plain.ask(model, tokenizer, [Question(p) for p in prompts], max_new_tokens=12, batch_size=batch_size)
+        assert [reply.tokens for reply in replies] == expected
 
 
-def test_half_precision_runs_and_gives_words(make_model: Callable[..., Any], tokenizer: Any):
-    model, prompts = make_model().to(torch.bfloat16), some_prompts("one prefix")
-    answers = texts_of(ask(model, tokenizer, [Question(p) for p in prompts], max_new_tokens=12), tokenizer)
-    assert len(answers) == len(prompts) and any(answers)
+def test_half_precision_says_what_is_best_but_for_rounding(make_model: Callable[..., Any], tokenizer: Any):
+    """By the same weights in float32 no token is worse than the best by more than rounding."""
+    model, prompts = make_model().to(torch.bfloat16), some_prompts("one prefix")[-18:]
+    replies = ask(model, tokenizer, [Question(p) for p in prompts], max_new_tokens=12)
+    assert sum(len(reply.tokens) for reply in replies) > 5 * len(prompts)
+    model.float().eval()
+    for prompt, reply in zip(prompts, replies, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + reply.tokens])).logits[0, len(prompt) - 1 : -1]
+        said = logits.gather(1, torch.tensor(reply.tokens)[:, None])[:, 0]
+        assert ((logits.max(1).values - said) / logits.std(1)).max() < 0.05

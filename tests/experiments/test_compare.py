@@ -8,8 +8,8 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked import Program
 from matrix import rows
 
 from anit_ds.commands.cli import main
@@ -27,6 +28,7 @@ from anit_ds.experiments.cells import cells
 from anit_ds.experiments.examples import telling_examples
 from anit_ds.experiments.records import Cells
 from anit_ds.identity import chosen, identity, same_result
+from anit_ds.tiny import save_tiny, tiny_tokenizer
 
 
 def anit(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -43,14 +45,41 @@ def results(file: Path) -> list[dict[str, Any]]:
     return json.loads((out / "results.json").read_text())["cells"]
 
 
+@pytest.fixture
+def known(review_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """The base of runs whose answers are known.
+
+    The tiny model repeats the last token of its prompt, and its chat template ends in what the prompt calls for: y
+    where the raw instruction is in it, or a text that is very good or very very anything, else n.
+    """
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% set prompt = messages[0].content %}{{ prompt }}"
+        "{{ 'y' if 'Say good or bad.' in prompt or 'very good' in prompt or 'very very' in prompt else 'n' }}"
+    )
+    tokenizer.save_pretrained(save_tiny(tmp_path / "known"))
+    own = (review_folder / "instructions.yaml").read_text()
+    words = "positive: positive, negative: negative", "positive: y, negative: n"
+    (tmp_path / "own.yaml").write_text(own.replace(*words))
+    return {
+        "model": {"name_or_path": str(tmp_path / "known"), "dtype": "float32"},
+        "data": {"instructions_file": str(tmp_path / "own.yaml")},
+        "prompt": {"style": "chat"},
+        "train": {"epochs": 1, "global_batch": 8, "micro_batch": 8, "lr": 1e-6},
+        "eval": {"max_new_tokens": 1},
+    }
+
+
 @pytest.mark.slow
-def test_tables_figures_and_report_come_from_the_cells(write, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+def test_tables_figures_and_report_come_from_the_cells(
+    write, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+):
     file = write(
         grid={
             "methods": ["sft", {"name": "anit", "label": "anit", "preset": "paper", "tune": {"alpha": [0.1, 0.4]}}],
             "omegas": [0.1, 0.4],
         },
-        base={"eval": {"max_new_tokens": 4, "noises": ["shuffle"]}},
+        base={**known, "eval": {"max_new_tokens": 1, "noises": ["shuffle"]}},
         show=["methods", "table2", "figure2a", "figure2b"],
     )
     assert anit(monkeypatch, file, "--jobs", 2) == 0
@@ -67,8 +96,8 @@ def test_tables_figures_and_report_come_from_the_cells(write, monkeypatch: pytes
     assert len(trials) == 2 and sum(t["chosen"] for t in trials) == 1
     rows = list(csv.reader((out / "tables" / "table2.csv").open()))
     assert [row[0] for row in rows] == ["", "sft", "anit, replacement, omega 0.1", "anit, replacement, omega 0.4"]
-    for row, result in zip(rows[1:], made, strict=True):
-        assert row[1].startswith(f"{100 * result['micro_f1']:.1f} [")
+    assert [result["micro_f1"] for result in made] == [0.5] * 3
+    assert all(row[1].startswith("50.0 [") for row in rows[1:])
     assert "tuned on the dev split of the same data set: anit on jsonl" in (out / "tables" / "table2.md").read_text()
     assert r"\toprule" in (out / "tables" / "methods.tex").read_text()
     for name in ("figure2a", "figure2b", "methods-jsonl"):
@@ -79,11 +108,14 @@ def test_tables_figures_and_report_come_from_the_cells(write, monkeypatch: pytes
     assert links == [], "a report that asks for something outside itself is not readable offline"
     assert all(f"{title}" in page for title in ("Methods", "Table 2", "Figure 2a", "Robustness", "A tiny comparison"))
     cell = json.loads((out / "cells" / f"{Path(made[1]['run']).name}.json").read_text())
-    assert sum(map(sum, cell["confusion"]["jsonl"]["matrix"])) == len(cell["answers"]["jsonl"]) == 6, "of 6 test texts"
+    assert cell["confusion"]["jsonl"]["matrix"] == [[3, 0, 0], [3, 0, 0]] and len(cell["answers"]["jsonl"]) == 6
     robust = list(csv.reader((out / "tables" / "robustness.csv").open()))
     assert [row[0] for row in robust] == [row[0] for row in rows], "computed, so shown"
-    gap, consistency = made[1]["robustness"]["shuffle"]["gap"], made[1]["robustness"]["shuffle"]["consistency"]
-    assert robust[2][3].startswith(f"{100 * gap:.1f} [") and robust[2][4].startswith(f"{100 * consistency:.1f} [")
+    # Of three negative texts two are not very very bad, and right once the instruction is broken.
+    expected = {"micro_f1": 5 / 6, "gap": 2 / 6, "consistency": 4 / 6}
+    for result, row in zip(made, robust[1:], strict=True):
+        assert result["robustness"]["shuffle"] == pytest.approx(expected)
+        assert [entry.split(" [")[0] for entry in row[1:]] == ["50.0", "83.3", "33.3", "66.7"]
     capsys.readouterr()
     assert anit(monkeypatch, file) == 0
     assert "[" not in capsys.readouterr().out, "nothing is trained twice"
@@ -123,26 +155,25 @@ def test_a_cell_that_cannot_run_is_reported_and_the_rest_completes(
 def test_a_killed_grid_resumes_without_repeating_a_finished_cell(
     write, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ):
-    file = write(grid={"methods": ["sft", "noisy_sft", "random", "anit"]})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "anit_ds.commands.cli", "compare", str(file)], start_new_session=True
-    )
+    file = write(grid={"methods": ["sft", "noisy_sft", "anit"]})
+    program = Program("anit", "compare", file, output=tmp_path / "said")
     finished = tmp_path / "comparison" / "cells"
     deadline = time.monotonic() + 300
-    while len(list(finished.glob("*.json"))) < 2 and time.monotonic() < deadline:
+    while not list(finished.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    program.kill()
+    program.wait()
     before = {path: path.read_bytes() for path in finished.glob("*.json")}
-    assert 2 <= len(before) < 4, "killed half-way"
-    while _training_under(tmp_path) and time.monotonic() < deadline:
+    assert 1 <= len(before) < 3, "killed half-way"
+    runs = tmp_path / "comparison"
+    while _training_under(runs) and time.monotonic() < deadline:
         time.sleep(0.1)  # the orphaned cell notices, saves and ends by itself
-    assert not _training_under(tmp_path)
+    assert not _training_under(runs)
     assert anit(monkeypatch, file) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
-    assert len(told) == 4 - len(before)
+    assert len(told) == 3 - len(before)
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert [r["status"] for r in results(file)] == ["done"] * 4
+    assert [r["status"] for r in results(file)] == ["done"] * 3
 
 
 LAUNCHER = """
@@ -161,36 +192,36 @@ touch {0}/saved
 def test_a_launcher_ends_with_the_comparison(write, tmp_path: Path, ended_by: signal.Signals):
     (tmp_path / "launcher.sh").write_text(LAUNCHER.format(tmp_path))
     file = write(grid={"methods": ["sft"]}, launcher=f"bash {tmp_path}/launcher.sh")
-    process = subprocess.Popen([sys.executable, "-m", "anit_ds.commands.cli", "compare", str(file)])
-    deadline = time.monotonic() + 200
+    program = Program("anit", "compare", file, output=tmp_path / "said")
+    deadline, runs = time.monotonic() + 200, tmp_path / "comparison"
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(ended_by)
-    assert process.wait(60) == (130 if ended_by == signal.SIGTERM else -ended_by)
-    while _training_under(tmp_path) and time.monotonic() < deadline:
+    program.send_signal(ended_by)
+    assert program.wait(60) == (130 if ended_by == signal.SIGTERM else -ended_by)
+    while _training_under(runs) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _training_under(tmp_path)
+    assert not _training_under(runs)
     assert (tmp_path / "told").exists() and (tmp_path / "saved").exists(), "it may save before it ends"
 
 
 @pytest.mark.slow
 @pytest.mark.matrix
-def test_a_cell_waits_for_the_process_that_an_earlier_comparison_left_in_its_folder(write):
+def test_a_cell_waits_for_the_process_that_an_earlier_comparison_left_in_its_folder(write, tmp_path: Path):
     file = write(grid={"methods": ["sft"]})
     (cell,) = cells(load_compare_config(str(file)))
     folder = Path(cell.config.out)
     folder.mkdir(parents=True)
     with open(folder / "output.txt", "a") as left_behind:
         fcntl.flock(left_behind, fcntl.LOCK_EX)
-        process = subprocess.Popen([sys.executable, "-m", "anit_ds.commands.cli", "compare", str(file)])
+        program = Program("anit", "compare", file, output=tmp_path / "said")
         deadline = time.monotonic() + 120
         while not _others_with(folder / "output.txt") and time.monotonic() < deadline:
-            assert process.poll() is None
+            assert program.poll() is None
             time.sleep(0.05)
         assert _others_with(folder / "output.txt")
         time.sleep(3)  # a cell that did not wait would have made its data by now
         assert sorted(path.name for path in folder.iterdir()) == ["asked.yaml", "output.txt"]
-    assert process.wait(120) == 0
+    assert program.wait(120) == 0
     assert [r["status"] for r in results(file)] == ["done"]
 
 
@@ -224,44 +255,48 @@ def test_transfer_goes_on_from_each_arm_by_plain_sft(write, review_folder: Path,
         {"dataset": "jsonl", "path": str(review_folder)},
         {"dataset": "movie-reviews", "path": str(review_folder)},
     ]
-    file = write(
-        grid={"datasets": datasets, "fractions": [0.3, 0.6]},
-        transfers=[{"source": "jsonl", "target": "movie-reviews"}, {"source": "movie-reviews", "target": "jsonl"}],
-        show=["table4"],
-    )
-    assert anit(monkeypatch, file, "--jobs", 2) == 0
-    moved = [r for r in results(file) if r["transfer_from"]]
-    assert {(r["transfer_from"], r["dataset"], r["arm"], r["fraction"]) for r in moved} == {
-        (a, b, arm, f)
+    there, back = ({"source": a, "target": b} for a, b in (("jsonl", "movie-reviews"), ("movie-reviews", "jsonl")))
+    both = write(grid={"datasets": datasets, "fractions": [0.3, 0.6]}, transfers=[there, back])
+    planned = [cell for cell in cells(load_compare_config(str(both))) if cell.source]
+    assert [(c.source.dataset, c.dataset, c.arm, c.config.data.fraction) for c in planned] == [
+        (a, b, arm, fraction)
+        for fraction in (0.3, 0.6)
         for a, b in (("jsonl", "movie-reviews"), ("movie-reviews", "jsonl"))
         for arm in ("sft", "anit")
-        for f in (0.3, 0.6)
-    }
+    ]  # fmt: skip
+    file = write(grid={"datasets": datasets, "fractions": [0.6]}, transfers=[there], show=["table4"])
+    assert anit(monkeypatch, file, "--jobs", 2) == 0
+    moved = [r for r in results(file) if r["transfer_from"]]
+    assert [(r["transfer_from"], r["dataset"], r["arm"], r["fraction"]) for r in moved] == [
+        ("jsonl", "movie-reviews", "sft", 0.6), ("jsonl", "movie-reviews", "anit", 0.6)
+    ]  # fmt: skip
     assert all(r["method"] == "sft" for r in moved)
     rows = list(csv.reader((tmp_path / "comparison" / "tables" / "table4.csv").open()))
-    assert rows[0] == ["direction", "first training", "30%", "60%"]
-    assert [row[:2] for row in rows[1:]] == [
-        ["jsonl → movie-reviews", "sft"], ["jsonl → movie-reviews", "anit"],
-        ["movie-reviews → jsonl", "sft"], ["movie-reviews → jsonl", "anit"],
-    ]  # fmt: skip
-    assert all(re.search(r"\] [+-]\d", text) for row in (rows[2], rows[4]) for text in row[2:]), "each has a difference"
+    assert rows[0] == ["direction", "first training", "60%"]
+    assert [row[:2] for row in rows[1:]] == [["jsonl → movie-reviews", "sft"], ["jsonl → movie-reviews", "anit"]]
+    assert re.search(r"\] [+-]\d", rows[2][2]), "it has a difference"
     target = next(r for r in moved if r["arm"] == "anit")
     config = yaml.safe_load((tmp_path / "comparison" / target["run"] / "config.yaml").read_text())
     assert "-anit-" in config["lora"]["init_from"] and config["method"]["name"] == "sft"
 
 
 @pytest.mark.slow
-def test_a_mixture_is_scored_a_set_and_in_the_mean(write, review_folder: Path, monkeypatch, tmp_path: Path):
-    mix = [{"dataset": "jsonl", "path": str(review_folder)}, {"dataset": "movie-reviews", "path": str(review_folder)}]
-    file = write(grid={"datasets": [{"mix": mix}]})
-    assert anit(monkeypatch, file, "--jobs", 2) == 0
-    made = results(file)
-    assert [r["dataset"] for r in made] == ["jsonl+movie-reviews"] * 2
-    for r in made:
-        assert set(r["datasets"]) == set(r["beta"]) == {"jsonl", "movie-reviews"}
-        assert r["micro_f1"] == pytest.approx(sum(r["datasets"].values()) / 2)
+def test_a_mixture_is_scored_a_set_and_in_the_mean(
+    write, known: dict[str, Any], review_folder: Path, monkeypatch, tmp_path: Path
+):
+    """Three of six texts are the y that all of them get, and one of the first four."""
+    fewer = shutil.copytree(review_folder, tmp_path / "fewer")
+    lines = (fewer / "test.jsonl").read_text().splitlines(keepends=True)
+    (fewer / "test.jsonl").write_text("".join(lines[:4]))
+    mix = [{"dataset": "jsonl", "path": str(review_folder)}, {"dataset": "movie-reviews", "path": str(fewer)}]
+    file = write(base=known, grid={"datasets": [{"mix": mix}], "methods": ["sft"]})
+    assert anit(monkeypatch, file) == 0
+    (made,) = results(file)
+    assert made["dataset"] == "jsonl+movie-reviews" and set(made["beta"]) == {"jsonl", "movie-reviews"}
+    assert made["datasets"] == {"jsonl": 0.5, "movie-reviews": 0.25} and made["micro_f1"] == 0.375
     rows = list(csv.reader((tmp_path / "comparison" / "tables" / "methods.csv").open()))
     assert rows[0] == ["", "jsonl (in jsonl+movie-reviews)", "movie-reviews (in jsonl+movie-reviews)", "mean"]
+    assert [entry.split(" [")[0] for entry in rows[1][1:]] == ["50.0", "25.0", "37.5"]
 
 
 def test_a_training_that_is_refused_is_no_result(write, tmp_path: Path):
@@ -292,10 +327,9 @@ def test_a_screen_reads_dev_alone_draws_each_step_and_goes_on_with_the_best(writ
     step = {"name": "anit", "eps_unit": "absolute", "ball": "linf"}
     methods = [{"name": "sft", "stays": True}]
     methods += [{**step, "label": "small", "alpha": 0.1}, {**step, "label": "large", "alpha": 1.0}]
-    methods.append({"name": "sft", "label": "sft, twice the epochs", "set": {"train.epochs": 4}})
     file = write(
         base={"eval": {"test": False, "max_new_tokens": 4}},
-        grid={"methods": methods, "seeds": [1, 2]}, survivors=[3, 1], show=["screen"],
+        grid={"methods": methods, "seeds": [1, 2]}, survivors=[2, 1], show=["screen"],
     )  # fmt: skip
     assert anit(monkeypatch, file) == 0
     found = {cell["arm"]: cell for cell in results(file) if cell["seed"] == 1}
@@ -305,13 +339,12 @@ def test_a_screen_reads_dev_alone_draws_each_step_and_goes_on_with_the_best(writ
     assert anit(monkeypatch, file) == 0
     assert results(file) == before, "the same line finds the same arms standing"
     assert all(cell["micro_f1"] is None and cell["dev_micro_f1"] is not None for cell in found.values())
-    assert found["sft, twice the epochs"]["steps"] == 2 * found["sft"]["steps"]
     assert 0 < found["large"]["attack"]["nrm/cosine"] <= 1 and "nrm/cosine" not in found["sft"]["attack"]
     out = Path(yaml.safe_load(file.read_text())["out"])
     table = (out / "tables" / "screen.md").read_text()
-    assert [line.split(" | ")[0] for line in table.splitlines()[4:8]] == [f"| {arm}" for arm in found]
+    assert [line.split(" | ")[0] for line in table.splitlines()[4:7]] == [f"| {arm}" for arm in found]
     assert "no test split was read" in table
-    ratios = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[3] for line in table.splitlines()[4:8]}
+    ratios = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[3] for line in table.splitlines()[4:7]}
     assert ratios["sft"] == "1.000"
     both = [[cell["dev_nll"] for cell in results(file) if cell["arm"] == arm] for arm in (best, "sft")]
     mean = math.prod(own / sft for own, sft in zip(*both, strict=True)) ** 0.5

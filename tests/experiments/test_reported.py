@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from anit_ds.experiments.figures import omega
 from anit_ds.experiments.screen import screen
+from anit_ds.experiments.tables import table4
 
 AXES: dict[str, Any] = {
     "dataset": "sst2", "model": "m", "distortion": "rbe", "instructions": "concise", "phi": 0.8, "fraction": 1.0,
@@ -38,3 +39,21 @@ def test_figure_2a_has_a_level_for_every_raw_arm_and_a_line_for_every_noisy_one(
     assert drawn == {"sft": [60, 60], "anit": [80, 80], "anit (paper), shuffle": [60, 80]}
     assert omega(Figure().subplots(), [result("anit", "none", 0.0, 0.8)]), "levels alone are a figure"
     assert not omega(Figure().subplots(), [])
+
+
+def test_table_4_has_a_row_for_each_direction_and_arm_and_a_column_for_each_share() -> None:
+    scores = {
+        ("a", "b", "sft"): (0.50, 0.70), ("a", "b", "anit"): (0.60, 0.65),
+        ("b", "a", "sft"): (0.20, 0.30), ("b", "a", "anit"): (0.20, 0.45),
+    }  # fmt: skip
+    made = [
+        {**result(arm, "none", 0.0, told[at]), "transfer_from": source, "dataset": target, "fraction": fraction}
+        for at, fraction in enumerate((0.3, 0.6))
+        for (source, target, arm), told in scores.items()
+    ]
+    table = table4(made)
+    assert table.columns == ["direction", "first training", "30%", "60%"]
+    assert table.texts() == [
+        ["a → b", "sft", "50.0", "70.0"], ["a → b", "anit", "60.0 +10.0", "65.0 -5.0"],
+        ["b → a", "sft", "20.0", "30.0"], ["b → a", "anit", "20.0 +0.0", "45.0 +15.0"],
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from formulas import formulas
+from matrix import rows
 from plain_loop import plain_loop
 from resumed import assert_a_resume_is_exact
 from safetensors.torch import load_file
@@ -22,6 +23,7 @@ from anit_ds.training import train
 MakeConfig = Callable[..., Config]
 SGD = {"train.optimizer": "sgd", "train.lr": 0.3, "train.weight_decay": 0.0}
 TREE = {"method.schedule": "prefix_tree", "method.tokens": "instruction", "prompt.order": "instruction_last"}
+CLEAN, PACKED = {"method.gradient": "clean"}, {"train.padding_free": True}
 
 
 def test_from_training_to_a_checkpoint_for_transformers(
@@ -62,7 +64,7 @@ def test_what_is_for_lora_alone_is_refused(make_config: MakeConfig) -> None:
         make_config(lora=None, **{"method.schedule": "pipelined"})
 
 
-@pytest.mark.parametrize("changes", [{"method.gradient": "clean"}, TREE, {"train.padding_free": True}], ids=str)
+@pytest.mark.parametrize("changes", rows([CLEAN, PACKED, TREE, CLEAN | PACKED], quick=[TREE, CLEAN | PACKED]), ids=str)
 def test_two_epochs_are_a_plain_loops(make_config: MakeConfig, changes: dict[str, Any]) -> None:
     config = make_config(
         lora=None, **{**SGD, "method.ball": "frobenius", "train.micro_batch": 2, "eval.test": False, **changes}

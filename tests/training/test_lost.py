@@ -35,7 +35,7 @@ def strict_metrics(config: Config) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("stage", "dtype"),
-    rows([(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")], quick=[(0, "float32"), (3, "bfloat16")]),
+    rows([(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")], quick=[(1, "bfloat16")]),
 )
 def test_one_broken_text_costs_its_steps(
     make_config: MakeConfig, broken_token: Path, broken_text: Path, stage: int, dtype: str
@@ -46,19 +46,19 @@ def test_one_broken_text_costs_its_steps(
             "data.path": str(broken_text),
             "deepspeed": {"zero_optimization": {"stage": stage}},
             "train.micro_batch": 2,
-            "train.epochs": 3,
+            "train.epochs": 2,
             "eval.every": 1.0,
         }
     )
     summary = train(config)
     steps = [line for line in strict_metrics(config) if "lr" in line]
     lost = [line["step"] for line in steps if line["grad_norm"] is None]
-    assert len(lost) == 3 == summary["nonfinite_steps"] and summary["scaler_skips"] == 0
+    assert len(lost) == 2 == summary["nonfinite_steps"] and summary["scaler_skips"] == 0
     assert [line["step"] for line in steps if line["loss/clean"] is None] == lost
     assert all(line["grad_norm"] > 0 for line in steps if line["step"] not in lost)
     events = EventAccumulator(str(Path(config.out) / "tensorboard"))
     events.Reload()
-    assert [e.step for e in events.Scalars("loss/clean")] == [n for n in range(1, 10) if n not in lost]
+    assert [e.step for e in events.Scalars("loss/clean")] == [n for n in range(1, 7) if n not in lost]
     log = (Path(config.out) / "log-rank0.txt").read_text()
     for step in lost:
         assert (
@@ -72,14 +72,15 @@ def test_one_broken_text_costs_its_steps(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    "change",
     [
-        ({"train.lr": 1e30, "train.grad_clip": 0.0, "train.optimizer": "sgd", "train.warmup": 0.0}, "(it is 1e+30,"),
-        ({"train.lr": 1e6, "eval.every": None}, "(from step 3 on)"),
+        {"train.lr": 1e30, "train.grad_clip": 0.0, "train.optimizer": "sgd", "train.warmup": 0.0},
+        {"train.lr": 1e6, "eval.every": None},
     ],
+    ids=["sgd", "adamw"],
 )
 def test_a_run_that_diverges_fails_in_one_sentence(
-    make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any], said: str
+    make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any]
 ) -> None:
     config = make_config(**{"eval.every": 1.0, "train.epochs": 4, "train.log_every": 1, **change})
     (tmp_path / "run.yaml").write_text(config.to_yaml())
@@ -88,9 +89,12 @@ def test_a_run_that_diverges_fails_in_one_sentence(
     out = Path(config.out)
     assert end.value.code == 1
     (sentence,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("anit: ")]
-    assert said in sentence and "Try a smaller train.lr" in sentence
+    steps = [line for line in strict_metrics(config) if "lr" in line]
+    first = next(line["step"] for line in steps if line["grad_norm"] is None)
+    assert first > 1 and f"(from step {first} on)" in sentence
+    assert f"Try a smaller train.lr (it is {config.train.lr:g}," in sentence
     assert not (out / "adapter").exists() and not (out / "summary.json").exists()
-    assert 4 <= strict_metrics(config)[-1]["step"] < 12, "it goes on though no batch is left to try"
+    assert 4 <= steps[-1]["step"] < 12, "it goes on though no batch is left to try"
 
 
 def test_a_model_that_is_broken_fails_before_it_has_an_adapter(

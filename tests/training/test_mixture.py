@@ -13,22 +13,33 @@ from anit_ds.data.rundata import RunData
 from anit_ds.errors import InputError
 from anit_ds.training import train
 
+# The tiny model repeats the last byte of its prompt: to it every film is positive, and no answer names a triplet.
+FILMS = """
+task: classification
+question: What does the text say about the film?
+format: one label
+labels: {positive: ":::", negative: negative}
+concise: [Say whether the film is good., Judge the film by the text.]
+"""
+
 
 @pytest.fixture
 def mixture(make_config: Callable[..., Config], tmp_path: Path) -> Config:
     reviews, laptops = tmp_path / "reviews", tmp_path / "laptops"
     reviews.mkdir(), laptops.mkdir()
+    (reviews / "own.yaml").write_text(FILMS)
     for split in ("train", "dev", "test"):
         rows = [{"text": f"film {i}", "label": ["positive", "negative"][i % 2]} for i in range(8)]
         (reviews / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         lines = [f"The screen {i} is great .####[([1], [4], 'POS')]\n" for i in range(6)]
         (laptops / f"{split}_triplets.txt").write_text("".join(lines))
     mix = [
-        {"dataset": "movie-reviews", "path": str(reviews), "weight": 0.5},
+        {"dataset": "movie-reviews", "path": str(reviews), "weight": 0.5,
+         "instructions_file": str(reviews / "own.yaml")},
         {"dataset": "14lap", "path": str(laptops), "weight": 2, "instructions": "detailed"},
-    ]
+    ]  # fmt: skip
     data = {"mix": mix, "instructions": "concise", "max_length": 1500}
-    return make_config(data=data, **{"train.epochs": 1, "eval.max_new_tokens": 3})
+    return make_config(data=data, **{"train.epochs": 1, "train.lr": 1e-6, "eval.max_new_tokens": 3})
 
 
 def test_scores_and_betas_of_each_set(mixture: Config):
@@ -38,8 +49,10 @@ def test_scores_and_betas_of_each_set(mixture: Config):
     for name, beta in summary["beta"].items():
         manifest = json.loads((Path(mixture.out) / "data" / name / "manifest.json").read_text())
         assert manifest["distortion"]["beta"] == beta and 0 < beta <= 1
-    scores = [r["micro_f1"] for r in summary["after"]["datasets"].values()]
-    assert summary["after"]["micro_f1"] == pytest.approx(sum(scores) / 2)
+    assert {name: r["micro_f1"] for name, r in summary["after"]["datasets"].items()} == {
+        "movie-reviews": 0.5, "14lap": 0.0,
+    }  # fmt: skip
+    assert summary["after"]["micro_f1"] == summary["dev"]["micro_f1"] == 0.25
 
 
 def test_weights_that_leave_nothing_are_refused(mixture: Config):

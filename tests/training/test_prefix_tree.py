@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
+from matrix import rows
 from safetensors.torch import load_file
 
 from anit_ds.config import Config
@@ -52,7 +53,7 @@ def test_the_instruction_stands_last_in_every_task(data_set: str, version: str):
     assert lines == [*fields, "Instruction"] or lines == [*fields, "Instruction:"]
 
 
-@pytest.mark.parametrize("method", ["sft", "anit"])
+@pytest.mark.parametrize("method", rows(["sft", "anit"], quick=["anit"]))
 def test_evaluation_asks_in_the_order_of_training(make_config: MakeConfig, method: str):
     changes = TREE if method == "anit" else {"prompt.order": "instruction_last", "method": {"name": "sft"}}
     config = make_config(**changes, **{"train.epochs": 4, "train.lr": 1e-2, "lora.r": 8})
@@ -76,13 +77,16 @@ def test_a_run_with_dropout_depends_on_its_seed_alone(make_config: MakeConfig):
     for config in runs:
         train(config)
     one, two = (load_file(Path(c.out) / "adapter" / "adapter_model.safetensors") for c in runs)
-    assert one and all(torch.equal(one[name], two[name]) for name in one)
+    assert max(w.abs().max().item() for n, w in one.items() if "lora_B" in n) > 1e-3, "it starts at 0"
+    assert all(torch.equal(one[name], two[name]) for name in one)
     steps = [json.loads(line) for line in (Path(runs[0].out) / "metrics.jsonl").read_text().splitlines()]
     assert all(line["nrm/nonfinite"] == 0 for line in steps if "nrm/nonfinite" in line)
 
 
 def test_auto_takes_the_tree_where_it_saves_and_says_why(make_config: MakeConfig):
-    behind = {"prompt.order": "instruction_last", "method.tokens": "instruction"}
+    # AdamW divides by small numbers, and what is rounding would be as large as what is wrong.
+    behind = {"prompt.order": "instruction_last", "method.tokens": "instruction", "train.optimizer": "sgd",
+              "train.lr": 0.3, "train.weight_decay": 0.0}  # fmt: skip
     whole, chosen = make_config("whole", **behind), make_config("auto", **behind, **{"method.schedule": "auto"})
     for config in (whole, chosen):
         train(config)
@@ -90,7 +94,7 @@ def test_auto_takes_the_tree_where_it_saves_and_says_why(make_config: MakeConfig
     assert "method.schedule: auto is prefix_tree (per optimizer step and rank: three_pass " in said
     one, two = (load_file(Path(c.out) / "adapter" / "adapter_model.safetensors") for c in (whole, chosen))
     assert max(w.abs().max().item() for n, w in one.items() if "lora_B" in n) > 1e-3
-    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4  # AdamW divides by small numbers
+    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-5
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -71,10 +72,21 @@ def step(number: int) -> tuple[int, StepStats, dict[str, float], str]:
     return number, stats, {"lr": 0.1, "grad_norm": 1.0}, "jsonl"
 
 
-def test_the_hparams_tab_has_what_runs_are_compared_by_and_their_scores(make_config: MakeConfig):
-    config = make_config(**{"method.name": "pgd", "method.eps": 0.5})
+def test_the_hparams_tab_has_what_runs_are_compared_by_and_their_scores(
+    make_config: MakeConfig, review_folder: Path, tmp_path: Path
+):
+    """The tiny model repeats the last byte of its prompt, which is the answer to three of five texts of dev, and to
+    three of six of test."""
+    data = shutil.copytree(review_folder, tmp_path / "reviews")
+    own = data / "instructions.yaml"
+    own.write_text(own.read_text().replace("positive: positive", 'positive: "::::"'))
+    (data / "dev.jsonl").write_text("".join((data / "dev.jsonl").read_text().splitlines(keepends=True)[:5]))
+    config = make_config(**{
+        "data.path": str(data), "data.instructions_file": str(own), "method.name": "pgd", "method.eps": 0.5,
+        "train.lr": 1e-6,
+    })  # fmt: skip
     summary = train(config)
-    assert summary is not None
+    assert summary is not None and (summary["dev"]["micro_f1"], summary["after"]["micro_f1"]) == (0.6, 0.5)
     events = EventAccumulator(str(Path(config.out) / "tensorboard"))
     events.Reload()
     content = events.PluginTagToContent("hparams")
@@ -85,8 +97,7 @@ def test_the_hparams_tab_has_what_runs_are_compared_by_and_their_scores(make_con
     assert shown["method.name"].string_value == "pgd" and "method.neftune_alpha" not in shown
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
     scores = {info.name.tag: events.Scalars(info.name.tag)[-1].value for info in experiment.metric_infos}
-    assert scores["final/test_micro_f1"] == pytest.approx(summary["after"]["micro_f1"])
-    assert scores["final/dev_micro_f1"] == pytest.approx(summary["dev"]["micro_f1"])
+    assert scores == {"final/test_micro_f1": pytest.approx(0.5), "final/dev_micro_f1": pytest.approx(0.6)}
 
 
 def test_a_resumed_run_goes_on_in_the_same_run_of_a_tracker_and_tells_no_step_twice(
