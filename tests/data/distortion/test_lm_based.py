@@ -186,6 +186,6 @@ def test_service_and_local_model_agree(tmp_path: Path) -> None:
     local = DistortionConfig(kind="lme", local=True, model=model, cache=str(tmp_path / "local.sqlite"))
     embedder = LocalEmbedder(local)
     with EmbeddingServer(embed=lambda texts: embedder.embed(texts).tolist()).running() as served:
-        remote = build(config(served, tmp_path, timeout=60.0), size=60)
-    assert build(local, size=60).beta == pytest.approx(remote.beta, abs=1e-4)
+        remote = build(config(served, tmp_path, timeout=60.0), size=20)
+    assert build(local, size=20).beta == pytest.approx(remote.beta, abs=1e-4)
     assert 0.02 < remote.beta < 0.9

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrix import rows
 
 from anit_ds.config import DistortionConfig, NoiseConfig
 from anit_ds.data.corpora import Corpus
@@ -135,7 +136,7 @@ def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
     assert list(build(tmp_path).train) == list(build().train)
 
 
-@pytest.mark.parametrize("normalise", ["length", "minmax"])
+@pytest.mark.parametrize("normalise", rows(["length", "minmax"], quick=["minmax"]))
 def test_parts_and_workers_make_no_difference(normalise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = build(normalise=normalise)
     monkeypatch.setattr(parts, "PART_SIZE", 64)

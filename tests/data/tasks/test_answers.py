@@ -7,6 +7,7 @@ import time
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from matrix import rows
 
 from anit_ds.data.corpora import dataset_info, load_corpus
 from anit_ds.data.instructions import load_instructions
@@ -87,7 +88,10 @@ def test_what_an_answer_with_labels_means(answer: str, parsed: Parsed) -> None:
     assert TASKS["multilabel"].parse(answer, WORDS) == parsed
 
 
-@pytest.mark.parametrize("dataset", ["wnut17", "scierc", "webnlg", "sst2", "agnews", "14lap", "14res"])
+DATASETS = ["wnut17", "scierc", "webnlg", "sst2", "agnews", "14lap", "14res"]
+
+
+@pytest.mark.parametrize("dataset", rows(DATASETS, quick=[name for name in DATASETS if name != "agnews"]))
 def test_every_gold_answer_of_real_data_survives(dataset: str, shared_data) -> None:
     corpus = load_corpus(dataset, shared_data / dataset)
     instructions = load_instructions(dataset_info(dataset).instructions)
@@ -160,17 +164,17 @@ def test_parsing_never_raises(task: str, answer: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-@settings(max_examples=3_000, deadline=None, database=None, phases=[Phase.generate])
+@settings(max_examples=1_000, deadline=None, database=None, phases=[Phase.generate])
 @given(answer=PIECED_TOGETHER)
 def test_parsing_never_raises_on_many_inputs(task: str, answer: str) -> None:
     _parses(task, answer)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", rows(TASKS, quick=["classification", "multilabel", "absa"]))
 @pytest.mark.parametrize("piece", ["\\", ";", "\\;", ": , ", "positive: a, b; ", " ", "\\ ", "a"])
 def test_parsing_time_is_linear(task: str, piece: str) -> None:
-    """A quadratic parser would need minutes for a million characters."""
-    answer = "positive: " + piece * (1_000_000 // len(piece))
+    """A quadratic parser would need minutes for half a million characters."""
+    answer = "positive: " + piece * (500_000 // len(piece))
     start = time.process_time()
     _parses(task, answer)
     assert time.process_time() - start < 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anit_ds.data.tasks import TASKS, Parsed
@@ -21,6 +21,7 @@ TEXTS = st.lists(
 
 
 @pytest.mark.parametrize("task", EXTRACTION, ids=lambda task: task.name)
+@settings(max_examples=30)
 @given(words=TEXTS, seed=st.integers(0, 2**32))
 def test_what_can_be_written_is_valid_at_every_step(task: SetTask, words: list[str], seed: int) -> None:
     rng = random.Random(seed)
@@ -34,6 +35,7 @@ def test_what_can_be_written_is_valid_at_every_step(task: SetTask, words: list[s
 
 
 @pytest.mark.parametrize("task", EXTRACTION, ids=lambda task: task.name)
+@settings(max_examples=30)
 @given(words=TEXTS, seed=st.integers(0, 2**32))
 def test_a_walk_that_is_valid_so_far_ends_in_an_answer_that_parses(task: SetTask, words: list[str], seed: int) -> None:
     rng, text = random.Random(seed), " ".join(words)
