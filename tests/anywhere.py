@@ -1,7 +1,8 @@
 """One small run, killed at any of its file-system events or with a bit flipped anywhere in its folder, many times.
 
-    python tests/anywhere.py FOLDER kill 200      at 200 events, spread evenly over all; a fourth word: from this one on
+    python tests/anywhere.py FOLDER kill 200      at 200 events, spread evenly over all; kill 200,57: from the 57th on
     python tests/anywhere.py FOLDER flip 100      at 100 random places of the unfinished and of the finished run
+    python tests/anywhere.py FOLDER kill 2 flip 2
 
 Each try is a fork of this process, which has imported everything, so it costs a second or two. One JSON line a try says
 what came of it; tests/test_anywhere.py says what may.
@@ -19,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from tqdm import tqdm
@@ -130,19 +131,29 @@ def names(run: Path) -> set[str]:
     return {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.parent.name != "tensorboard"}
 
 
-def trained() -> tuple[dict[str, str], set[str], int]:
-    """The undisturbed run's numbers, its files, and how often it changes one."""
+class Undisturbed(NamedTuple):
+    """The numbers of the run in finished/, its files, and how often it changes one."""
+
+    numbers: dict[str, str]
+    files: set[str]
+    events: int
+
+
+def trained() -> Undisturbed:
     code, said = forked("train", "c.yaml", before=lambda: at_event(None, Path("events.txt").absolute()))
     assert code == 0, said
-    return numbers(Path("run")), names(Path("run")), int(Path("events.txt").read_text())
+    run = Path("run")
+    made = Undisturbed(numbers(run), names(run), int(Path("events.txt").read_text()))
+    run.rename("finished")
+    return made
 
 
-def kill(tries: int, first: int = 1) -> None:
-    expected, files, events = trained()
+def kill(whole: Undisturbed, tries: int, first: int = 1) -> None:
+    expected, files, events = whole
     print(json.dumps({"events": events}), flush=True)
     places = {1 + n * (events - 1) // max(1, tries - 1) for n in range(tries)}
     for place in sorted(place for place in places if place >= first):
-        shutil.rmtree("run")
+        shutil.rmtree("run", ignore_errors=True)
         ended, _ = forked("train", "c.yaml", before=lambda place=place: at_event(place, Path("unused")))
         code, said = forked("train", "c.yaml")
         same = code == 0 and numbers(Path("run")) == expected
@@ -152,15 +163,15 @@ def kill(tries: int, first: int = 1) -> None:
         print(json.dumps(told if same else {**told, "said": said[-500:]}), flush=True)
 
 
-def flip(tries: int) -> None:
+def flip(whole: Undisturbed, tries: int) -> None:
     """`train` is called again, on the finished run or on one that a kill left after step 4; then it is asked."""
-    expected, _, _ = trained()
+    expected = whole.numbers
     Path("in.jsonl").write_text('{"text": "test 1 very good"}\n' * 3)
-    Path("run").rename("finished")
     shutil.copytree("finished", "unfinished")
     (Path("unfinished") / "summary.json").unlink()
     for step in (5, 6):
         shutil.rmtree(f"unfinished/checkpoints/step-{step:06d}", ignore_errors=True)
+    shutil.rmtree("run", ignore_errors=True)
     shutil.copytree("finished", "run")
     right = _asked()
     rng = random.Random(0)
@@ -205,8 +216,10 @@ def _flipped(run: Path, rng: random.Random) -> tuple[Path, int]:
 
 
 if __name__ == "__main__":
-    folder, what, numbers_given = Path(sys.argv[1]), sys.argv[2], map(int, sys.argv[3:])
-    folder.mkdir(parents=True, exist_ok=True)
-    prepare(folder)
+    folder, *asked = sys.argv[1:]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    prepare(Path(folder))
     os.chdir(folder)
-    {"kill": kill, "flip": flip}[what](*numbers_given)
+    undisturbed = trained()
+    for what, numbers_given in zip(asked[::2], asked[1::2], strict=True):
+        {"kill": kill, "flip": flip}[what](undisturbed, *map(int, numbers_given.split(",")))
