@@ -226,7 +226,10 @@ def _load_moments(engine: Any, moments: Mapping[str, Tensor], steps: int) -> Non
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # ZeRO 1 and 2 link fragments after the first step
     for name, p in trainable(engine.module).items():
         for key in _MOMENTS:
-            _set_full(p, moments[f"{name}.{key}"], key)
+            if p in base.state:  # ZeRO 0 steps the parameters themselves, which deepspeed's setters know nothing of
+                base.state[p][key].copy_(moments[f"{name}.{key}"])
+            else:
+                _set_full(p, moments[f"{name}.{key}"], key)
 
 
 def _base_optimizer(engine: Any) -> torch.optim.Optimizer:

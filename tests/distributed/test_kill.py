@@ -97,10 +97,11 @@ def test_a_killed_run_ends_bit_equal_on_the_same_ranks(make_config: MakeConfig, 
         [
             ((2, "zero3-partitioned"), (1, "zero1")),
             ((1, "zero0"), (2, "zero3-partitioned")),
+            ((2, "zero2"), (1, "zero0")),
         ],
-        quick=[((2, "zero3-partitioned"), (1, "zero1"))],
+        quick=[((2, "zero3-partitioned"), (1, "zero1")), ((2, "zero2"), (1, "zero0"))],
     ),
-    ids=["stage3to1-2to1-ranks", "stage0to3-1to2-ranks"],
+    ids=["stage3to1-2to1-ranks", "stage0to3-1to2-ranks", "stage2to0-2to1-ranks"],
 )
 def test_a_killed_run_goes_on_elsewhere(make_config: MakeConfig, before: tuple[int, str], after: tuple[int, str]):
     killed, resumed = (make_config("killed", **settings(zero)) for _, zero in (before, after))
