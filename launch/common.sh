@@ -110,18 +110,18 @@ with_restarts() {
     done
 }
 
-# The exit code of a child that has ended. A signal that is trapped just now ends `wait` with the signal's own number;
-# asked again, the shell still knows the child's.
+# The exit code of a child that has ended. `wait` answers with the number of a trapped signal that came while it ran, or
+# since the last one: it is asked twice, until no trap ran meanwhile. Every trap counts itself in `trapped`.
+trapped=0
 exit_code_of() {
-    local code again
-    wait "$1"
-    code=$?
-    if ((code > 128)); then
-        wait "$1" 2>/dev/null
-        again=$?
-        if ((again != 127)); then code=$again; fi
-    fi
-    return "$code"
+    local code before
+    while true; do
+        before=$trapped
+        wait "$1"
+        wait "$1"
+        code=$?
+        if ((trapped == before)); then return "$code"; fi
+    done
 }
 
 # Runs a command that ends with us even if we are killed, passes signals on to it, and returns its exit code.
@@ -140,6 +140,7 @@ supervise() {
 }
 
 pass_on() {
+    trapped=$((trapped + 1))
     signalled=$1
     kill -s "$1" "$2" 2>/dev/null || true
 }

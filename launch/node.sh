@@ -64,6 +64,7 @@ signal_ranks() {
 told_at=
 # shellcheck disable=SC2317 # called by the traps
 tell_ranks() {
+    trapped=$((trapped + 1))
     signal_ranks "$1" ""
     # One Ctrl-C comes twice, from the terminal and from the launcher that passes it on: only a later one means "now".
     if [[ $1 == TERM && -n $told_at ]] && ((SECONDS - told_at >= 2)); then end_by 0; else end_by "$grace"; fi

@@ -174,7 +174,7 @@ def flip(whole: Undisturbed, tries: int) -> None:
     shutil.rmtree("run", ignore_errors=True)
     shutil.copytree("finished", "run")
     right = _asked()
-    rng = random.Random(0)
+    rng = random.Random(19)  # it begins with the finished run's adapter
     for number in range(tries):
         state = ("finished", "unfinished")[number % 2]
         shutil.rmtree("run")

@@ -24,6 +24,8 @@ def make_model() -> Callable[..., Any]:
         model.generation_config.eos_token_id = STOPS
         torch.manual_seed(1)
         adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+        table = model.get_input_embeddings().weight
+        table.data[0] = table.data[2]  # padding is zero at first, which a model that looks at it may not notice
         for name, p in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.1)
