@@ -236,8 +236,9 @@ class MethodConfig(Section):
     """Share of the optimizer steps that train on the clean loss alone, one pass each, before the method begins."""
     ball: Literal["frobenius", "linf", "none"] = "frobenius"
     """What a perturbation is projected on: a sample's Frobenius norm <= eps, each element <= eps, or nothing."""
-    tokens: Literal["prompt", "all", "instruction"] = "prompt"
-    """Which tokens may be perturbed: {I, C} (the paper), answers too (the authors' code), the instruction only."""
+    tokens: Literal["prompt", "all", "instruction", "text"] = "prompt"
+    """Which tokens may be perturbed: {I, C} (the paper), answers too (the authors' code), the instruction only, or the
+    sample's text only (ours)."""
     beta_scope: Literal["dataset", "sample"] = "dataset"
     """One beta for the data set (the paper), or each sample's own distortion, 0 for a raw one (ours)."""
     beta: float | None = Field(None, ge=0, le=1)
@@ -254,9 +255,9 @@ class MethodConfig(Section):
     micro-batches a step. It pays at ZeRO 3, where a sweep is what crosses the network, and needs room for half as many
     rows again in a pass. `prefix_tree`, for every method: tokens that samples of a micro-batch have in
     common (question, format and options where prompt.order is instruction_last, the whole instruction where it stands
-    first and is raw) run once, without padding; with method.tokens: instruction as well, all that stands before the
-    instruction runs once for all passes. The same result, LoRA dropout's masks apart. `auto`: the one of these that
-    computes the fewest tokens and, at ZeRO 3, fetches the fewest weights; the log says which and why."""
+    first and is raw) run once, without padding; where method.tokens is text, or instruction that stands last, all that
+    stands before it runs once for all passes. The same result, LoRA dropout's masks apart. `auto`: the one of these
+    that computes the fewest tokens and, at ZeRO 3, fetches the fewest weights; the log says which and why."""
     steps: int = Field(3, ge=1, le=_MANY)
     """pgd, freelb: K, the number of ascent steps; freeat: m, the number of optimizer steps on one minibatch."""
     init_norm: float = Field(0.0, ge=0)
@@ -510,7 +511,8 @@ class Config(Section):
     @property
     def attacks_behind_context(self) -> bool:
         """Whether every perturbed token stands behind a context that no perturbation reaches."""
-        return self.prompt.order == "instruction_last" and self.method.tokens == "instruction"
+        tokens = self.method.tokens
+        return tokens == "text" or (tokens == "instruction" and self.prompt.order == "instruction_last")
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load_config` reads back to an equal object."""

@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anit_ds.data.examples import Sample, sample_key, text_id
 from anit_ds.data.plaintext import PlainText
@@ -41,23 +41,33 @@ _TOKENIZED_AT_ONCE = 1000
 _logger = logging.getLogger(__name__)
 
 
+Span = tuple[int, int]  # the tokens from the first number up to the second
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A tokenised sample: its key (see `sample_key`), prompt and answer as token ids, and what training weighs it by.
 
     A run's ids are arrays: a list takes nine times the memory, on every rank. `answer` ends with EOS; tokens
-    `instruction[0]` to `instruction[1]` of `prompt` are the instruction.
+    `instruction[0]` to `instruction[1]` of `prompt` are the instruction, and `text[0]` to `text[1]` the text.
     """
 
     key: int
     prompt: Sequence[int]
     answer: Sequence[int]
-    instruction: tuple[int, int]
+    instruction: Span
+    text: Span
     distortion: float
     dataset: str
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
+
+
+class _Prompt(NamedTuple):
+    ids: list[int]
+    instruction: Span
+    text: Span
 
 
 def render_prompt(sample: Sample, order: str = "paper") -> str:
@@ -118,11 +128,11 @@ class PromptEncoder:
         """Prompts to be answered, each at most max_length tokens; cut ones count under `split` (dev or test)."""
         prompts = []
         for chunk in _chunks(samples):
-            for sample, (ids, _) in zip(chunk, self._prompts(chunk), strict=True):
-                if len(ids) > self.max_length:
-                    ids, _ = self._cut_text(sample, room=self.max_length)
+            for sample, prompt in zip(chunk, self._prompts(chunk), strict=True):
+                if len(prompt.ids) > self.max_length:
+                    prompt = self._cut_text(sample, room=self.max_length)
                     self.cut[split].add(sample_key(sample.id))
-                prompts.append(ids)
+                prompts.append(prompt.ids)
         return prompts
 
     def encode_answers(self, answers: Sequence[str]) -> list[list[int]]:
@@ -132,20 +142,22 @@ class PromptEncoder:
 
     def _encode_answered(self, samples: list[Sample]) -> Iterator[Encoded]:
         answers = self.encode_answers([sample.answer for sample in samples])
-        for sample, (ids, span), answer in zip(samples, self._prompts(samples), answers, strict=True):
+        for sample, prompt, answer in zip(samples, self._prompts(samples), answers, strict=True):
             of_text = sample_key(text_id(sample.id))
-            if len(ids) + len(answer) > self.max_length:
+            if len(prompt.ids) + len(answer) > self.max_length:
                 try:
-                    ids, span = self._cut_text(sample, room=self.max_length - len(answer))
+                    prompt = self._cut_text(sample, room=self.max_length - len(answer))
                 except NoRoom:
                     self.left_out.add(of_text)
                     continue
                 self.cut["train"].add(of_text)
-            prompt, ended = array("i", ids), array("i", answer)
-            yield Encoded(sample_key(sample.id), prompt, ended, span, sample.distortion, sample.dataset)
+            yield Encoded(
+                sample_key(sample.id), array("i", prompt.ids), array("i", answer), prompt.instruction, prompt.text,
+                sample.distortion, sample.dataset,
+            )  # fmt: skip
 
-    def _prompts(self, samples: list[Sample]) -> list[tuple[list[int], tuple[int, int]]]:
-        """Each sample's prompt as token ids, and where among them its instruction is."""
+    def _prompts(self, samples: list[Sample]) -> list[_Prompt]:
+        """Each sample's prompt as token ids, and where among them its instruction and its text are."""
         plain = [render_prompt(sample, self.order) for sample in samples]
         if self.style == "chat":
             texts = [self._in_template(sample, text) for sample, text in zip(samples, plain, strict=True)]
@@ -156,21 +168,26 @@ class PromptEncoder:
             begins = [0] * len(plain)
             made = self._plain.tokens(plain, add_special_tokens=True)
         prompts = []
-        for sample, own, begin, (ids, offsets) in zip(samples, plain, begins, made, strict=True):
+        for sample, begin, (ids, offsets) in zip(samples, begins, made, strict=True):
             if self.style == "plain" and ids[-1] == self.tokenizer.eos_token_id:
                 ids, offsets = ids[:-1], offsets[:-1]  # some tokenizers close every sequence; a prompt stays open
-            start = begin + self._place_of_instruction(sample, own)
-            prompts.append((ids, _token_span(offsets, start, start + len(sample.instruction))))
+            instruction, text = (
+                _token_span(offsets, start, start + len(getattr(sample, field)))
+                for field, start in self._places(sample, begin)
+            )
+            prompts.append(_Prompt(ids, instruction, text))
         return prompts
 
-    def _place_of_instruction(self, sample: Sample, plain: str) -> int:
-        """The character of the plain prompt at which the instruction begins.
+    def _places(self, sample: Sample, begin: int) -> Iterator[tuple[str, int]]:
+        """Instruction and text with the characters at which they begin in a plain prompt that begins at `begin`.
 
-        The order of the fields, not a search for the words, finds it: a text may well contain "Instruction: ".
+        The order of the fields, not a search for the words, finds them: a text may well contain "Instruction: ".
         """
-        if self.order == "paper":
-            return len(f"{_TITLES['instruction']}: ")
-        return len(plain) - len("\nAnswer:") - len(sample.instruction)
+        starts = {}
+        for field in ORDERS[self.order]:
+            starts[field] = begin + len(f"{_TITLES[field]}: ")
+            begin = starts[field] + len(f"{getattr(sample, field)}\n")
+        return ((field, starts[field]) for field in ("instruction", "text"))
 
     def _in_template(self, sample: Sample, plain: str) -> str:
         """The plain prompt inside the tokenizer's chat template, unchanged."""
@@ -186,25 +203,25 @@ class PromptEncoder:
             )
         return text
 
-    def _cut_text(self, sample: Sample, room: int) -> tuple[list[int], tuple[int, int]]:
+    def _cut_text(self, sample: Sample, room: int) -> _Prompt:
         """The prompt with the longest beginning of the text that fits into `room` tokens."""
         ((_, offsets),) = self._plain.tokens([sample.text])
         keep = len(offsets)
-        ids, span = self._prompts([sample])[0]
-        while len(ids) > room:
+        (prompt,) = self._prompts([sample])
+        while (length := len(prompt.ids)) > room:
             if keep == 0:
                 raise NoRoom(
-                    f"data.max_length: sample {sample.id} needs {len(ids)} tokens for its prompt without any text, "
+                    f"data.max_length: sample {sample.id} needs {length} tokens for its prompt without any text, "
                     f"and {room} are left beside its answer; raise data.max_length"
                 )
             # Tokens at the cut may merge anew, so cut, tokenise again, and cut what is still too long.
-            keep = max(0, keep - (len(ids) - room))
+            keep = max(0, keep - (length - room))
             text = sample.text[: offsets[keep - 1][1]].rstrip() if keep else ""
-            ids, span = self._prompts([replace(sample, text=text)])[0]
-        return ids, span
+            (prompt,) = self._prompts([replace(sample, text=text)])
+        return prompt
 
 
-def _token_span(offsets: list[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
+def _token_span(offsets: list[tuple[int, int]], start: int, stop: int) -> Span:
     """The tokens that overlap characters start to stop."""
     inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and b > a]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)

@@ -72,7 +72,9 @@ class Workload:
 
 
 def made_up(number: int, length: int) -> Encoded:
-    """A sample of so many tokens, which shares its first ones with the others, its instruction last."""
-    prompt = [1] * min(_SHARED, length // 2)
-    prompt += [2 + number % 1000] * (length - _ANSWER - len(prompt))
-    return Encoded(number, prompt, [3] * _ANSWER, (max(0, len(prompt) - _INSTRUCTION), len(prompt)), 0.5, "")
+    """A sample of so many tokens, which shares its first ones with the others; then its text, its instruction last."""
+    shared = min(_SHARED, length // 2)
+    prompt = [1] * shared + [2 + number % 1000] * (length - _ANSWER - shared)
+    instruction = max(0, len(prompt) - _INSTRUCTION)
+    text = (min(shared, instruction), instruction)
+    return Encoded(number, prompt, [3] * _ANSWER, (instruction, len(prompt)), text, 0.5, "")

@@ -88,8 +88,8 @@ def collate(
 ) -> Batch:
     """Batch of tokenised samples, padded or (`packed`) end to end in one row.
 
-    `tokens` is method.tokens (prompt, all or instruction), `beta` one a sample. Labels follow from lengths, never from
-    the pad id, which many models share with EOS.
+    `tokens` is method.tokens (prompt, all, instruction or text), `beta` one a sample. Labels follow from lengths, never
+    from the pad id, which many models share with EOS.
     """
     width = max(len(s) for s in samples)
     width = math.ceil(width / pad_to_multiple_of) * pad_to_multiple_of
@@ -103,7 +103,8 @@ def collate(
         answer, stop = len(sample.prompt), len(sample)
         ids[row, :answer], ids[row, answer:stop] = sample.prompt, sample.answer
         attended[row, :stop] = True
-        first, last = {"prompt": (0, answer), "all": (0, stop), "instruction": sample.instruction}[tokens]
+        spans = {"prompt": (0, answer), "all": (0, stop), "instruction": sample.instruction, "text": sample.text}
+        first, last = spans[tokens]
         scope[row, first:last] = bool(sample.answer)  # a filler row is not attacked
         rows += [row] * len(sample.answer)
         positions += range(answer - 1, stop - 1)
@@ -127,4 +128,4 @@ def collate(
 
 def filler(sample: Encoded) -> Encoded:
     """A row that takes part in a pass and counts for nothing: one token, no answer, no instruction."""
-    return Encoded(sample.key, sample.prompt[:1], [], (0, 0), 0.0, sample.dataset)
+    return Encoded(sample.key, sample.prompt[:1], [], (0, 0), (0, 0), 0.0, sample.dataset)

@@ -159,7 +159,7 @@ def test_padding_behind_the_tokens_needs_no_mask(variant: str):
 
 
 def test_batches_of_a_run_are_known_to_be_padded_on_the_right():
-    samples = [Encoded(key, [1] * n, [2] * 2, (0, n), 0.0, "x") for key, n in enumerate((3, 5))]
+    samples = [Encoded(key, [1] * n, [2] * 2, (0, n), (0, 0), 0.0, "x") for key, n in enumerate((3, 5))]
     settings: dict[str, Any] = {"pad_id": 0, "tokens": "prompt", "beta": [0.0] * 2, "step": 0, "denominator": 4.0}
     assert collate(samples, **settings).right_padded
     assert not ragged_batch().right_padded  # padded on either side, for all that from_labels knows

@@ -77,7 +77,9 @@ def gradients(method: str, layout: str, device: str, dtype: torch.dtype) -> Tens
 def samples(layout: str) -> Batch:
     shared = list(range(10, 22))
     made = [
-        Encoded(key, [*shared, *range(30, 30 + n), 5, 6, 7, 8], [9] * (n % 3 + 1), (12 + n, 15 + n), 0.0, "x")
+        Encoded(
+            key, [*shared, *range(30, 30 + n), 5, 6, 7, 8], [9] * (n % 3 + 1), (12 + n, 15 + n), (12, 12 + n), 0.0, "x"
+        )
         for key, n in enumerate((3, 9, 5))
     ]
     packed = LAYOUTS[layout].get("packed", False)

@@ -83,10 +83,14 @@ def test_a_run_with_dropout_depends_on_its_seed_alone(make_config: MakeConfig):
     assert all(line["nrm/nonfinite"] == 0 for line in steps if "nrm/nonfinite" in line)
 
 
-def test_auto_takes_the_tree_where_it_saves_and_says_why(make_config: MakeConfig):
+@pytest.mark.parametrize(
+    "scope",
+    [{"prompt.order": "instruction_last", "method.tokens": "instruction"}, {"method.tokens": "text"}],
+    ids=["the instruction, last", "the text, last"],
+)
+def test_auto_takes_the_tree_where_it_saves_and_says_why(make_config: MakeConfig, scope: dict):
     # AdamW divides by small numbers, and what is rounding would be as large as what is wrong.
-    behind = {"prompt.order": "instruction_last", "method.tokens": "instruction", "train.optimizer": "sgd",
-              "train.lr": 0.3, "train.weight_decay": 0.0}  # fmt: skip
+    behind = {**scope, "train.optimizer": "sgd", "train.lr": 0.3, "train.weight_decay": 0.0}
     whole, chosen = make_config("whole", **behind), make_config("auto", **behind, **{"method.schedule": "auto"})
     for config in (whole, chosen):
         train(config)
