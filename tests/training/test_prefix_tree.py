@@ -10,6 +10,8 @@ import peft
 import pytest
 import torch
 import transformers
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from matrix import rows
 from safetensors.torch import load_file
 
@@ -122,3 +124,24 @@ def test_auto_leaves_the_tree_where_it_does_not_pay(make_config: MakeConfig, cha
 
 def test_a_run_of_the_old_name_is_read(make_config: MakeConfig):
     assert make_config(**{"method.schedule": "shared_prefix"}).method.schedule == "prefix_tree"
+
+
+def test_a_trunk_s_backward_lets_go_of_each_layer_s_weights(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
+    """At ZeRO 3, which counts each module's backward passes to come and releases its weights after the last one."""
+    known: set[torch.nn.Parameter] = set()
+    most = {True: 0, False: 0}  # how many weights were at hand at once, in a forward and in a backward
+
+    def fetch(self: PartitionedParameterCoordinator, module: torch.nn.Module, forward: bool) -> None:
+        fetched(self, module, forward)
+        known.update(module.parameters())
+        most[forward] = max(most[forward], sum(p.ds_status is ZeroParamStatus.AVAILABLE for p in known))
+
+    fetched = PartitionedParameterCoordinator.fetch_sub_module
+    monkeypatch.setattr(PartitionedParameterCoordinator, "fetch_sub_module", fetch)
+    one_by_one = {
+        "stage": 3, "stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0,
+        "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0,
+    }  # fmt: skip
+    changes = {"deepspeed": {"zero_optimization": one_by_one}, "train.max_steps": 1, "eval.test": False}
+    train(make_config(**TREE, **changes))
+    assert 0 < most[False] <= most[True] < 5 < len(known)
