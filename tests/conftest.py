@@ -145,7 +145,7 @@ def make_config(tiny_folder: Path, review_folder: Path, tmp_path: Path) -> Calla
             if key:
                 raw.setdefault(section, {})[key] = value
             else:
-                raw[section] = value
+                raw[section] = dict(value) if isinstance(value, dict) else value  # the caller's stays its own
         return validate(raw, source="the test")
 
     return make
