@@ -60,10 +60,10 @@ def choose_schedule(config: Config, feed: Feed, model: nn.Module, *, stage: int,
     return best.schedule, "; ".join([told, *reasons])
 
 
-def candidates(config: Config, feed: Feed, *, sharded: bool) -> list[Candidate]:
-    """What each schedule that the method allows would compute, three_pass first."""
-    first = feed.batches(0, feed.samples_of(0), losses_of=lambda batch: [0.0] * batch.size)
-    method, batches = config.method, [TreeBatch.of(batch) for batch in first]
+def candidates(config: Config, feed: Feed, *, sharded: bool, step: int = 0) -> list[Candidate]:
+    """What each schedule that the method allows would compute in an optimizer step, three_pass first."""
+    made = feed.batches(step, feed.samples_of(step), losses_of=lambda batch: [0.0] * batch.size)
+    method, batches = config.method, [TreeBatch.of(batch) for batch in made]
     passes, micro = METHODS[method.name].passes(method), len(batches)
     own = sum(sum(b.lengths or ()) for b in batches)
     padded = own if config.train.padding_free else sum(b.size * max(b.lengths or ()) for b in batches)
