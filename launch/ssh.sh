@@ -113,7 +113,7 @@ start_all() {
     trap 'tell_hosts USR1' USR1
     trap 'tell_hosts USR2' USR2
     while kill -0 "$child" 2>/dev/null; do sleep 0.2; done
-    wait "$child"
+    exit_code_of "$child"
     code=$?
     trap - TERM INT HUP USR1 USR2
     end_what_is_left
@@ -124,6 +124,7 @@ on_hosts() { pdsh -R ssh -N -w "$every_host" "$@"; }
 
 # shellcheck disable=SC2317 # called by the traps
 tell_hosts() {
+    trapped=$((trapped + 1))
     signalled=$1
     on_hosts "kill -s $1 \$(cat $(remote "$private")/%n.pid)" 2>/dev/null || say "could not pass SIG$1 on to every host"
 }
