@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from measuring import Cost, show, spread, time_of, write_json
@@ -159,7 +159,7 @@ def _phases() -> Iterator[dict[str, float]]:
         seconds["read" if max(map(len, tokens)) > 1 else "decide"] += cost.counts
         return logits[0]
 
-    CachedLM._pass = timed  # type: ignore[method-assign]
+    CachedLM._pass = timed  # type: ignore[assignment, method-assign]
     try:
         yield seconds
     finally:
@@ -179,7 +179,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.untouched:
             for module in asked.model.modules():
                 if hasattr(module, "lora_B"):
-                    for weights in module.lora_B.parameters():
+                    for weights in cast(nn.Module, module.lora_B).parameters():
                         weights.data.zero_()
             rows.append({**common, "model": "untouched", **row_of(asked, f"{name}, untouched", arguments.rounds)})
     return {

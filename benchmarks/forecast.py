@@ -24,6 +24,7 @@ import gc
 import statistics
 import tempfile
 import weakref
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     if asked.saved:
-        rows = [_saved(shape, *size, dropout) for shape in asked.shape for size in asked.batch for dropout in (0.05, 0)]
+        rows = [_saved(*case) for case in product(asked.shape, asked.batch, (0.05, 0))]
         show(rows)
         if asked.json:
             write_json(asked.json, {"rows": rows, "dtype": "bfloat16"})
@@ -123,9 +124,10 @@ def _batch(text: str) -> tuple[int, int]:
     return int(samples), int(length)
 
 
-def _saved(shape: str, samples: int, length: int, dropout: float) -> dict[str, Any]:
+def _saved(shape: str, batch: tuple[int, int], dropout: float) -> dict[str, Any]:
     """A row of `--saved`, in GiB: two depths counted, all layers on a straight line."""
     counted = []
+    samples, length = batch
     layers = SHAPES[shape].num_hidden_layers
     for depth in (2, 4):
         settings = copy.deepcopy(SHAPES[shape])
@@ -134,10 +136,10 @@ def _saved(shape: str, samples: int, length: int, dropout: float) -> dict[str, A
         with tempfile.TemporaryDirectory() as folder:
             settings.save_pretrained(folder)
             config = _config(folder, _ANIT, r=16, dropout=dropout)
-            batch = Workload([made_up(n, length) for n in range(samples)], known=False).micro_batch(config, samples)
+            made = Workload([made_up(n, length) for n in range(samples)], known=False).micro_batch(config, samples)
             kept = _Kept()
             with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-                peaks = footprint(config, batch, torch.bfloat16).peaks
+                peaks = footprint(config, made, torch.bfloat16).peaks
         counted.append({"attack": peaks["attack"], "training": peaks["training"], "saved": kept.most})
     few, many = counted
     full = {name: (few[name] + (many[name] - few[name]) * (layers - 2) / 2) / 2**30 for name in few}

@@ -15,14 +15,14 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from measuring import median_ms, show, write_json
 from torch import Tensor
 
 from anit_kernels import nrm_init, nrm_reference, nrm_step
-from anit_kernels.interface import Samples
+from anit_kernels.interface import Ball, Samples
 
 # (B, T, D): SmolLM2's width from one small batch to a long one, then the widths of 1B to 70B models.
 GPU_SHAPES = [(8, 64, 576), (32, 512, 576), (8, 512, 2048), (32, 512, 2048), (8, 512, 4096), (8, 2048, 4096),
@@ -30,7 +30,8 @@ GPU_SHAPES = [(8, 64, 576), (32, 512, 576), (8, 512, 2048), (32, 512, 2048), (8,
 CPU_SHAPES = [(8, 64, 576), (2, 256, 576), (8, 512, 576), (8, 512, 2048)]
 # Inputs are rotated over this many bytes, more than the L2 of any GPU, so that no run finds its input there.
 ROTATED_BYTES = 512 << 20
-ALPHA, BALL = 0.3, "frobenius"
+ALPHA = 0.3
+BALL: Ball = "frobenius"
 
 Arguments = tuple[Tensor, Tensor, dict[str, Any]]
 
@@ -41,7 +42,7 @@ def inputs(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> Argu
     lengths = torch.randint(length // 2, length + 1, (rows, 1), device=device)
     lengths[0] = length
     attended = torch.arange(length, device=device) < lengths
-    samples = {
+    samples: dict[str, Any] = {
         "mask": attended & (torch.arange(length, device=device) < lengths - 4),
         "attended": attended,
         "seed": 1,
@@ -65,7 +66,8 @@ def eager_step(grad: Tensor, embeddings: Tensor, delta0: Tensor, scope: Tensor, 
 
 def gate(grad: Tensor, embeddings: Tensor, samples: dict[str, Any]) -> None:
     """Stop the benchmark where what runs on this device is not what the reference computes on a CPU."""
-    here = Samples(**{name: value.cpu() if isinstance(value, Tensor) else value for name, value in samples.items()})
+    moved: dict[str, Any] = {n: value.cpu() if isinstance(value, Tensor) else value for n, value in samples.items()}
+    here = Samples(**moved)
     zero = torch.zeros_like(embeddings, dtype=torch.float32)
     if not torch.equal(nrm_init(zero, **samples).cpu(), nrm_reference.nrm_init(zero.cpu(), here)):
         raise SystemExit("the gate is red: delta0 is not the reference's to the bit")
@@ -125,8 +127,8 @@ def on_gpu(dtype: torch.dtype, device: str = "cuda") -> list[dict[str, Any]]:
             "copy": (lambda b: b[1].clone(), 2),
             "nrm_init": (lambda b: nrm_init(b[1], **b[2]), 2),
             "nrm_step": (lambda b: nrm_step(b[0], b[1], **b[2], alpha=ALPHA, ball=BALL), 4),
-            "eager step": (lambda b, run=by_hand: run(b, eager_step), 4),
-            "compiled step": (lambda b, run=by_hand: run(b, compiled), 4),
+            "eager step": (partial(by_hand, step=eager_step), 4),
+            "compiled step": (partial(by_hand, step=compiled), 4),
         }
         copy_rate = 0.0
         for name, (run, accesses) in contenders.items():
@@ -142,10 +144,11 @@ def on_cpu(dtype: torch.dtype) -> list[dict[str, Any]]:
     rows = []
     for shape in CPU_SHAPES:
         grad, embeddings, samples = inputs(shape, dtype, "cpu")
-        for name, run in {
-            "nrm_init": lambda e=embeddings, s=samples: nrm_init(e, **s),
-            "nrm_step": lambda g=grad, e=embeddings, s=samples: nrm_step(g, e, **s, alpha=ALPHA, ball=BALL),
-        }.items():
+        timed: dict[str, Callable[[], Any]] = {
+            "nrm_init": partial(nrm_init, embeddings, **samples),
+            "nrm_step": partial(nrm_step, grad, embeddings, **samples, alpha=ALPHA, ball=BALL),
+        }
+        for name, run in timed.items():
             rows.append({"shape": shape, "what": name, "ms": median_ms(run, repeats=10)})
     return rows
 
@@ -159,7 +162,7 @@ def share(dtype: torch.dtype, repeats: int) -> list[dict[str, Any]]:
     config = LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                          num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)  # fmt: skip
     lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(LlamaForCausalLM(config).to(dtype), lora)
+    model: Any = get_peft_model(cast(Any, LlamaForCausalLM(config)).to(dtype), lora)
     _, _, samples = inputs(shape, dtype, "cpu")
     tokens = torch.randint(0, config.vocab_size, shape[:2])
     attention = samples["attended"].long()

@@ -50,7 +50,7 @@ _SAME = 1e-5
 @contextmanager
 def _one_by_one() -> Iterator[None]:
     own = CachedLM.takes_tries
-    CachedLM.takes_tries = lambda lm, longest: False  # type: ignore[method-assign]
+    CachedLM.takes_tries = lambda lm, longest: False  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

@@ -161,6 +161,12 @@ class Foundation:
         self.model = load_model(config.model, dtype).to(self.device)
         self.scale = embedding_scale(self.model)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        embeddings: torch.nn.Embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+        return embeddings.num_embeddings
+
     @classmethod
     def for_this_device(cls, settings: dict[str, Any]) -> Foundation:
         """In bfloat16 where the hardware computes it natively, else in float32."""
@@ -246,7 +252,7 @@ class _Ours:
         for batch, upcoming in zip(batches, [*batches[1:], None], strict=True):
             self.method.foresee(upcoming)
             stats.merge(self.method.backward(self.lm, batch))
-        total, weight = stats.get("loss/clean", stats.get("loss/adversarial"))
+        total, weight = stats["loss/clean" if "loss/clean" in stats else "loss/adversarial"]
         return total / weight
 
 

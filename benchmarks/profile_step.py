@@ -56,10 +56,10 @@ def run_config(model: str, data: str, instructions: str) -> Config:
 def micro_batches(config: Config) -> dict[bool, Batch]:
     """Eight of the first 400 training samples, drawn with a seed: padded (False) and packed (True)."""
     encoder = PromptEncoder(load_tokenizer(config.model), max_length=config.data.max_length)
-    samples = [sample for (sample,) in RunData.load(config, None).train_samples(seed=1, epoch=0)]
-    encoded = encoder.encode(samples[:400])
-    random.Random(0).shuffle(encoded)
-    samples = encoded[:8]
+    first = [sample for (sample,) in RunData.load(config, None).train_samples(seed=1, epoch=0)][:400]
+    samples = encoder.encode(first)
+    random.Random(0).shuffle(samples)
+    samples = samples[:8]
     lengths = [len(s) for s in samples]
     print(f"tokens {lengths}, padding {1 - sum(lengths) / (8 * max(lengths)):.1%}")
     common: dict[str, Any] = {"pad_id": 0, "tokens": "prompt", "beta": [0.3] * 8, "step": 1, "denominator": 50.0}

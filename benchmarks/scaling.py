@@ -41,14 +41,15 @@ _CURVE = ("sft_last", "sft_last_tree", "anit_last", "anit_last_tree")
 def synthetic(rows: int, length: int, *, context: int, vocabulary: int, alike: int = 0) -> list[Encoded]:
     """Samples of `length` tokens whose instruction starts after `context` tokens and ends shortly before the answer.
 
-    The first `alike` tokens of all samples are the same.
+    The first `alike` tokens of all samples are the same; the text lies between them and the instruction.
     """
     rng = np.random.default_rng([rows, length, context])
     drawn = rng.integers(3, vocabulary, (rows, length))
     drawn[:, :alike] = drawn[0, :alike]
     ids = drawn.tolist()
     instruction = (context, max(context + 1, length - _ANSWER - _AFTER_INSTRUCTION))
-    return [Encoded(key, row[:-_ANSWER], row[-_ANSWER:], instruction, 0.0, "random") for key, row in enumerate(ids)]
+    spans = instruction, (alike, context)
+    return [Encoded(key, row[:-_ANSWER], row[-_ANSWER:], *spans, 0.0, "random") for key, row in enumerate(ids)]
 
 
 def measure(steppers: Sequence[Stepper], batches: Sequence[list[Encoded]], steps: int) -> list[dict[str, Any]]:
@@ -108,8 +109,7 @@ def growth(arguments: argparse.Namespace, foundation: Foundation) -> dict[str, A
     sizes = {(micro_batch, t): None for t in arguments.lengths} | {(b, length): None for b in arguments.micro_batches}
     if arguments.full:
         sizes = {(b, t): None for b in arguments.micro_batches for t in arguments.lengths}
-    vocabulary = foundation.model.config.vocab_size
-    batches = [synthetic(b, t, context=0, vocabulary=vocabulary) for b, t in sizes]
+    batches = [synthetic(b, t, context=0, vocabulary=foundation.vocabulary) for b, t in sizes]
     rows = measure(steppers, batches, arguments.steps)
     fits = slopes(rows, "length", "micro_batch", micro_batch) + slopes(rows, "micro_batch", "length", length)
     return {"rows": rows, "slopes": fits}
@@ -124,8 +124,8 @@ def curve(arguments: argparse.Namespace, foundation: Foundation) -> dict[str, An
     rows, length = 8, 128
     found = []
     for share in SHARES:
-        context, vocabulary = round(share * length), foundation.model.config.vocab_size
-        samples = synthetic(rows, length, context=context, vocabulary=vocabulary, alike=context // 2)
+        context = round(share * length)
+        samples = synthetic(rows, length, context=context, vocabulary=foundation.vocabulary, alike=context // 2)
         found += [{"context_share": share, **row} for row in measure(steppers, [samples], arguments.steps)]
     return {"rows": found, "slopes": []}
 
@@ -174,7 +174,7 @@ def _rows_of_rank(ranks: int, settings: dict[str, Any], steps: int) -> list[dict
         stepper.passes.lm.remove()
         ds_config = deepspeed_config(config, accumulation=1, dtype=foundation.dtype)
         lm = stepper.passes.lm = build_engine(stepper.passes.lm.module, config, ds_config)
-        samples = synthetic(micro_batch, length, context=0, vocabulary=foundation.model.config.vocab_size)
+        samples = synthetic(micro_batch, length, context=0, vocabulary=foundation.vocabulary)
         batch = stepper.prepare(samples, beta=0.3)
         step = _engine_step(stepper, lm.engine, batch.inputs)
         step()
@@ -248,7 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {"model": {"name_or_path": arguments.model}}
     try:
         if arguments.ranks:
-            result, along = over_ranks(arguments, settings), ("ranks",)
+            along: tuple[str, ...] = ("ranks",)
+            result = over_ranks(arguments, settings)
         else:
             foundation = Foundation.for_this_device(settings)
             how, along = (curve, ("context_share",)) if arguments.curve else (growth, ("length", "micro_batch"))

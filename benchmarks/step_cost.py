@@ -56,10 +56,10 @@ def gate(modes: Sequence[Mode], settings: dict[str, Any], workload: Workload) ->
             for p in stepper.parameters:  # a fresh adapter's B is zero, and half of all gradients with it
                 p.data.copy_(0.02 * torch.randn(p.shape, generator=generator))
             loss = stepper.gradients(stepper.prepare(workload.batches[mode.order][0][:_GATE_ROWS], workload.beta))
-            results[mode.name] = loss, torch.cat([p.grad.flatten() for p in stepper.parameters])
+            results[mode.name] = loss, torch.cat([p.grad.flatten() for p in stepper.parameters if p.grad is not None])
         return results[mode.name]
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for mode in modes:
         if mode.reference not in by_name:
             continue

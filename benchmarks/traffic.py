@@ -173,7 +173,7 @@ def bytes_of_rank(configs: list[Config]) -> list[dict[str, int]]:
         of_step.update(counts - before)
         of_step["parameters"] = sum(whole_size(p) * p.element_size() for p in trainer.module.parameters())
 
-    loop.Trainer._optimizer_step = counted_step  # type: ignore[method-assign]
+    loop.Trainer._optimizer_step = counted_step  # type: ignore[assignment, method-assign]
     counted = []
     for config in configs:
         loop.train(config)
