@@ -80,7 +80,7 @@ def candidates(config: Config, feed: Feed, *, sharded: bool, step: int = 0) -> l
         tokens = trunk + passes * behind
     else:
         alike = sum(b.whole.layout.tokens for b in batches)
-        tokens = alike if method.name.endswith("sft") else passes * own
+        tokens = alike + (passes - 1) * own if _has_clean_rows(method) else passes * own
     handicap = 0.0 if feed.device.type == "cpu" else _MARGIN_ON_GPU
     return [*found, Candidate("prefix_tree", tokens, swept("prefix_tree", trunk=trunk > 0), handicap)]
 
@@ -98,8 +98,12 @@ def sweeps(method: MethodConfig, schedule: str, micro_batches: int, *, trunk: bo
 def _forwards(method: MethodConfig) -> int:
     """Forward passes of a micro-batch: joined rows share one."""
     passes = METHODS[method.name].passes(method)
-    joins = method.name in ("anit", "random") and method.passes == "joined" and method.gradient == "attack"
-    return passes - 1 if joins else passes
+    return passes - 1 if passes > 1 and method.passes == "joined" and _has_clean_rows(method) else passes
+
+
+def _has_clean_rows(method: MethodConfig) -> bool:
+    """Whether one of the passes takes the embeddings as they are, in which a tree shares tokens without a trunk."""
+    return method.name in ("sft", "noisy_sft", "random") or (method.name == "anit" and method.gradient == "attack")
 
 
 def _refusal(model: nn.Module) -> str | None:

@@ -22,6 +22,10 @@ from slurm import Slurm  # noqa: E402
 from sshd import Sshd  # noqa: E402
 
 
+# A shell's background job ignores Ctrl-C and hands that on; bash cannot trap again what it was started to ignore.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:

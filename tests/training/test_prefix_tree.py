@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import transformers
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from matrix import rows
+from nrm import FULL_NRM
 from safetensors.torch import load_file
 
 from anit_ds.config import Config
@@ -120,6 +122,36 @@ def test_auto_leaves_the_tree_where_it_does_not_pay(make_config: MakeConfig, cha
     train(config)
     said = (Path(config.out) / "log-rank0.txt").read_text()
     assert f"method.schedule: auto is {chosen} " in said and why in said
+
+
+@pytest.mark.parametrize("scope", ["prompt", "instruction"])
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "sft"}, {"name": "random"}, {"name": "fgm"}, {"name": "pgd"}, {"name": "freelb"}, FULL_NRM,
+     {**FULL_NRM, "gradient": "clean"}],
+    ids=lambda method: method["name"] + ("-clean" if method.get("gradient") == "clean" else ""),
+)  # fmt: skip
+def test_what_auto_counts_is_what_passes_through_the_model(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, method: dict, scope: str
+):
+    passed = 0
+
+    def counting(self: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        nonlocal passed
+        passed += ids.numel() if self.training else 0  # the evaluation on dev is not what is counted
+        return embed(self, ids)
+
+    embed = torch.nn.Embedding.forward
+    monkeypatch.setattr(torch.nn.Embedding, "forward", counting)
+    scoped = method if method["name"] == "sft" else {**method, "tokens": scope}
+    config = make_config(
+        method={**scoped, "schedule": "auto"},
+        **{"prompt.order": "instruction_last", "train.max_steps": 1, "eval.test": False},
+    )
+    train(config)
+    told = re.search(r"auto is (\w+) \((.*)", (Path(config.out) / "log-rank0.txt").read_text())
+    assert told and f"{told[1]} {passed} tokens" in told[2], passed
+    assert told[1] == "prefix_tree"
 
 
 def test_a_run_of_the_old_name_is_read(make_config: MakeConfig):
