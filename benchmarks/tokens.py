@@ -71,7 +71,8 @@ def count(arguments: argparse.Namespace, name: str, batch: int, scope: str) -> t
             "out": f"{folder}/run",
         }, source="this benchmark")  # fmt: skip
         feed = _feed(config, Path(folder) / "data")
-        steps = [candidates(config, feed, sharded=False, step=step) for step in range(feed.per_epoch)]
+        epoch = [feed.batches(n, feed.samples_of(n), lambda batch: [0.0] * batch.size) for n in range(feed.per_epoch)]
+        steps = [candidates(config, step, sharded=False, on_gpu=False) for step in epoch]
     return statistics.mean(s[0].tokens for s in steps), statistics.mean(s[-1].tokens for s in steps)
 
 

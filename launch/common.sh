@@ -27,7 +27,8 @@ refuse() {
 # The comment at the head of a launcher is its manual.
 usage() { sed -n '2,/^[^#]/{/^##*SBATCH\|^# EDIT/d;s/^# \{0,1\}//p;}' "$1"; }
 
-# Reads the options into the variables above, and the command after them into the array `command_line`.
+# Reads the options into the variables above, and the command after them into the array `command_line`. A launcher takes
+# the options that its manual lists.
 parse_options() {
     local script=$1
     shift
@@ -36,6 +37,7 @@ parse_options() {
             -h | --help) usage "$script"; exit 0 ;;
             --dry-run) dry_run=yes; shift; continue ;;
         esac
+        [[ $(usage "$script") == *$'\n'"  $1 "* ]] || refuse "no option $1; see --help"
         [[ $# -ge 2 ]] || refuse "$1 needs a value; see --help"
         case $1 in
             --ranks) whole_number "$1" "$2"; ranks=$2 ;;
@@ -46,7 +48,6 @@ parse_options() {
             --hostfile) hostfile=$2 ;;
             --cluster) cluster=$2 ;;
             --srun-args) srun_args=$2 ;;
-            *) refuse "no option $1; see --help" ;;
         esac
         shift 2
     done

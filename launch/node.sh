@@ -27,17 +27,19 @@ world=
 master=
 logs=
 while [[ ${1:-} == -* ]]; do
+    if [[ $1 == -h || $1 == --help ]]; then usage "${BASH_SOURCE[0]}"; exit 0; fi
+    [[ $# -ge 2 ]] || refuse "$1 needs a value; see --help"
     case $1 in
-        -h | --help) usage "${BASH_SOURCE[0]}"; exit 0 ;;
-        --first) first=$2; shift 2 ;;
-        --ranks) ranks=$2; shift 2 ;;
-        --world) world=$2; shift 2 ;;
-        --master) master=$2; shift 2 ;;
-        --logs) logs=$2; shift 2 ;;
-        --grace) grace=$2; shift 2 ;;
-        --tied) tied=$2; shift 2 ;;
+        --first) first=$2 ;;
+        --ranks) ranks=$2 ;;
+        --world) world=$2 ;;
+        --master) master=$2 ;;
+        --logs) logs=$2 ;;
+        --grace) grace=$2 ;;
+        --tied) tied=$2 ;;
         *) refuse "no option $1; see --help" ;;
     esac
+    shift 2
 done
 [[ $# -gt 0 && -n $first && -n $ranks && -n $world && $master == *:* && -n $logs ]] ||
     refuse "node.sh needs --first, --ranks, --world, --master ADDR:PORT, --logs and a command; see --help"

@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +77,8 @@ def forked(*arguments: str, before: Callable[[], None] = lambda: None) -> tuple[
             code = 0
         except SystemExit as exit:
             code = exit.code if isinstance(exit.code, int) else 0
+        except BaseException:
+            traceback.print_exc()  # a fork that ends below would say nothing
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

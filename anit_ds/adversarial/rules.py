@@ -34,7 +34,7 @@ def _rules(
 
 _BALL = ("eps", "eps_unit", "tokens")
 _NOISE = (*_BALL, "lambda_", "loss", "warmup", "ball", "start", "beta_scope", "beta", "passes")
-# `paper` is the published text, `authors` what their code ran, `ours` what two screens chose by rules written before
+# `paper` is the published text, `authors` what their code ran, `ours` what two screens chose by their rules
 # (docs/results.md): small signs of the clean gradient on a sample's text, and raw instructions.
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"ball": "frobenius", "tokens": "prompt", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3},

@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,7 +230,8 @@ def _lengthen(raw: dict[str, Any], spec: MethodSpec) -> None:
     if train.get("max_steps") is not None:
         raise InputError(f"{spec.label}: epochs_factor has no effect where train.max_steps ends a run; leave one out")
     epochs = train.get("epochs", TrainConfig.model_fields["epochs"].default)
-    train["epochs"] = float(epochs) * spec.epochs_factor
+    with suppress(TypeError, ValueError):  # what is no number is refused with the whole configuration
+        train["epochs"] = float(epochs) * spec.epochs_factor
 
 
 def _noise_of(place: _Place, spec: MethodSpec, changed: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from anit_ds.planning.footprint import EMBEDDINGS, LAYER, Footprint, Weights, fo
 from anit_ds.planning.simulation import GB, Cluster, Step, play
 from anit_ds.planning.workload import Workload
 from anit_ds.training.ds_config import read_deepspeed_json, zero_stage
+from anit_ds.training.schedule import candidates, cheapest
 
 _FLOAT32 = 4
 _ADAM = 2 * _FLOAT32
@@ -85,13 +86,17 @@ class Forecaster:
         return found
 
     def decided(self, config: Config, cluster: Cluster) -> Config:
-        """The configuration with `schedule: auto` decided; like the trainer's, it takes no tree under LoRA dropout."""
+        """The configuration with `schedule: auto` decided as the trainer on GPUs would, for the plan's micro-batch."""
         if config.method.schedule != "auto":
             return config
-        possible = self.schedules(config, cluster)
-        if config.lora_dropout > 0:
-            possible.pop("prefix_tree", None)
-        return _changed(config, {"method": {"schedule": min(possible, key=lambda name: possible[name].step.seconds)}})
+        _, settings = read_deepspeed_json(config.deepspeed)
+        step = [self.workload.micro_batch(config, config.train.micro_batch * config.noise.rows)]
+        counted = candidates(
+            config, step * _micro_batches(config, cluster), sharded=zero_stage(settings) == 3, on_gpu=True
+        )
+        possible = set(self.schedules(config, cluster)) - ({"prefix_tree"} if config.lora_dropout > 0 else set())
+        chosen = cheapest([c for c in counted if c.schedule in possible], nodes=cluster.nodes)
+        return _changed(config, {"method": {"schedule": chosen}})
 
     def changes(self, config: Config, cluster: Cluster) -> Iterator[Change]:
         """What could be changed to need less memory, each alone."""

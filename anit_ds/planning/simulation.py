@@ -37,6 +37,10 @@ class Cluster:
     bandwidth: float
     tflops: float
 
+    @property
+    def nodes(self) -> int:
+        return math.ceil(self.ranks / GPUS_A_NODE)
+
     def collective_seconds(self, size: float) -> float:
         """An all-gather that makes `size` bytes on every rank, or a reduce-scatter of as many.
 
@@ -44,7 +48,7 @@ class Cluster:
         """
         if self.ranks == 1 or not size:
             return 0.0
-        nodes = math.ceil(self.ranks / GPUS_A_NODE)
+        nodes = self.nodes
         bandwidth = min(_IN_NODE, self.bandwidth * GPUS_A_NODE) if nodes > 1 else _IN_NODE
         moved = size * (self.ranks - 1) / self.ranks / (bandwidth * GB)
         across = nodes if nodes > 1 else 0

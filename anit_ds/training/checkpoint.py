@@ -250,7 +250,8 @@ def _stepped_tensors(engine: Any) -> list[Tensor]:
 def _set_full(p: Any, value: Tensor, moment: str | None) -> None:
     """Write a whole tensor into this rank's part of it: the float32 master (moment None) or one of AdamW's moments.
 
-    ZeRO-3 pads the last rank's part, which deepspeed's own setter does not allow for, so its part is cut out here.
+    ZeRO-3 pads the last rank's part, which deepspeed's own setter does not allow for, so its part is cut out here. At
+    ZeRO 0 a parameter is its own master. Raises AssertionError where a moment would go nowhere.
     """
     from deepspeed.utils import (
         safe_set_full_fp32_param,
@@ -274,6 +275,8 @@ def _set_full(p: Any, value: Tensor, moment: str | None) -> None:
             safe_set_full_fp32_param(p, value)
         else:
             safe_set_full_optimizer_state(p, value, moment)
+    elif moment is not None:
+        raise AssertionError("a trained parameter that ZeRO does not know has no moments to load")
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -7,10 +7,12 @@ counts as much as the tokens that could be computed while it crosses the network
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from anit_ds.adversarial import Batch
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.adversarial.segments import SegmentAttention
 from anit_ds.adversarial.tree import TreeBatch
@@ -46,7 +48,8 @@ class Candidate:
 
 def choose_schedule(config: Config, feed: Feed, model: nn.Module, *, stage: int, nodes: int) -> tuple[str, str]:
     """(the schedule to run, a sentence that says why). `stage` is ZeRO's, `nodes` the machines of the run."""
-    found = candidates(config, feed, sharded=stage == 3)
+    batches = feed.batches(0, feed.samples_of(0), losses_of=lambda batch: [0.0] * batch.size)
+    found = candidates(config, batches, sharded=stage == 3, on_gpu=feed.device.type != "cpu")
     reasons = []
     if config.lora_dropout > 0:
         reasons.append("prefix_tree is left out, because lora.dropout > 0 would share its masks between samples")
@@ -54,16 +57,22 @@ def choose_schedule(config: Config, feed: Feed, model: nn.Module, *, stage: int,
         reasons.append(f"prefix_tree is left out ({said})")
     if reasons:
         found = [candidate for candidate in found if candidate.schedule != "prefix_tree"]
-    per_sweep = _TOKENS_PER_SWEEP_BETWEEN_NODES if nodes > 1 else _TOKENS_PER_SWEEP_IN_NODE
-    best = min(found, key=lambda candidate: candidate.cost(per_sweep))
     told = "per optimizer step and rank: " + ", ".join(str(candidate) for candidate in found)
-    return best.schedule, "; ".join([told, *reasons])
+    return cheapest(found, nodes=nodes), "; ".join([told, *reasons])
 
 
-def candidates(config: Config, feed: Feed, *, sharded: bool, step: int = 0) -> list[Candidate]:
-    """What each schedule that the method allows would compute in an optimizer step, three_pass first."""
-    made = feed.batches(step, feed.samples_of(step), losses_of=lambda batch: [0.0] * batch.size)
-    method, batches = config.method, [TreeBatch.of(batch) for batch in made]
+def cheapest(found: Sequence[Candidate], *, nodes: int) -> str:
+    """The name of the schedule that costs least on so many machines."""
+    per_sweep = _TOKENS_PER_SWEEP_BETWEEN_NODES if nodes > 1 else _TOKENS_PER_SWEEP_IN_NODE
+    return min(found, key=lambda candidate: candidate.cost(per_sweep)).schedule
+
+
+def candidates(config: Config, step: Sequence[Batch], *, sharded: bool, on_gpu: bool) -> list[Candidate]:
+    """What each schedule that the method allows would compute in an optimizer step, three_pass first.
+
+    step: a rank's micro-batches, on the host. sharded: whether weights are partitioned, so that sweeps count.
+    """
+    method, batches = config.method, [TreeBatch.of(batch) for batch in step]
     passes, micro = METHODS[method.name].passes(method), len(batches)
     own = sum(sum(b.lengths or ()) for b in batches)
     padded = own if config.train.padding_free else sum(b.size * max(b.lengths or ()) for b in batches)
@@ -81,7 +90,7 @@ def candidates(config: Config, feed: Feed, *, sharded: bool, step: int = 0) -> l
     else:
         alike = sum(b.whole.layout.tokens for b in batches)
         tokens = alike + (passes - 1) * own if _has_clean_rows(method) else passes * own
-    handicap = 0.0 if feed.device.type == "cpu" else _MARGIN_ON_GPU
+    handicap = _MARGIN_ON_GPU if on_gpu else 0.0
     return [*found, Candidate("prefix_tree", tokens, swept("prefix_tree", trunk=trunk > 0), handicap)]
 
 

@@ -21,7 +21,6 @@ from runs import REPOSITORY, Launches, TinyRun, make_run, write_sentences  # noq
 from slurm import Slurm  # noqa: E402
 from sshd import Sshd  # noqa: E402
 
-
 # A shell's background job ignores Ctrl-C and hands that on; bash cannot trap again what it was started to ignore.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

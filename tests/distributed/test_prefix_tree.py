@@ -20,6 +20,7 @@ METHODS = {
     "anit": ANIT,
     # Several backward passes a micro-batch, each with a gradient that the method reads.
     "anit-clean": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "clean"},
+    "ours": {"name": "anit", "preset": "ours", "alpha": 0.02, "eps_unit": "absolute"},
     "fgm": {"name": "fgm", "eps": 0.3, "tokens": "instruction"},
     "pgd": {"name": "pgd", "eps": 1.0, "alpha": 0.3, "steps": 2, "tokens": "instruction"},
     "freelb": {"name": "freelb", "eps": 1.0, "alpha": 0.3, "steps": 3, "init_norm": 0.5, "tokens": "instruction"},
@@ -27,12 +28,16 @@ METHODS = {
 # The last batch of the epoch is one sample: a rank has none in it.
 SHAPE = {"prompt.order": "instruction_last", "train.global_batch": 20, "train.micro_batch": 5}
 
+# Raw instructions that stand first are the trunk of an attack on the text.
+DEFAULT = {**SHAPE, "prompt.order": "paper", "noise": {"kind": "none"}}
+
 # A trunk's backward pass comes behind one training pass, or behind several.
-QUICK = {"anit": ("zero3-partitioned",), "freelb": ("zero2",)}
+QUICK = {"anit": ("zero3-partitioned",), "freelb": ("zero2",), "ours": ("zero2",)}
 REST = {
     "sft": ("zero3-partitioned",),
     "anit": ("zero0", "zero1", "zero2_offload", "zero3_offload"),
     "anit-clean": ("zero2", "zero3-partitioned"),
+    "ours": ("zero3-partitioned",),
     "fgm": ("zero3-partitioned",),
     "pgd": ("zero3-partitioned",),
     "freelb": ("zero3-partitioned",),
@@ -40,11 +45,11 @@ REST = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stages", rows([QUICK, REST], quick=[QUICK]), ids=["two", "all others"])
+@pytest.mark.parametrize("stages", rows([QUICK, REST], quick=[QUICK]), ids=["three", "all others"])
 def test_every_stage_trains_what_whole_sequences_do(
     stages: Mapping[str, tuple[str, ...]], make_config: Callable[..., Config]
 ):
-    cases = {method: {**SHAPE, "method": METHODS[method]} for method in stages}
+    cases = {method: {**(DEFAULT if method == "ours" else SHAPE), "method": METHODS[method]} for method in stages}
     ways = {
         method: {zero: {**ZERO[zero], "method": {**METHODS[method], "schedule": "prefix_tree"}} for zero in zeros}
         for method, zeros in stages.items()

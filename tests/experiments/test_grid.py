@@ -177,3 +177,6 @@ def test_a_factor_lengthens_each_data_set_s_own_epochs(write):
     file = write(base={"train": {"max_steps": 3}}, grid={"methods": ["sft", longer]})
     with pytest.raises(InputError, match=r"longer: epochs_factor has no effect where train\.max_steps ends a run"):
         list(cells(load_compare_config(file)))
+    file = write(base={"train": {"max_steps": None, "epochs": "3 epochs"}}, grid={"methods": [longer]})
+    with pytest.raises(InputError, match=r"train\.epochs"):
+        list(cells(load_compare_config(file)))
