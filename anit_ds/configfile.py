@@ -1,7 +1,8 @@
 """From a YAML file to a `Config`: overrides, and one sentence for whatever is wrong in it.
 
-`load_config(path, overrides)` reads a file, applies dotted `key=value` overrides and returns a `Config`. What is
-unknown or ill-typed raises `InputError` with the file, the line, the field's path and the nearest valid name.
+`load_config(path, overrides)` reads a file, applies dotted `key=value` overrides and returns a `Config`; `validated` is
+for other schemas. What is unknown or ill-typed raises `InputError` with the file, the line, the field's path and the
+nearest valid name.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ def load_yaml(
         given = parse_yaml(value, f"command line: {key}")
         set_field(raw, key, given.value)
         overridden[key] = given.tree
-    return _validated(raw, schema, source=str(path), tree=document.tree, overridden=overridden)
+    return validated(raw, schema, source=str(path), tree=document.tree, overridden=overridden)
 
 
 def validate(raw: dict[str, Any], *, source: str) -> Config:
     """`Config` from plain data; a problem becomes an InputError that names `source`."""
-    return _validated(raw, Config, source=source)
+    return validated(raw, Config, source=source)
 
 
 def set_field(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -104,7 +105,7 @@ def get_field(config: BaseModel, path: str) -> Any:
     return at
 
 
-def _validated(
+def validated(
     raw: dict[str, Any],
     schema: type[Schema],
     *,
@@ -112,7 +113,10 @@ def _validated(
     tree: yaml.Node | None = None,
     overridden: Mapping[str, yaml.Node | None] = MappingProxyType({}),
 ) -> Schema:
-    """`raw` as the schema has it; `overridden` maps a field of the command line to what was given there."""
+    """`raw` as the schema has it; `overridden` maps a field of the command line to what was given there.
+
+    Raises InputError: a sentence for each problem, with its line where `tree`, that of the file, has one.
+    """
     try:
         try:
             return schema.model_validate(raw)

@@ -1,5 +1,5 @@
-"""Exceptions that the command line turns into one sentence: exit code 2 for wrong input, 1 for a service or a training
-that fails."""
+"""Exceptions that the command line turns into one sentence: exit code 2 for wrong input, 1 for a service or a run that
+fails."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ServiceError(RuntimeError):
     """A remote service kept failing after all retries."""
 
 
-class TrainingFailed(RuntimeError):
-    """A training that cannot end in an adapter worth keeping: what happened, and what to try."""
+class RunFailed(RuntimeError):
+    """What was asked for cannot be had, though the input is right: what happened, and what to try where one knows."""
 
 
 def first_line(error: BaseException) -> str:

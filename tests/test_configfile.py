@@ -170,7 +170,7 @@ def test_labels_are_what_is_written(tmp_path: Path) -> None:
     ("labels", "said"),
     [
         ('{0: zero, "0": nought}', r"own\.yaml:5: the key '0' is repeated"),
-        ("{a: }", r"own\.yaml: labels\.a: Input should be a valid string"),
+        ("{a: }", r"own\.yaml:5: labels\.a: input should be a valid string, not None"),
         ('{a: "\\ud83d"}', r"own\.yaml:5: .* is no text"),
     ],
 )

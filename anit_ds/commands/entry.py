@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from anit_ds.errors import InputError, ServiceError, TrainingFailed
+from anit_ds.errors import InputError, RunFailed, ServiceError
 
 # Two OpenMP threads that spin while they wait burn four times the CPU on a busy machine. Said before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -28,7 +28,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         click.echo(f"anit: {error}", err=True)
         code = 2
-    except (ServiceError, TrainingFailed) as error:
+    except (ServiceError, RunFailed) as error:
         click.echo(f"anit: {error}", err=True)
         code = 1
     except click.ClickException as error:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anit_ds.adversarial.head import AnswerHead
+from anit_ds.errors import RunFailed
 from anit_ds.evaluation.asking import base_of
 from anit_ds.evaluation.rows import GrowingLayer, Rows
 from anit_ds.evaluation.trie import Trie
@@ -186,7 +187,7 @@ class CachedLM:
             use_cache=True,
         )
         if any(type(layer) is not GrowingLayer for layer in rows.cache.layers):
-            raise RuntimeError("the model does not keep plain keys and values in every layer")
+            raise RunFailed("the model does not keep plain keys and values in every layer")
         self._heartbeat()
         logits: Tensor = output.logits
         return logits

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from anit_ds.config import Config
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, RunFailed
 from anit_ds.files import replacing_folder
 from anit_ds.modeling import load_tokenizer, load_trained, resolve_dtype, weights_about
 from anit_ds.runfolder import RunFolder
@@ -68,7 +68,7 @@ def export_merged(run_path: Path, out: Path, beside: Beside = lambda folder: [])
             merged = alone(input_ids=probe).logits.float()
         difference = ((merged - expected).square().mean().sqrt() / expected.std()).item()
         if difference > _TOLERANCE[dtype]:
-            raise RuntimeError(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
+            raise RunFailed(f"the merged logits differ from base + adapter's by {difference:.2g} of their spread")
     if quantised:
         notes = [
             *notes,

@@ -54,7 +54,7 @@ class Watchdog:
     store: where they met, for this watchdog alone; None for one rank. timeout_seconds: the longest time between two
     signs of progress: a `beat`, a collective, and inside `working` the use of a processor. When a rank is dead, silent
     or hung this process writes one line to its log in `log_dir` (rank 0 also to stderr) and ends with exit code 1.
-    Raises ConnectionError when rank 0 cannot be reached.
+    Raises RunFailed when rank 0 cannot be reached.
     """
 
     def __init__(

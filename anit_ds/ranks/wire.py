@@ -32,6 +32,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from anit_ds.errors import RunFailed
+
 SECRET_VARIABLE = "ANIT_WATCHDOG_SECRET"
 """Where a launcher may put the run's secret, on every rank; without it rank 0 gives one out through the store."""
 
@@ -214,7 +216,7 @@ class Listener:
 def meet(store: dist.Store, *, rank: int, world_size: int, timeout: float) -> Listener | Link:
     """Rank 0's listener, or another rank's proven link to it. All ranks call it together, with a store for it alone.
 
-    `timeout`: seconds that a rank may take to get here. Raises ConnectionError: one did not, or cannot be reached.
+    `timeout`: seconds that a rank may take to get here. Raises RunFailed: one did not, or cannot be reached.
     """
     secret = os.environ.get(SECRET_VARIABLE, "")
     last = world_size - 1
@@ -241,7 +243,7 @@ def _master() -> str:
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
-        raise ConnectionError(f"MASTER_ADDR: the name {host} has no address ({error})") from error
+        raise RunFailed(f"MASTER_ADDR: the name {host} has no address ({error})") from error
 
 
 def _told(store: dist.Store, key: str, *, by: int, timeout: float) -> str:
@@ -249,7 +251,7 @@ def _told(store: dist.Store, key: str, *, by: int, timeout: float) -> str:
         store.wait([key], timedelta(seconds=timeout))
         return store.get(key).decode()
     except RuntimeError as error:
-        raise ConnectionError(f"rank {by} has not come to the watchdog within {timeout:g} s") from error
+        raise RunFailed(f"rank {by} has not come to the watchdog within {timeout:g} s") from error
 
 
 def _connect(host: str, port: int, secret: bytes, rank: int) -> Link:
@@ -271,7 +273,7 @@ def _connect(host: str, port: int, secret: bytes, rank: int) -> Link:
                 return link
             link.close()
         time.sleep(random.uniform(0.1, 0.5))
-    raise ConnectionError(
+    raise RunFailed(
         f"rank {rank} cannot reach rank 0's watchdog at {host}:{port} ({why}); open the ports between the nodes, as "
         f"NCCL and gloo need them too, and give every rank the same {SECRET_VARIABLE}, or none"
     )

@@ -15,6 +15,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from anit_ds.errors import RunFailed
 from anit_ds.files import replacing_folder
 from anit_ds.modeling import WEIGHTS_SEAL
 from anit_ds.ranks import distributed
@@ -77,9 +78,7 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
 def _check(folder: Path) -> None:
     weights = StoredTensors(*sorted(folder.glob("*.safetensors")))
     if not weights:
-        raise RuntimeError(f"{folder.name}: saved without any weight")
+        raise RunFailed(f"{folder.name}: saved without any weight")
     for name, weight in weights.items():
         if weight.numel() == 0 or not torch.isfinite(weight).all():
-            raise RuntimeError(
-                f"{folder.name}: {name} was saved {'empty' if not weight.numel() else 'with NaN or inf'}"
-            )
+            raise RunFailed(f"{folder.name}: {name} was saved {'empty' if not weight.numel() else 'with NaN or inf'}")

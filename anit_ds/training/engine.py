@@ -18,7 +18,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config, TrainConfig
-from anit_ds.errors import TrainingFailed
+from anit_ds.errors import RunFailed
 from anit_ds.training.ds_config import zero_stage
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -71,7 +71,7 @@ def take_step(engine: Any) -> float:
     """`engine.step()` behind a micro-batch's backward; returns the gradient's global norm behind the last one, else 0.
 
     Infinite or NaN where the gradient is not finite: such a gradient is thrown away and neither weights nor moments
-    move. All ranks find the same. Raises TrainingFailed where float16's loss scale has nowhere left to go.
+    move. All ranks find the same. Raises RunFailed where float16's loss scale has nowhere left to go.
     """
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
@@ -83,7 +83,7 @@ def take_step(engine: Any) -> float:
     except Exception as error:  # DeepSpeed raises no narrower one
         if "loss scale already at minimum" not in str(error):
             raise
-        raise TrainingFailed(
+        raise RunFailed(
             "every step overflows in float16, at the smallest loss scale too; try model.dtype=bfloat16 or float32, or "
             "a smaller train.lr"
         ) from error

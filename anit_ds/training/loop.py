@@ -21,7 +21,7 @@ from anit_ds.adversarial import Batch, Method, PerturbableLM, StepStats
 from anit_ds.config import Config
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData, forget_epochs
-from anit_ds.errors import TrainingFailed
+from anit_ds.errors import RunFailed
 from anit_ds.evaluation import Evaluator, Interrupted
 from anit_ds.files import write_atomically
 from anit_ds.identity import configuration_hash
@@ -251,7 +251,7 @@ class Trainer:
             if why := self.length.why_it_stopped(self.step, self.scores.best):
                 distributed.logger().info("%s", why)
             if not self.scores.best.step:
-                raise TrainingFailed(self._why_it_failed())
+                raise RunFailed(self._why_it_failed())
             return self._finish()
         except Interrupted:
             if self.dev_due:
@@ -264,7 +264,7 @@ class Trainer:
     def _go_on_only_with_hope(self) -> None:
         hopeless = self.lost.hopeless(an_epoch=self.feed.per_epoch, total=self.length.steps)
         if hopeless and not self.scores.best.step:
-            raise TrainingFailed(self._why_it_failed())
+            raise RunFailed(self._why_it_failed())
 
     def _why_it_failed(self) -> str:
         why = self.lost.why_nothing_was_learned(self.step, self.config.train, dtype_name(self.dtype))

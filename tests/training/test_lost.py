@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from anit_ds.commands.entry import run as run_command
 from anit_ds.commands.train import train as train_command
 from anit_ds.config import Config
-from anit_ds.errors import InputError, TrainingFailed
+from anit_ds.errors import InputError, RunFailed
 from anit_ds.training import train
 from anit_ds.training.lost import LostSteps
 
@@ -108,7 +108,7 @@ def test_a_model_that_is_broken_fails_before_it_has_an_adapter(
     config = make_config(
         **{"model.name_or_path": str(broken_token), "data.path": str(tmp_path / "reviews"), "eval.every": 1.0}
     )
-    with pytest.raises(TrainingFailed, match="not one of [1-6] steps had one"):
+    with pytest.raises(RunFailed, match="not one of [1-6] steps had one"):
         train(config)
     assert not (Path(config.out) / "adapter").exists()
 

@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from anit_ds.configfile import validated
 from anit_ds.data.examples import hash_of_id
 from anit_ds.data.tasks.answers import NONE, fold
 from anit_ds.errors import InputError, shown
@@ -111,15 +112,10 @@ def load_instructions(name_or_path: str | Path) -> Instructions:
             raise InputError(f"no instructions are called {shown(name)}; {_nearest(name)}")
     # Labels, their words and the texts are what the file writes: `no`, `1.0` and 12:30 are as good as any.
     written = {"question", "format", "labels", "concise", "detailed", "opposite"}
-    fields = read_yaml(path, "the instructions", text_under=written).value
-    if not isinstance(fields, dict):
+    document = read_yaml(path, "the instructions", text_under=written)
+    if not isinstance(document.value, dict):
         raise InputError(f"{path}: expected the fields {', '.join(Instructions.model_fields)}")
-    try:
-        return Instructions.model_validate(fields)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{path}: {field + ': ' if field else ''}{problem['msg']}") from error
+    return validated(document.value, Instructions, source=str(path), tree=document.tree)
 
 
 def _names() -> list[str]:

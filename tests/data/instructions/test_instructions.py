@@ -83,13 +83,13 @@ def test_a_users_own_file_needs_one_version_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"question": None}, r"own\.yaml: question: "),
-        ({"task": "translation"}, r"own\.yaml: task: "),
-        ({"labels": {}}, r"own\.yaml: labels: "),
+        ({"question": None}, r"own\.yaml(:\d+)?: question: "),
+        ({"task": "translation"}, r"own\.yaml:\d+: task: input should be '.*, not 'translation'"),
+        ({"labels": {}}, r"own\.yaml:\d+: labels: "),
         ({"labels": {"0": "Spam", "1": "spam"}}, "'1' and '0' are both called 'spam'"),
         ({"labels": {"0": "none"}}, "the empty set are both called 'none'"),
-        ({"concise": ["two\nlines"]}, r"own\.yaml: concise\.0: "),
-        ({"detailled": ["x"]}, r"own\.yaml: detailled: "),
+        ({"concise": ["two\nlines"]}, r"own\.yaml:\d+: concise\.0: "),
+        ({"detailled": ["x"]}, r"own\.yaml:\d+: detailled: unknown key; did you mean detailed\?"),
     ],
 )
 def test_what_is_wrong_with_a_users_file_is_named(changes: dict[str, object], message: str, tmp_path: Path) -> None:
