@@ -290,8 +290,6 @@ class MethodConfig(Section):
         rules = METHODS.get(name) if isinstance(name, str) else None
         if rules is None:
             raise ValueError(f"no method is called {shown(name)}; there are {', '.join(METHODS)}")
-        if raw.get("schedule") == "shared_prefix":  # what runs of version 0.1 called it; the result is the same
-            raw = {**raw, "schedule": "prefix_tree"}
         # A resolved configuration lists every field; only one that was CHANGED and is not read is a mistake.
         for key, value in raw.items():
             field = "lambda_" if key == "lambda" else key

@@ -21,14 +21,12 @@ from anit_ds.data.examples import Sample
 from anit_ds.data.instructions import Instructions, Version
 from anit_ds.data.mixture import portions
 from anit_ds.data.noise import NoisySet, build_noisy_set, estimate_embedding, opposites_for, read_noisy_set
-from anit_ds.data.noise.manifest import MANIFEST, fingerprint, identity_of
+from anit_ds.data.noise.manifest import MANIFEST, identity_of
 from anit_ds.data.tasks import TASKS, Parsed, Task
-from anit_ds.errors import InputError
 from anit_ds.sealed import Damaged, read_sealed
 
 if TYPE_CHECKING:
     from anit_ds.config import Config, NoiseConfig
-    from anit_ds.data.mixture import Portion
 
 _logger = logging.getLogger(__name__)
 
@@ -134,7 +132,7 @@ class RunData:
         sets = []
         for portion in portions(config.data):
             noisy = read_noisy_set(portion.folder(config.data, folder))
-            instructions = _instructions_of(noisy, portion)
+            instructions = Instructions.model_validate(noisy.manifest["prompt"])
             sets.append(DataSet(portion.dataset, instructions, portion.version, noisy, portion.weight))
         return cls(sets)
 
@@ -175,18 +173,6 @@ class RunData:
                 drawn = np.random.default_rng([seed, epoch, number]).permutation(size)
                 samples += [list(train[i * views : (i + 1) * views]) for i in sorted(drawn[: round(part * size)])]
         return samples
-
-
-def _instructions_of(noisy: NoisySet, portion: Portion) -> Instructions:
-    """The instructions in a set's manifest; those the configuration names where an older version left them out."""
-    written = noisy.manifest.get("prompt")
-    if written is not None:
-        return Instructions.model_validate(written)
-    instructions = portion.instructions()
-    if fingerprint(instructions.model_dump(mode="json")) != noisy.manifest["inputs"]["instructions"]:
-        where = portion.instructions_file or portion.dataset
-        raise InputError(f"{where}: not the instructions that the run was made with")
-    return instructions
 
 
 def _stored_identities(config: Config, folder: Path) -> dict[str, str]:

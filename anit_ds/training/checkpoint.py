@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from anit_ds.errors import InputError
 from anit_ds.files import replacing_folder
-from anit_ds.modeling import adapter_folder
 from anit_ds.ranks import distributed
 from anit_ds.sealed import Damaged, read_sealed, read_sealed_folder, seal_folder
 
@@ -152,22 +151,10 @@ def load_checkpoint(engine: Any, path: Path, *, configurations: Collection[str |
     return state
 
 
-def restore_best(checkpoint: Path, best: Path) -> bool:
-    """Put the best weights that a checkpoint knows of where a run has its own, whatever has become of those.
-
-    A checkpoint of an older version holds none: then whether the run's own is what was saved; False, and said, where it
-    is not, so that the evaluations on dev to come choose anew.
-    """
-    if (checkpoint / best.name).is_dir():
-        with replacing_folder(best) as unfinished:
-            shutil.copytree(checkpoint / best.name, unfinished, dirs_exist_ok=True)
-        return True
-    try:
-        adapter_folder(best)
-    except InputError as error:
-        logger.warning("the best adapter so far is lost, so dev chooses anew from here on: %s", error)
-        return False
-    return True
+def restore_best(checkpoint: Path, best: Path) -> None:
+    """Put the best weights that a checkpoint knows of where a run has its own, whatever has become of those."""
+    with replacing_folder(best) as unfinished:
+        shutil.copytree(checkpoint / best.name, unfinished, dirs_exist_ok=True)
 
 
 def _gather_weights(engine: Any) -> dict[str, Tensor]:

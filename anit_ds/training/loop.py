@@ -298,8 +298,8 @@ class Trainer:
         known = distributed.from_main(lambda: self.run.configurations(self.config))
         state = load_checkpoint(self.lm.engine, path, configurations=known)
         self.scores.best = Best(**state["best"])
-        if self.scores.best.step and not distributed.from_main(lambda: restore_best(path, self.best)):
-            self.scores.best = Best()
+        if self.scores.best.step:
+            distributed.from_main(lambda: restore_best(path, self.best))
         distributed.from_main(lambda: prune(self.run.checkpoints, path, keep=self.config.train.keep))
         distributed.logger().info("resumed from %s", path)
         return state

@@ -154,10 +154,6 @@ def test_what_auto_counts_is_what_passes_through_the_model(
     assert told[1] == "prefix_tree"
 
 
-def test_a_run_of_the_old_name_is_read(make_config: MakeConfig):
-    assert make_config(**{"method.schedule": "shared_prefix"}).method.schedule == "prefix_tree"
-
-
 def test_a_trunk_s_backward_lets_go_of_each_layer_s_weights(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
     """At ZeRO 3, which counts each module's backward passes to come and releases its weights after the last one."""
     known: set[torch.nn.Parameter] = set()
