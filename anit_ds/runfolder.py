@@ -1,7 +1,7 @@
 """A run's folder: where everything is, and that it belongs to this configuration.
 
 config.yaml   run.json   data/   metrics.jsonl   tensorboard/   trackers.json   checkpoints/   eval/
-adapter/ or model/   summary.json   log-rank0.txt
+adapter/ or model/   summary.json   requeue   log-rank0.txt   launch/
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from anit_ds.identity import configuration_hash, differ_in_length, differences, 
 from anit_ds.litter import sweep
 from anit_ds.sealed import Damaged, read_sealed, write_sealed
 
-# What `--fresh` and the demo may delete: our own names only, whatever else lies in the folder.
+# What `--fresh` and the demo may delete: our own names only, whatever else lies in the folder. Logs stay.
 _OURS = (
     "config.yaml", "run.json", "data", "metrics.jsonl", "tensorboard", "trackers.json", "checkpoints", "adapter",
     "model", "eval", "summary.json", "requeue",

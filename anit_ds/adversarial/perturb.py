@@ -1,8 +1,7 @@
 """`PerturbableLM`: a causal LM whose input embeddings can be replaced and differentiated, through one forward hook.
 
 The hook sits on the module that `get_input_embeddings()` returns, so what it puts in place of the embeddings is what
-the first block sees (transformers 5 scales Gemma's embeddings inside that module). Everything an adversarial method
-does is made of three calls:
+the first block sees (transformers 5 scales Gemma's embeddings inside that module). A method is made of calls such as:
 
     e, x, g = lm.input_gradient(batch, start)      # an attack pass: no parameter gradient is touched
     losses  = lm.losses(batch, inputs=(None, x))   # a training pass over clean and perturbed rows together
@@ -252,7 +251,7 @@ class AttackPoint:
         return self._seen
 
 
-def embedding_scale(model: nn.Module, unit: Literal["relative", "element"] = "relative", *, rows: int = 8192) -> float:
+def embedding_scale(model: nn.Module, unit: Literal["relative", "element"] = "relative") -> float:
     """What `eps_unit` multiplies eps and alpha by, from what the embedding module returns for the whole vocabulary.
 
     `relative`: the mean L2 norm of a row. `element`: the root mean square of an element. Counted on the module's
@@ -263,8 +262,7 @@ def embedding_scale(model: nn.Module, unit: Literal["relative", "element"] = "re
     power = 1 if unit == "relative" else 2
     total, width = 0.0, 1
     with torch.no_grad():
-        for first in range(0, weight.shape[0], rows):
-            ids = torch.arange(first, min(first + rows, weight.shape[0]), device=weight.device)
+        for ids in torch.arange(weight.shape[0], device=weight.device).split(8192):  # a large table is not copied whole
             e = embedding(ids[None]).float()
             total, width = total + e.norm(dim=-1).pow(power).sum().item(), e.shape[-1]
     mean = total / weight.shape[0]

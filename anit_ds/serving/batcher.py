@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
+_PATIENCE = 0.005  # seconds
 
 
 @dataclass
@@ -19,14 +20,12 @@ class _Waiting:
 class Batcher:
     """`ask` waits until the batch that its row is in has been answered by `answer`, which one thread at a time calls.
 
-    A batch is what has come by the time the one before is done, and no more than `batch_size` rows; the first row of an
-    idle server waits `patience` seconds for company.
+    A batch is what has come by the time the one before is done, and no more than `batch_size` rows; its first row waits
+    some milliseconds for company.
     """
 
-    def __init__(
-        self, answer: Callable[[Sequence[Row]], list[Row]], *, batch_size: int, patience: float = 0.005
-    ) -> None:
-        self._answer, self._batch_size, self._patience = answer, batch_size, patience
+    def __init__(self, answer: Callable[[Sequence[Row]], list[Row]], *, batch_size: int) -> None:
+        self._answer, self._batch_size = answer, batch_size
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
 
     async def ask(self, row: Row) -> Row:
@@ -39,7 +38,7 @@ class Batcher:
         """Answer for as long as the server lasts."""
         while True:
             batch = [await self._queue.get()]
-            await asyncio.sleep(self._patience)
+            await asyncio.sleep(_PATIENCE)
             while len(batch) < self._batch_size and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             try:

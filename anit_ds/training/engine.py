@@ -1,4 +1,4 @@
-"""DeepSpeed's engine around the model: built with PyTorch's own optimizer, and stepped."""
+"""DeepSpeed's engine around the model: loaded for it, built with PyTorch's own optimizer, and stepped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is judged by: dev picks its adapter, the test split is read once, and the summary says what came out."""
+"""What a run is judged by: dev picks its adapter, and the test split is read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""summary.json: what came out of a run, written once at its end."""
+"""summary.json, which the trainer writes once at a run's end, for the one who asks whether the run is finished."""
 
 from __future__ import annotations
 
