@@ -3,8 +3,8 @@
     python benchmarks/tokens.py --data DATA --model MODEL --json results/step_cost/tokens.json
 
 Counted, not timed: the same on every machine. Each number is the mean over the steps of an epoch of 100 sentences, of
-the tokens that pass forward and backward, as `schedule: auto` counts them (anit_ds/training/schedule.py). `ours` takes
-two passes, `sft` one. Of the model only the tokenizer is read.
+the tokens that pass forward and backward, as `schedule: auto` counts them (anit_ds/training/auto_schedule.py). `ours`
+takes two passes, `sft` one. Of the model only the tokenizer is read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from anit_ds.configfile import validate
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import RunData
 from anit_ds.modeling import load_tokenizer
+from anit_ds.training.auto_schedule import candidates
 from anit_ds.training.feed import Feed
-from anit_ds.training.schedule import candidates
 
 # What a step attacks: nothing, or the tokens that `method.tokens` names.
 SCOPES = ("sft", "prompt", "text", "instruction")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from anit_ds.evaluation.asking import Interrupted
+from anit_ds.evaluation.evaluator import Evaluator
 from anit_ds.evaluation.report import Evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
-from anit_ds.evaluation.score import Evaluator
 
 __all__ = ["Evaluation", "Evaluator", "Interrupted", "beside_raw", "write_evaluation"]

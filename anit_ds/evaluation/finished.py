@@ -21,10 +21,10 @@ from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.errors import InputError
+from anit_ds.evaluation.evaluator import Evaluator
 from anit_ds.evaluation.labels import read_thresholds, temperatures_of
 from anit_ds.evaluation.report import Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
-from anit_ds.evaluation.score import Evaluator
 from anit_ds.modeling import load_model, load_tokenizer, load_trained, resolve_dtype, weights_about
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder

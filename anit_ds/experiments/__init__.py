@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from anit_ds.experiments.cells import Cell, load_compare_config
 from anit_ds.experiments.compare import Listener, Outcome, compare
+from anit_ds.experiments.dry_run import Planned, plan
 from anit_ds.experiments.grid import CompareConfig, example_yaml
-from anit_ds.experiments.plan import Planned, plan
 
 __all__ = [
     "Cell",

@@ -20,8 +20,8 @@ from anit_ds.errors import InputError
 from anit_ds.planning.footprint import EMBEDDINGS, LAYER, Footprint, Weights, footprint
 from anit_ds.planning.simulation import GB, Cluster, Step, play
 from anit_ds.planning.workload import Workload
+from anit_ds.training.auto_schedule import candidates, cheapest
 from anit_ds.training.ds_config import read_deepspeed_json, zero_stage
-from anit_ds.training.schedule import candidates, cheapest
 
 _FLOAT32 = 4
 _ADAM = 2 * _FLOAT32

@@ -11,10 +11,10 @@ from anit_ds.adversarial import Method, PerturbableLM, build_method, embedding_s
 from anit_ds.config import Config
 from anit_ds.modeling import check_tables, load_model, make_trainable, use_activation_checkpointing
 from anit_ds.ranks import distributed
+from anit_ds.training.auto_schedule import choose_schedule
 from anit_ds.training.ds_config import zero_stage
 from anit_ds.training.engine import build_engine, gathered_module, sharded_loading
 from anit_ds.training.feed import Feed
-from anit_ds.training.schedule import choose_schedule
 
 
 def build_model(

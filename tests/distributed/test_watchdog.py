@@ -101,7 +101,7 @@ def test_long_work_of_one_rank_is_no_standstill_of_those_that_wait_for_it(tmp_pa
     [
         (0, "anit_ds.training.loop:RunData.load"),
         (1, "anit_ds.training.model:load_model"),
-        (1, "anit_ds.evaluation.score:Evaluator.evaluate"),
+        (1, "anit_ds.evaluation.evaluator:Evaluator.evaluate"),
     ],
     ids=["building", "loading", "evaluating"],
 )

@@ -9,8 +9,8 @@ import pytest
 
 from anit_ds.experiments import CompareConfig
 from anit_ds.experiments.cells import Cell, cells, tuning_cells
+from anit_ds.experiments.dry_run import plan
 from anit_ds.experiments.halving import standing
-from anit_ds.experiments.plan import plan
 from anit_ds.experiments.records import Cells
 from anit_ds.experiments.tuning import choose, tuned_cells
 from anit_ds.identity import identity
