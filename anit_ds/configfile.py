@@ -7,7 +7,6 @@ nearest valid name.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from anit_ds.config import Config
-from anit_ds.errors import InputError, shown
+from anit_ds.errors import InputError, nearest, shown
 from anit_ds.yamlfile import parse_yaml, read_yaml
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -100,7 +99,7 @@ def get_field(config: BaseModel, path: str) -> Any:
         if not isinstance(at, dict):
             raise InputError(f"{shown(path)}: {section} is a value in this configuration, not a section")
         if key not in at:
-            raise InputError(f"{path}: {_unknown(key, list(at))}")
+            raise InputError(f"{path}: unknown key; {nearest(key, list(at))}")
         section, at = key, at[key]
     return at
 
@@ -177,17 +176,12 @@ def _node_at(tree: yaml.Node | None, keys: list[str]) -> yaml.Node | None:
 def _explain(problem: Any, keys: list[str], schema: type[BaseModel]) -> str:
     kind, given = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
-        return _unknown(keys[-1], _names_in(keys[:-1], schema))
+        return f"unknown key; {nearest(keys[-1], _names_in(keys[:-1], schema))}"
     if kind == "missing":
         return "missing, and it has no default"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return message if kind == "value_error" else f"{message}, not {shown(given)}"
-
-
-def _unknown(key: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    return "unknown key" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}")
 
 
 def _names_in(keys: list[str], schema: type[BaseModel]) -> list[str]:

@@ -3,7 +3,9 @@ fails."""
 
 from __future__ import annotations
 
+import difflib
 import reprlib
+from collections.abc import Collection
 
 _LONGEST_LINE, _MOST_LINES = 600, 12
 
@@ -31,6 +33,12 @@ class RunFailed(RuntimeError):
 def first_line(error: BaseException) -> str:
     """The first line that an error says, or its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """What to say of a name that is none of these: the one that was meant, or which there are."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
 
 
 def _clipped(line: str) -> str:

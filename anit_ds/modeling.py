@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from anit_ds.config import Config, LoraConfig, ModelConfig
-from anit_ds.errors import InputError, first_line, shown
+from anit_ds.errors import InputError, first_line, nearest, shown
 from anit_ds.files import read_json
 from anit_ds.sealed import read_sealed_folder
 
@@ -126,11 +125,8 @@ def peft_config(config: LoraConfig) -> peft.LoraConfig:
     types = get_type_hints(peft.LoraConfig)
     for name, value in given.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, [*fields, *LoraConfig.model_fields], n=1)
-            raise InputError(
-                f"lora.{name}: peft {peft.__version__} has no such field"
-                + (f"; did you mean {near[0]}?" if near else "")
-            )
+            known = nearest(name, sorted({*fields, *LoraConfig.model_fields}))
+            raise InputError(f"lora.{name}: peft {peft.__version__} has no such field; {known}")
         # Our own fields are checked, and peft's annotation of this one leaves out half of what it takes.
         if name in (*_LORA_NAMES.values(), "r", "init_lora_weights"):
             continue

@@ -6,9 +6,7 @@ listened to: a key that it never asks for is unknown.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, KeysView
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -17,7 +15,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.utils import logger
 from pydantic import ValidationError
 
-from anit_ds.errors import InputError, first_line, shown
+from anit_ds.errors import InputError, first_line, nearest, shown
 
 _ASKED_LATER = {"sequence_parallel_size"}
 """Keys that DeepSpeed reads elsewhere, or only once ranks have met."""
@@ -36,7 +34,7 @@ def check_deepspeed_config(source: str, config: dict[str, Any]) -> None:
     plain, known = _plain_and_known()
     for key in config:
         if key not in known:
-            raise InputError(f"{source}: {shown(key)}: {_unknown(key, known)}")
+            raise InputError(f"{source}: {shown(key)}: unknown key; {nearest(key, sorted(known))}")
     try:
         read, _, asked_within = _read(config)
     except ValidationError as error:
@@ -54,7 +52,7 @@ def check_deepspeed_config(source: str, config: dict[str, Any]) -> None:
         names = asked_within[section]
         for key in config.get(section, {}):
             if key not in names:
-                raise InputError(f"{source}: {section}.{key}: {_unknown(key, names)}")
+                raise InputError(f"{source}: {section}.{key}: unknown key; {nearest(key, sorted(names))}")
     for key, value in config.items():
         default = getattr(plain, key, None)
         if isinstance(default, bool | int | float | str) and not _is_like(getattr(read, key), default):
@@ -122,11 +120,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _unknown(key: str, names: AbstractSet[str]) -> str:
-    near = difflib.get_close_matches(key, sorted(names), n=1)
-    return "unknown key" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(names))}")
 
 
 def _is_like(value: object, default: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from anit_ds.data.corpora.scierc import read_scierc
 from anit_ds.data.corpora.sst2 import has_labels, read_sst2
 from anit_ds.data.corpora.table import ENDINGS, read_table
 from anit_ds.data.corpora.triples import read_triples
-from anit_ds.errors import InputError, shown
+from anit_ds.errors import InputError, nearest, shown
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,7 @@ def dataset_info(dataset: str, own: Columns | None = None) -> DatasetInfo:
             raise InputError(f"data.dataset: {shown(dataset)} is no name; use letters, digits, ., _ and -")
         files = _named(*(f"{{}}{ending}" for ending in ENDINGS))
         return DatasetInfo(None, None, partial(read_table, columns=own), files, row=partial(row_of, own))
-    near = difflib.get_close_matches(dataset, DATASETS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(DATASETS)}"
     raise InputError(
-        f"data.dataset: no data set is called {shown(dataset)}; {hint} (one of your own needs data.instructions_file)"
+        f"data.dataset: no data set is called {shown(dataset)}; {nearest(dataset, DATASETS)} "
+        "(one of your own needs data.instructions_file)"
     )

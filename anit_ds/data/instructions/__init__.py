@@ -8,7 +8,6 @@ needs one instruction of the version that is used.
 
 from __future__ import annotations
 
-import difflib
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from anit_ds.configfile import validated
 from anit_ds.data.examples import hash_of_id
 from anit_ds.data.tasks.answers import NONE, fold
-from anit_ds.errors import InputError, shown
+from anit_ds.errors import InputError, nearest, shown
 from anit_ds.yamlfile import read_yaml
 
 Version = Literal["concise", "detailed"]
@@ -109,7 +108,9 @@ def load_instructions(name_or_path: str | Path) -> Instructions:
         path = _FOLDER / f"{name_or_path}.yaml"
         if name_or_path not in _names():
             name = str(name_or_path)
-            raise InputError(f"no instructions are called {shown(name)}; {_nearest(name)}")
+            raise InputError(
+                f"no instructions are called {shown(name)}; {nearest(name, _names())} (or give a .yaml of your own)"
+            )
     # Labels, their words and the texts are what the file writes: `no`, `1.0` and 12:30 are as good as any.
     written = {"question", "format", "labels", "concise", "detailed", "opposite"}
     document = read_yaml(path, "the instructions", text_under=written)
@@ -120,9 +121,3 @@ def load_instructions(name_or_path: str | Path) -> Instructions:
 
 def _names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
-
-
-def _nearest(name: str) -> str:
-    names = _names()
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}; or give a .yaml file of your own"
