@@ -32,8 +32,8 @@ import torch
 import transformers
 from measuring import peak_mb_of, show, time_of, write_json
 
-from anit_ds.adversarial import Batch, PerturbableLM, build_method
-from anit_ds.adversarial.prefix_tree import PrefixTreeLM
+from anit_ds.adversarial import Batch, Method, PerturbableLM, PipelinedNRM
+from anit_ds.adversarial.assembly import attach_method, perturbable
 from anit_ds.config import Config
 from anit_ds.configfile import validate
 from anit_ds.modeling import make_trainable
@@ -103,18 +103,19 @@ def main() -> None:
             for mode in asked.modes:
                 config = _config(folder, MODES[mode])
                 lm = _model(config, settings, dtype)
+                method = attach_method(lm, config, scale=1.0, total_steps=1)
                 for samples, length in asked.batch:
                     made = [made_up(number, length) for number in range(samples)]
                     batch = Workload(made, known=False).micro_batch(config, samples)
                     predicted = footprint(config, batch, dtype, ahead=True).peak / 2**20
                     row = {"shape": shape, "mode": mode, "size": f"{samples} x {length}", "predicted_mb": predicted}
-                    row |= _measured(config, lm, batch, asked.steps)
+                    row |= _measured(method, lm, batch, asked.steps)
                     row["ratio"] = predicted / row["measured_mb"]
                     rows.append(row)
                     print(row, flush=True)
                     if asked.json:
                         write_json(asked.json, {"rows": rows, "device": str(device()), "dtype": str(dtype)})
-                del lm
+                del lm, method
                 gc.collect()
     show(rows)
 
@@ -185,19 +186,12 @@ def _model(config: Config, settings: transformers.PretrainedConfig, dtype: torch
     torch.manual_seed(0)
     with device():
         model = transformers.AutoModelForCausalLM.from_config(settings, dtype=dtype).requires_grad_(False)
-    model = make_trainable(model, config).to(device()).train()
-    if config.method.schedule == "prefix_tree":
-        return PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context)
-    lm = PerturbableLM(model)
-    lm.spare_masks()
-    return lm
+    return perturbable(make_trainable(model, config).to(device()).train(), config)
 
 
-def _measured(config: Config, lm: PerturbableLM, batch: Batch, steps: int) -> dict[str, float]:
+def _measured(method: Method, lm: PerturbableLM, batch: Batch, steps: int) -> dict[str, float]:
     """The peak in MiB, and on a GPU the median seconds, of a step's forward and backward passes."""
-    method = build_method(config.method, seed=1, scale=1.0, total_steps=1)
-    method.attach(lm)
-    batches = [lm.prepare(batch.to(device())) for _ in range(2 if config.method.schedule == "pipelined" else 1)]
+    batches = [lm.prepare(batch.to(device())) for _ in range(2 if isinstance(method, PipelinedNRM) else 1)]
 
     def step() -> None:
         for now, after in zip(batches, [*batches[1:], None], strict=True):

@@ -32,8 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from anit_ds.adversarial import Batch, PerturbableLM, build_method
-from anit_ds.adversarial.prefix_tree import PrefixTreeLM
+from anit_ds.adversarial import Batch
+from anit_ds.adversarial.assembly import attach_method, perturbable
 from anit_ds.config import Config, ModelConfig
 from anit_ds.errors import InputError
 from anit_ds.modeling import make_trainable, not_there, use_activation_checkpointing
@@ -161,15 +161,8 @@ class _FakeRun:
         self.weights = _count(model, in_4bit=config.model.load_in_4bit)
         if config.train.activation_checkpointing:
             use_activation_checkpointing(model)
-        tree = config.method.schedule == "prefix_tree"
-        self._lm = PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context) if tree else PerturbableLM(model)
-        self._lm.checkpoint_attack = config.train.checkpoint_attack
-        if config.packs:
-            self._lm.take_packed_batches()
-        else:
-            self._lm.spare_masks()
-        self._method = build_method(config.method, seed=config.train.seed, scale=1.0, total_steps=1)
-        self._method.attach(self._lm)
+        self._lm = perturbable(model, config)
+        self._method = attach_method(self._lm, config, scale=1.0, total_steps=1)
         model.train()
 
     def of(self, batch: Batch, *, ahead: bool) -> Footprint:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 
+from anit_ds.adversarial.assembly import perturbable
 from anit_ds.adversarial.perturb import PerturbableLM
-from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config, TrainConfig
 from anit_ds.errors import RunFailed
 from anit_ds.training.ds_config import zero_stage
@@ -51,8 +51,7 @@ def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any]) ->
     """The model under DeepSpeed, ready for a method: `lm.engine` is the engine, `lm.module` its module."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").addFilter(_is_no_skipped_step)
-    tree = config.method.schedule == "prefix_tree"
-    lm = PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context) if tree else PerturbableLM(model)
+    lm = perturbable(model, config)
     parameters = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=build_optimizer(parameters, config.train), config=ds_config, dist_init_required=False

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from anit_ds.adversarial import Method, PerturbableLM, build_method, embedding_scale
+from anit_ds.adversarial import Method, PerturbableLM, embedding_scale
+from anit_ds.adversarial.assembly import attach_method
 from anit_ds.config import Config
 from anit_ds.modeling import check_tables, load_model, make_trainable, use_activation_checkpointing
 from anit_ds.ranks import distributed
@@ -40,14 +41,7 @@ def build_model(
     if config.method.schedule == "auto":
         config = _with_schedule(config, feed, model, stage)
     lm = build_engine(model, config, ds_config)
-    method = build_method(config.method, seed=config.train.seed, scale=scale, total_steps=total_steps)
-    lm.checkpoint_attack = config.train.checkpoint_attack
-    if config.packs:
-        lm.take_packed_batches()
-    else:
-        lm.spare_masks()
-    method.attach(lm)
-    return config, lm, method
+    return config, lm, attach_method(lm, config, scale=scale, total_steps=total_steps)
 
 
 def _with_schedule(config: Config, feed: Feed, model: nn.Module, stage: int) -> Config:

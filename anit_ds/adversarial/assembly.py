@@ -1,0 +1,36 @@
+"""A run's model and method put together as its configuration has them: for `anit train`, which runs the step, and for
+`anit plan`, which counts it.
+
+Two halves, because DeepSpeed takes the model over between them.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from anit_ds.adversarial.method import Method, build_method
+from anit_ds.adversarial.perturb import PerturbableLM
+from anit_ds.adversarial.prefix_tree import PrefixTreeLM
+from anit_ds.config import Config
+
+
+def perturbable(model: nn.Module, config: Config) -> PerturbableLM:
+    """The model as the configured schedule, which is decided, takes it. Raises InputError where no tree can have it."""
+    if config.method.schedule == "prefix_tree":
+        return PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context)
+    return PerturbableLM(model)
+
+
+def attach_method(lm: PerturbableLM, config: Config, *, scale: float, total_steps: int) -> Method:
+    """The configured method, on a model made ready for it and for the run's batches; arguments as `build_method`'s.
+
+    Raises InputError for a model that the method cannot train.
+    """
+    lm.checkpoint_attack = config.train.checkpoint_attack
+    if config.packs:
+        lm.take_packed_batches()
+    else:
+        lm.spare_masks()
+    method = build_method(config.method, seed=config.train.seed, scale=scale, total_steps=total_steps)
+    method.attach(lm)
+    return method
