@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from measuring import Cost, peak_mb_of, show, spread, time_of, write_json
@@ -56,7 +56,7 @@ def gate(modes: Sequence[Mode], settings: dict[str, Any], workload: Workload) ->
             for p in stepper.parameters:  # a fresh adapter's B is zero, and half of all gradients with it
                 p.data.copy_(0.02 * torch.randn(p.shape, generator=generator))
             loss = stepper.gradients(stepper.prepare(workload.batches[mode.order][0][:_GATE_ROWS], workload.beta))
-            results[mode.name] = loss, torch.cat([p.grad.flatten() for p in stepper.parameters if p.grad is not None])
+            results[mode.name] = loss, torch.cat([cast(Tensor, p.grad).flatten() for p in stepper.parameters])
         return results[mode.name]
 
     rows: list[dict[str, Any]] = []

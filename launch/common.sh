@@ -27,8 +27,7 @@ refuse() {
 # The comment at the head of a launcher is its manual.
 usage() { sed -n '2,/^[^#]/{/^##*SBATCH\|^# EDIT/d;s/^# \{0,1\}//p;}' "$1"; }
 
-# Reads the options into the variables above, and the command after them into the array `command_line`. A launcher takes
-# the options that its manual lists.
+# Reads the options into the variables above, and the command after them into the array `command_line`.
 parse_options() {
     local script=$1
     shift
@@ -37,8 +36,7 @@ parse_options() {
             -h | --help) usage "$script"; exit 0 ;;
             --dry-run) dry_run=yes; shift; continue ;;
         esac
-        [[ $(usage "$script") == *$'\n'"  $1 "* ]] || refuse "no option $1; see --help"
-        [[ $# -ge 2 ]] || refuse "$1 needs a value; see --help"
+        check_option "$script" "$@"
         case $1 in
             --ranks) whole_number "$1" "$2"; ranks=$2 ;;
             --restarts) whole_number "$1" "$2"; restarts=$2 ;;
@@ -54,6 +52,12 @@ parse_options() {
     [[ ${1:-} == anit && $# -ge 2 ]] || refuse "expected the command to run, such as: anit train CONFIG; see --help"
     command_line=("$@")
     if [[ -n $cluster ]]; then load_cluster; fi
+}
+
+# A launcher takes the options that its manual lists, each with a value: check_option SCRIPT OPTION [VALUE ...]
+check_option() {
+    [[ $(usage "$1") == *$'\n'"  $2 "* ]] || refuse "no option $2; see --help"
+    [[ $# -ge 3 ]] || refuse "$2 needs a value; see --help"
 }
 
 whole_number() { [[ $2 =~ ^[0-9]+$ ]] || refuse "$1 takes a whole number, not '$2'"; }

@@ -28,7 +28,7 @@ master=
 logs=
 while [[ ${1:-} == -* ]]; do
     if [[ $1 == -h || $1 == --help ]]; then usage "${BASH_SOURCE[0]}"; exit 0; fi
-    [[ $# -ge 2 ]] || refuse "$1 needs a value; see --help"
+    check_option "${BASH_SOURCE[0]}" "$@"
     case $1 in
         --first) first=$2 ;;
         --ranks) ranks=$2 ;;
@@ -37,7 +37,6 @@ while [[ ${1:-} == -* ]]; do
         --logs) logs=$2 ;;
         --grace) grace=$2 ;;
         --tied) tied=$2 ;;
-        *) refuse "no option $1; see --help" ;;
     esac
     shift 2
 done
