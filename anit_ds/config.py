@@ -249,15 +249,16 @@ class MethodConfig(Section):
     passes: Literal["joined", "separate"] = "joined"
     """gradient: attack, clean and adversarial rows in one forward (faster), or one after the other (half the
     activations)."""
-    schedule: Literal["three_pass", "pipelined", "prefix_tree", "auto"] = "three_pass"
-    """anit: attack and training of a micro-batch one after the other, or (`pipelined`) the attack on micro-batch i + 1
-    in the training pass of micro-batch i: the same result from G + 1 sweeps over the parameters in place of 2G for G
-    micro-batches a step. It pays at ZeRO 3, where a sweep is what crosses the network, and needs room for half as many
-    rows again in a pass. `prefix_tree`, for every method: tokens that samples of a micro-batch have in
-    common (question, format and options where prompt.order is instruction_last, the whole instruction where it stands
-    first and is raw) run once, without padding; where method.tokens is text, or instruction that stands last, all that
-    stands before it runs once for all passes. The same result, LoRA dropout's masks apart. `auto`: the one of these
-    that computes the fewest tokens and, at ZeRO 3, fetches the fewest weights; the log says which and why."""
+    schedule: Literal["three_pass", "pipelined", "prefix_tree", "auto"] = "auto"
+    """How a step is laid out; no choice changes its result. `auto`: the one of the others that computes the fewest
+    tokens and, at ZeRO 3, fetches the fewest weights; the log says which and why. `three_pass`: attack and training of
+    a micro-batch one after the other, on whole prompts. `prefix_tree`, for every method: tokens that samples of a
+    micro-batch have in common (question, format and options where prompt.order is instruction_last, the whole
+    instruction where it stands first and is raw) run once, without padding; where method.tokens is text, or instruction
+    that stands last, all that stands before it runs once for all passes; LoRA dropout, if any, shares its masks.
+    `pipelined`, for anit: the attack on micro-batch i + 1 in the training pass of micro-batch i, so that G
+    micro-batches a step sweep G + 1 times over the parameters in place of 2G; it pays at ZeRO 3, where a sweep is what
+    crosses the network, and needs room for half as many rows again in a pass."""
     steps: int = Field(3, ge=1, le=_MANY)
     """pgd, freelb: K, the number of ascent steps; freeat: m, the number of optimizer steps on one minibatch."""
     init_norm: float = Field(0.0, ge=0)
@@ -331,8 +332,8 @@ class LoraConfig(BaseModel):
     """Rank."""
     alpha: float = Field(16, gt=0)
     """Scale: the update is alpha / r * B A."""
-    dropout: float = Field(0.05, ge=0, lt=1)
-    """Dropout on the adapter's input; off in the attack pass."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input; off in the attack pass. Above 0, `method.schedule: auto` takes no prefix tree."""
     targets: str | list[str] = "all-linear"
     """Module names, or `all-linear`: every linear layer but the head."""
     init_from: PathText | None = None

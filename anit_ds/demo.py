@@ -70,8 +70,8 @@ def demo_config(model: Path, data: Path, out: Path, dtype: str = "auto") -> Conf
             "data": {"dataset": "movie-reviews", "path": str(data), "instructions": "concise", "max_length": 256},
             "noise": {"kind": "replacement", "omega": 0.2, "phi": 0.8},
             "prompt": {"order": "instruction_last"},
-            "method": {"name": "anit", "schedule": "auto"},
-            "lora": {"r": 16, "alpha": 16, "dropout": 0.0},
+            "method": {"name": "anit"},
+            "lora": {"r": 16, "alpha": 16},
             "train": {
                 "epochs": 1, "global_batch": 8, "micro_batch": 8, "lr": 1e-3, "grad_clip": 1.0, "checkpoint_every": 50,
             },

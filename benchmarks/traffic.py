@@ -106,7 +106,7 @@ def run_config(folder: Path, mode: str, *, ranks: int, micro_batches: int, paddi
             "instructions_file": str(folder / "instructions.yaml"),
         },
         "prompt": {"order": "instruction_last" if "tree" in mode else "paper"},
-        "method": METHODS[mode],
+        "method": {"schedule": "three_pass", **METHODS[mode]},
         "lora": {"r": 8, "dropout": 0.0},
         "train": {
             "max_steps": STEPS, "global_batch": 2 * ranks * micro_batches, "micro_batch": 2, "log_every": 1000,

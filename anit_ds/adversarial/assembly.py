@@ -15,22 +15,27 @@ from anit_ds.config import Config
 
 
 def perturbable(model: nn.Module, config: Config) -> PerturbableLM:
-    """The model as the configured schedule, which is decided, takes it. Raises InputError where no tree can have it."""
-    if config.method.schedule == "prefix_tree":
-        return PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context)
-    return PerturbableLM(model)
+    """The model ready for the run's batches and its schedule, which is decided.
 
-
-def attach_method(lm: PerturbableLM, config: Config, *, scale: float, total_steps: int) -> Method:
-    """The configured method, on a model made ready for it and for the run's batches; arguments as `build_method`'s.
-
-    Raises InputError for a model that the method cannot train.
+    Raises InputError for a model whose samples cannot lie in one row.
     """
+    if config.method.schedule == "prefix_tree":
+        lm: PerturbableLM = PrefixTreeLM(model, keeps_trunk=config.attacks_behind_context)
+    else:
+        lm = PerturbableLM(model)
     lm.checkpoint_attack = config.train.checkpoint_attack
     if config.packs:
         lm.take_packed_batches()
     else:
         lm.spare_masks()
+    return lm
+
+
+def attach_method(lm: PerturbableLM, config: Config, *, scale: float, total_steps: int) -> Method:
+    """The configured method, on a model made ready for it; arguments as `build_method`'s.
+
+    Raises InputError for a model that the method cannot train.
+    """
     method = build_method(config.method, seed=config.train.seed, scale=scale, total_steps=total_steps)
     method.attach(lm)
     return method

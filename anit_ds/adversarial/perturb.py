@@ -77,9 +77,7 @@ class PerturbableLM:
         """Take the hook, the answer head and the attention by sample off the model."""
         self._hook.remove()
         self.head.remove()
-        if self._segments is not None:
-            self._segments.remove()
-            self._segments = None
+        self.use_own_masks()
 
     def _replace_embeddings(self, module: nn.Module, args: Any, e: Tensor) -> Tensor:
         seen = e if self._replacement is None else self._replacement(e)
@@ -213,6 +211,12 @@ class PerturbableLM:
         """Give padded batches no mask to look at where the model's attention allows it: one wait less per pass."""
         with suppress(InputError):  # a model that mixes tokens in other ways keeps its masks
             self.take_packed_batches()
+
+    def use_own_masks(self) -> None:
+        """Let the model make the masks of padded batches after all."""
+        if self._segments is not None:
+            self._segments.remove()
+            self._segments = None
 
 
 def as_seen(clean: Tensor, given: Input) -> Tensor:

@@ -111,6 +111,11 @@ class SegmentAttention:
         return {"attention_mask": unread, "segments": segments}
 
 
+def _is_unread(mask: Tensor | None, key: Tensor) -> bool:
+    """Whether a mask is that of `of_segments`: a layer that gets it must have got the segments beside it."""
+    return mask is not None and mask.dim() == 4 and mask.shape[-1] == 1 < key.shape[2]
+
+
 def _refuse_other_mixers(model: Any, asked_by: str) -> None:
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
@@ -138,6 +143,8 @@ def _register(own: str) -> str:
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
             segments: Segments | None = None, **kwargs: Any,
         ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+            if segments is None and _is_unread(attention_mask, key):
+                raise InputError(f"{type(module).__name__} is not told which samples lie in a row")
             if segments is None or segments.layout is None:
                 mask = attention_mask if segments is None else None
                 return _own_attention(own, module)(module, query, key, value, mask, **kwargs)
@@ -174,14 +181,14 @@ def _attention(
     """[1, row, H, d]: each run of the layout sees its chain whole and itself causally."""
     if s_aux is not None or position_bias is not None:
         raise InputError(
-            f"train.padding_free: {type(module).__name__} adds sinks or a position bias to its scores, which packed "
-            "batches do not have; use train.padding_free=false"
+            f"{type(module).__name__} adds sinks or a position bias to its scores, which rows of samples lack; use "
+            "train.padding_free=false and method.schedule=three_pass"
         )
     key, value = segments.seen_by(int(getattr(module, "layer_idx", 0)), key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = None if sliding_window is None or layout.longest <= sliding_window else sliding_window
     plain = window is None and not softcap and dropout == 0.0
-    if query.device.type == "cpu" and plain:
+    if query.device.type == "cpu" and plain and query.shape[-1] == value.shape[-1]:
         return merged_attention(query, key, value, layout, scale)
     attend = _capped_attention if softcap else _sdpa
     if query.device.type != "cpu" and layout.chains and layout.tokens * sum(layout.all_lengths) <= _LARGEST_MASK:

@@ -101,8 +101,8 @@ def _config(found: Beginning, name: str, source: str, model: str, instructions: 
                  "instructions": "concise", "instructions_file": str(instructions)},
         "prompt": {"order": "instruction_last"},
         "noise": {"kind": "replacement", "omega": 0.2, "phi": 0.8},
-        "method": {"name": "noisy_sft", "schedule": "auto"},
-        "lora": {"r": 16, "alpha": 16, "dropout": 0.0},
+        "method": {"name": "noisy_sft"},
+        "lora": {"r": 16, "alpha": 16},
         "train": {"epochs": 3, "global_batch": 16, "micro_batch": 4, "lr": 1e-3},
         "out": str(Path("runs") / name),
     })  # fmt: skip

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from anit_ds.adversarial import Batch
+from anit_ds.adversarial.partly_trained import PartlyTrainedLora
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.adversarial.segments import SegmentAttention
 from anit_ds.adversarial.tree import TreeBatch
 from anit_ds.config import Config, MethodConfig
 from anit_ds.errors import InputError
+from anit_ds.training.ds_config import zero_stage
 from anit_ds.training.feed import Feed
 
 # A sweep moves 2 bytes per weight while a token takes about 4 operations per weight (LoRA: forward, and backward to
@@ -46,19 +49,17 @@ class Candidate:
         return f"{self.schedule} {self.tokens} tokens" + (f" in {self.sweeps} sweeps" if self.sweeps else "")
 
 
-def choose_schedule(config: Config, feed: Feed, model: nn.Module, *, stage: int, nodes: int) -> tuple[str, str]:
-    """(the schedule to run, a sentence that says why). `stage` is ZeRO's, `nodes` the machines of the run."""
+def choose_schedule(
+    config: Config, feed: Feed, model: nn.Module, ds_config: dict[str, Any], *, nodes: int
+) -> tuple[str, str]:
+    """(the schedule to run, a sentence that says why). `nodes` are the machines of the run."""
     batches = feed.batches(0, feed.samples_of(0), losses_of=lambda batch: [0.0] * batch.size)
-    found = candidates(config, batches, sharded=stage == 3, on_gpu=feed.device.type != "cpu")
-    reasons = []
-    if config.lora_dropout > 0:
-        reasons.append("prefix_tree is left out, because lora.dropout > 0 would share its masks between samples")
-    elif said := _refusal(model):
-        reasons.append(f"prefix_tree is left out ({said})")
-    if reasons:
-        found = [candidate for candidate in found if candidate.schedule != "prefix_tree"]
-    told = "per optimizer step and rank: " + ", ".join(str(candidate) for candidate in found)
-    return cheapest(found, nodes=nodes), "; ".join([told, *reasons])
+    found = candidates(config, batches, sharded=zero_stage(ds_config) == 3, on_gpu=feed.device.type != "cpu")
+    refusals = {candidate.schedule: _refusal(candidate.schedule, config, model, ds_config) for candidate in found}
+    possible = [candidate for candidate in found if not refusals[candidate.schedule]]
+    told = "per optimizer step and rank: " + ", ".join(str(candidate) for candidate in possible)
+    left_out = [f"{schedule} is left out: {why}" for schedule, why in refusals.items() if why]
+    return cheapest(possible, nodes=nodes), "; ".join([told, *left_out])
 
 
 def cheapest(found: Sequence[Candidate], *, nodes: int) -> str:
@@ -115,9 +116,20 @@ def _has_clean_rows(method: MethodConfig) -> bool:
     return method.name in ("sft", "noisy_sft", "random") or (method.name == "anit" and method.gradient == "attack")
 
 
-def _refusal(model: nn.Module) -> str | None:
+def _refusal(schedule: str, config: Config, model: nn.Module, ds_config: dict[str, Any]) -> str | None:
+    """Why the model cannot be trained in a schedule, as far as it shows before there is an engine."""
+    if schedule == "prefix_tree":
+        if config.lora_dropout > 0:
+            return "lora.dropout > 0 would share its masks between samples"
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        offloaded = ds_config.get("zero_optimization", {}).get("offload_optimizer")
+        if offloaded and any(p.requires_grad for p in head.parameters()):
+            return "the language-model head is trained under an offloaded optimizer"
     try:
-        SegmentAttention(model, trees=True, asked_by="method.schedule: prefix_tree").remove()
+        if schedule == "prefix_tree":
+            SegmentAttention(model, trees=True, asked_by="method.schedule: prefix_tree").remove()
+        elif schedule == "pipelined":
+            PartlyTrainedLora(model).remove()
     except InputError as refused:
         return str(refused)
     return None

@@ -41,7 +41,7 @@ class Feed:
         self.config, self.encoder, self.accumulation, self.pad_id, self.device = (
             config, encoder, accumulation, pad_id, device,
         )  # fmt: skip
-        self.packed = config.packs  # as `schedule: auto` may decide once the model is there
+        self.packed = config.packs  # which `schedule: auto` decides once the model is there
         self._load_data = load_data
         self._epoch = -1
         self.data = load_data(0)
@@ -94,6 +94,11 @@ class Feed:
                 hardest(micro, losses_of(self._batch(micro, step, denominator))) for micro in micro_batches
             ]
         return [self._batch(micro, step, denominator) for micro in micro_batches]
+
+    def pair(self) -> Batch:
+        """The two longest samples, on the host: the same ones on all ranks, for the run to be rehearsed on."""
+        longest = sorted(self.samples, key=lambda views: len(views[0]))[-2:]
+        return self._batch([views[:1] for views in longest], 0, 1.0)
 
     def beta(self, sample: Encoded) -> float:
         """What scales the sample's attack: its data set's beta, its own distortion, or the YAML's number."""

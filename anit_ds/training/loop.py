@@ -150,7 +150,6 @@ class Trainer:
             if said:
                 distributed.logger().info(said)
         self.config, self.lm, self.method = build_model(config, self.feed, ds_config, self.dtype, self.length.steps)
-        self.feed.packed = self.config.packs
         state = self._resume()
         self.step = self.saved = state.get("step", 0)
         if was:

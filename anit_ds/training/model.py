@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from anit_ds.adversarial import Method, PerturbableLM, embedding_scale
-from anit_ds.adversarial.assembly import attach_method
+from anit_ds.adversarial.assembly import attach_method, perturbable
+from anit_ds.adversarial.rehearsal import rehearse
 from anit_ds.config import Config
+from anit_ds.errors import InputError
 from anit_ds.modeling import check_tables, load_model, make_trainable, use_activation_checkpointing
 from anit_ds.ranks import distributed
 from anit_ds.training.auto_schedule import choose_schedule
@@ -21,7 +22,7 @@ from anit_ds.training.feed import Feed
 def build_model(
     config: Config, feed: Feed, ds_config: dict[str, Any], dtype: torch.dtype, total_steps: int
 ) -> tuple[Config, PerturbableLM, Method]:
-    """(the configuration with its schedule decided, the model under DeepSpeed, its method).
+    """(the configuration with its schedule decided, the model under DeepSpeed, its method). The feed packs as decided.
 
     Raises InputError for a model that cannot be loaded, or not be trained on the feed's samples.
     """
@@ -38,13 +39,27 @@ def build_model(
     model = make_trainable(model, config)
     if config.train.activation_checkpointing:
         use_activation_checkpointing(model)
-    if config.method.schedule == "auto":
-        config = _with_schedule(config, feed, model, stage)
+    asked = config.method.schedule
+    if asked == "auto":
+        schedule, why = choose_schedule(config, feed, model, ds_config, nodes=len(distributed.nodes()))
+        config = _with_schedule(config, schedule, why)
     lm = build_engine(model, config, ds_config)
+    feed.packed = config.packs
+    try:
+        rehearse(lm, lm.prepare(feed.pair()).to(feed.device))
+    except InputError as refused:
+        if asked != "auto" or config.method.schedule != "prefix_tree":
+            raise
+        config = _with_schedule(config, "three_pass", f"prefix_tree is left out: {refused}")
+        engine = lm.engine
+        lm.remove()
+        lm = perturbable(model, config)
+        lm.run_under(engine)
+        feed.packed = config.packs
+        rehearse(lm, lm.prepare(feed.pair()).to(feed.device))
     return config, lm, attach_method(lm, config, scale=scale, total_steps=total_steps)
 
 
-def _with_schedule(config: Config, feed: Feed, model: nn.Module, stage: int) -> Config:
-    schedule, why = choose_schedule(config, feed, model, stage=stage, nodes=len(distributed.nodes()))
+def _with_schedule(config: Config, schedule: str, why: str) -> Config:
     distributed.logger().info("method.schedule: auto is %s (%s)", schedule, why)
     return config.model_copy(update={"method": config.method.model_copy(update={"schedule": schedule})})

@@ -13,8 +13,10 @@ import torch
 import transformers
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from formulas import formulas
 from matrix import rows
 from nrm import FULL_NRM
+from plain_loop import plain_loop
 from safetensors.torch import load_file
 
 from anit_ds.config import Config
@@ -24,7 +26,7 @@ from anit_ds.data.prompts import PromptEncoder, render_prompt
 from anit_ds.data.rundata import RunData
 from anit_ds.errors import InputError
 from anit_ds.runfolder import RunFolder
-from anit_ds.tiny import tiny_tokenizer
+from anit_ds.tiny import tiny_model, tiny_tokenizer
 from anit_ds.training import train
 
 MakeConfig = Callable[..., Config]
@@ -138,7 +140,7 @@ def test_what_auto_counts_is_what_passes_through_the_model(
 
     def counting(self: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
         nonlocal passed
-        passed += ids.numel() if self.training else 0  # the evaluation on dev is not what is counted
+        passed += ids.numel() if torch.is_grad_enabled() else 0  # a step alone, no evaluation and no rehearsal
         return embed(self, ids)
 
     embed = torch.nn.Embedding.forward
@@ -152,6 +154,27 @@ def test_what_auto_counts_is_what_passes_through_the_model(
     told = re.search(r"auto is (\w+) \((.*)", (Path(config.out) / "log-rank0.txt").read_text())
     assert told and f"{told[1]} {passed} tokens" in told[2], passed
     assert told[1] == "prefix_tree"
+
+
+@pytest.mark.parametrize("method", ["sft", "anit"])
+def test_auto_trains_whole_prompts_of_a_model_that_no_row_suits(make_config: MakeConfig, tmp_path: Path, method: str):
+    """Nemotron's layers drop what they are told of a row: without a mask they would see the answer to be learned."""
+    tiny_model("nemotron").save_pretrained(tmp_path / "nemotron")
+    tiny_tokenizer().save_pretrained(tmp_path / "nemotron")
+    shape = {
+        "model.name_or_path": str(tmp_path / "nemotron"), "prompt.order": "instruction_last", "train.max_steps": 3,
+        "train.optimizer": "sgd", "train.lr": 0.3, "train.weight_decay": 0.0, "eval.test": False,
+    }  # fmt: skip
+    settings = {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute"} if method == "anit" else {"name": "sft"}
+    auto = make_config("auto", **shape, method={**settings, "schedule": "auto"})
+    train(auto)
+    said = (Path(auto.out) / "log-rank0.txt").read_text()
+    assert "auto is three_pass (prefix_tree is left out: a nemotron model answers a sample in a row with" in said
+    weights, _ = plain_loop(make_config("plain", **shape, method=settings), formulas()[method])
+    saved = load_file(Path(auto.out) / "adapter" / "adapter_model.safetensors")
+    assert max((saved[name] - weights[name]).abs().max().item() for name in weights) <= 1e-5
+    with pytest.raises(InputError, match="a nemotron model .*; use train.padding_free=false and method.schedule=three"):
+        train(make_config("tree", **shape, method={**settings, "schedule": "prefix_tree"}))
 
 
 def test_a_trunk_s_backward_lets_go_of_each_layer_s_weights(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):

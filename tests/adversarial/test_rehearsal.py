@@ -1,0 +1,79 @@
+"""A model that computes something else in a run's rows is found before it is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from anit_ds.adversarial import Batch, PerturbableLM, PrefixTreeLM
+from anit_ds.adversarial.rehearsal import rehearse
+from anit_ds.errors import InputError
+from anit_ds.tiny import FAMILIES, tiny_model
+
+# Layers that drop what they are told of rows (Nemotron), leave a window to the mask (PhiMoE, Doge), or add sinks.
+STRANGERS = ["nemotron", "phimoe", "doge", "mimo_v2_flash"]
+WAYS = ["packed", "tree", "padded"]
+
+
+def pair() -> Batch:
+    """Two samples that begin alike, padded on the right as the trainer pads them."""
+    rng = torch.Generator().manual_seed(2)
+    ids, mask, labels = torch.zeros(2, 26, dtype=torch.long), torch.zeros(2, 26), torch.full((2, 26), -100)
+    common = torch.randint(3, 64, (12,), generator=rng)
+    for row, length in enumerate((22, 26)):
+        ids[row, :length] = torch.cat([common, torch.randint(3, 64, (length - 12,), generator=rng)])
+        mask[row, :length], labels[row, length - 3 : length] = 1, ids[row, length - 3 : length]
+    batch = Batch.from_labels(ids, mask, labels)
+    return Batch(**{**vars(batch), "right_padded": True})
+
+
+def stranger(kind: str) -> nn.Module:
+    model = tiny_model(kind, sliding_window=8, tie_word_embeddings=False)
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            nn.init.normal_(weight, std=0.1)  # of the usual 0.02 such small layers would move nothing
+    return model.eval()
+
+
+def made_ready(model: nn.Module, way: str) -> tuple[PerturbableLM, Batch]:
+    lm = PrefixTreeLM(model) if way == "tree" else PerturbableLM(model)
+    if way == "padded":
+        lm.spare_masks()
+    return lm, lm.prepare(pair().packed() if way == "packed" else pair())
+
+
+def whole_losses(model: nn.Module) -> list[float]:
+    """Each sample's answer loss from the model alone, without padding."""
+    batch, found = pair(), []
+    for ids, length in zip(batch.input_ids, batch.attended.sum(1).tolist(), strict=True):
+        labels = ids[:length].clone()
+        labels[: length - 3] = -100
+        with torch.no_grad():
+            found.append(model(input_ids=ids[None, :length], labels=labels[None]).loss.item() * 3)
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", [*FAMILIES, "nanochat"])
+def test_the_families_that_training_is_tested_on_pass(family: str, way: str):
+    lm, batch = made_ready(tiny_model(family), way)
+    rehearse(lm, batch)
+    lm.remove()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_a_stranger_is_refused_in_rows_and_keeps_its_masks_where_padded(kind: str, way: str):
+    model = stranger(kind)
+    expected = whole_losses(model)
+    lm, batch = made_ready(model, way)
+    if way != "padded":
+        with pytest.raises(InputError, match=rf"a {kind} model .*; use train.padding_free=false and method.schedule"):
+            rehearse(lm, batch)
+        return
+    rehearse(lm, batch)
+    with torch.no_grad():
+        (losses,) = lm.losses(batch)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-4)
