@@ -28,7 +28,7 @@ RUN pip install -c constraints.txt torch --index-url "$TORCH_INDEX"
 COPY pyproject.toml README.md LICENSE ./
 COPY anit_ds anit_ds
 COPY kernels kernels
-RUN pip install -c constraints.txt ".[demo,serve]"
+RUN pip install -c constraints.txt ".[serve]"
 COPY launch launch
 COPY ds_configs ds_configs
 COPY examples examples

@@ -137,7 +137,10 @@ class PerturbableLM:
 
     def _training_pass(self, parts: Sequence[tuple[Batch, Input]]) -> Tensor:
         """The logits of all parts, one after the other."""
-        return self._forward(self._trained_through(), parts)
+        logits = self._forward(self._trained_through(), parts)
+        if not torch.is_grad_enabled():  # a look: no backward will take the replacements away
+            self._replacement = None
+        return logits
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Backpropagate a scalar made from `losses` or `logits`; `last=False` where this micro-batch has another

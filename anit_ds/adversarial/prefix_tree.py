@@ -145,6 +145,7 @@ class PrefixTreeLM(PerturbableLM):
         kept = self._training_trunk().leaves if tree.trunk else ()
         logits = self._run(self._trained_through(), tree, [given for _, given in parts], kept)
         if not torch.is_grad_enabled():  # a look at the loss: no backward will end this trunk's life
+            self._replacement = None
             self._forget()
         return logits
 
