@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 
 
 class Method(Protocol):
-    """A way of training: `passes` forward-and-backward passes over a batch end with gradients in place.
+    """A way of training: some forward-and-backward passes over a batch, which end with gradients in place.
 
     A loop calls `attach` once, then for each micro-batch `foresee` and `backward`. Most methods have nothing to do in
     the first two; a loop that knows its method may leave them out.
     """
-
-    passes: int
 
     def attach(self, lm: PerturbableLM) -> None:
         """Make the model ready. Raises InputError for a model that the method cannot train."""

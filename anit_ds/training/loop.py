@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from anit_ds.adversarial import Batch, Method, PerturbableLM, StepStats
+from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import Config
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData, forget_epochs
@@ -373,7 +374,7 @@ class Trainer:
             "train_seconds": round(seconds, 3),
             "nonfinite_steps": self.lost.nonfinite,
             "scaler_skips": self.lost.scaler_skips,
-            "passes": self.method.passes,
+            "passes": METHODS[self.config.method.name].passes(self.config.method),
             "truncated": self.truncated,
             "left_out": self.left_out,
             "ranks": distributed.world_size(),

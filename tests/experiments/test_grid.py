@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from anit_ds.adversarial import build_method
-from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import MethodConfig
 from anit_ds.errors import InputError
 from anit_ds.experiments import CompareConfig, load_compare_config
 from anit_ds.experiments.cells import cells, tuning_cells
-from anit_ds.experiments.estimate import Device, passes_of, seconds
+from anit_ds.experiments.estimate import Device, seconds
 from anit_ds.experiments.grid import Grid
 from anit_ds.identity import identity
 
@@ -155,14 +152,6 @@ def test_a_cell_is_timed_by_those_that_are_done(write):
     assert seconds(more, [done], Device(gpu=False, threads=1)) == pytest.approx(10.0 * 3 * 6 / 2 * 4)
     other = {**done, "dataset": "sst2"}
     assert seconds(sft, [other], Device(gpu=False, threads=1)) != 10.0
-
-
-def test_the_plan_counts_the_passes_that_the_methods_make():
-    for name in METHODS:
-        for more in ({}, {"gradient": "attack"}) if name == "anit" else ({},):
-            method = MethodConfig(name=name, **more)
-            settings = SimpleNamespace(method=method)
-            assert passes_of(settings) == build_method(method, seed=1, scale=1.0).passes, name
 
 
 def test_a_factor_lengthens_each_data_set_s_own_epochs(write):

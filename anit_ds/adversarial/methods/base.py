@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 class OneBatchAtATime(ABC):
     """A method that needs no more than the batch at hand."""
 
-    passes: int
-
     @classmethod
     @abstractmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:

@@ -30,8 +30,6 @@ class FreeAT(OneBatchAtATime):
     Replay number batch.step % m of a minibatch expects its micro-batches in the order of the replay before.
     """
 
-    passes = 1
-
     def __init__(self, *, eps: float, alpha: float, replays: int, ball: str = "frobenius") -> None:
         self.eps, self.alpha, self.replays, self.ball = eps, alpha, replays, ball
         self._carried: deque[Tensor] = deque()  # the deltas of this step's micro-batches, first in first out

@@ -30,7 +30,6 @@ class FreeLB(OneBatchAtATime):
 
     def __init__(self, *, eps: float, alpha: float, steps: int, init_norm: float = 0.0, seed: int = 42) -> None:
         self.eps, self.alpha, self.steps, self.init_norm, self.seed = eps, alpha, steps, init_norm, seed
-        self.passes = steps
 
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:

@@ -29,8 +29,6 @@ class NEFTune(OneBatchAtATime):
     """alpha: their a. T counts a sample's real tokens, so padding does not weaken the noise (for full rows: as
     theirs)."""
 
-    passes = 1
-
     def __init__(self, *, alpha: float = 5.0, seed: int = 42) -> None:
         self.alpha, self.seed = alpha, seed
 
@@ -60,7 +58,6 @@ class RandomStart(NRM):
         super().__init__(
             eps=eps, alpha=0.0, lambda_=lambda_, ball=ball, start=start, loss=loss, seed=seed, passes=passes
         )
-        self.passes = 2
 
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:

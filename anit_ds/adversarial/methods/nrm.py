@@ -64,7 +64,6 @@ class NRM(OneBatchAtATime):
         self.step, self.start, self.loss = step, start, loss
         self.joined = passes == "joined"
         self.gradient = gradient
-        self.passes = 3 if gradient == "attack" else 2
 
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:

@@ -26,7 +26,6 @@ class PGD(OneBatchAtATime):
 
     def __init__(self, *, eps: float, alpha: float, steps: int, ball: str = "frobenius") -> None:
         self.eps, self.alpha, self.steps, self.ball = eps, alpha, steps, ball
-        self.passes = steps + 1
 
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:

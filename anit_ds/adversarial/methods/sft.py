@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 class SFT(OneBatchAtATime):
     """L(e); one pass."""
 
-    passes = 1
-
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
         return cls()

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 class SingleStep(OneBatchAtATime):
     """`step` is "sign" (fgsm) or "norm" (fgm); eps in the units of the embeddings."""
 
-    passes = 2
-
     def __init__(self, *, eps: float, lambda_: float = 1.0, step: Literal["sign", "norm"]) -> None:
         self.eps, self.lambda_, self.step = eps, lambda_, step
 

@@ -21,7 +21,6 @@ class WarmedUp:
 
     def __init__(self, method: Method, *, until: int) -> None:
         self.method, self.until = method, until
-        self.passes = method.passes
         self._plain = SFT()
 
     def attach(self, lm: PerturbableLM) -> None:
