@@ -42,21 +42,78 @@ class _Refused(Exception):
 
 def build_app(run: FinishedRun, *, api_key: str | None = None, constrained: bool = False) -> Starlette:
     """The application for a run whose model is loaded. With `api_key` a request must carry it as a bearer token."""
-    names = [data_set.name for data_set in run.data.sets]
-    batcher = Batcher(lambda rows: _answer(run, rows, constrained), batch_size=run.config.eval.batch_size)
+    service = _Service(run, api_key=api_key, constrained=constrained)
+    return Starlette(
+        routes=[
+            Route("/", service.page),
+            Route("/health", service.health),
+            Route("/v1/models", service.models),
+            Route("/v1/chat/completions", service.chat, methods=["POST"]),
+            Route("/predict", service.predict, methods=["POST"]),
+        ],
+        exception_handlers={_Refused: _refuse},
+        lifespan=service.answering,
+    )
+
+
+class _Service:
+    """What stands behind the addresses: one run, and one batcher that all requests share."""
+
+    def __init__(self, run: FinishedRun, *, api_key: str | None, constrained: bool) -> None:
+        self.run, self.api_key = run, api_key
+        self.names = [data_set.name for data_set in run.data.sets]
+        self.batcher = Batcher(lambda rows: _answer(run, rows, constrained), batch_size=run.config.eval.batch_size)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        task = asyncio.create_task(batcher.run())
+    async def answering(self, app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.batcher.run())
         yield
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
 
-    async def body_of(request: Request) -> dict[str, Any]:
-        if api_key is not None:
+    async def page(self, request: Request) -> Response:
+        html = files("anit_ds.serving").joinpath("page.html").read_text(encoding="utf-8")
+        words = {data_set.name: data_set.instructions.labels for data_set in self.run.data.sets}
+        return HTMLResponse(html.replace("{{ words }}", json.dumps(words).replace("<", "\\u003c")))
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.names]})
+
+    async def predict(self, request: Request) -> Response:
+        body = await self._body_of(request)
+        texts = body.get("texts", [body.get("text")])
+        if not isinstance(texts, list) or not 0 < len(texts) <= _MOST_TEXTS:
+            raise _Refused(400, f"`texts` is a list of 1 to {_MOST_TEXTS} texts")
+        of = {"dataset": body["dataset"]} if "dataset" in body else {}
+        rows = [self._checked({"text": text, **of}) for text in texts]
+        answered = await asyncio.gather(*map(self.batcher.ask, rows))
+        return JSONResponse(answered[0] if "texts" not in body else {"rows": answered})
+
+    async def chat(self, request: Request) -> Response:
+        body = await self._body_of(request)
+        if body.get("n", 1) != 1:
+            raise _Refused(400, "`n`: answers are greedy, so there is one")
+        model = body.get("model")
+        of = {"dataset": model} if model in self.names else {}
+        answered = await self.batcher.ask(self._checked({"text": _last_message(body), **of}))
+        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model or self.names[0]}
+        reason = "length" if answered.get("cut") else "stop"
+        if body.get("stream"):
+            return Response(_streamed(about, answered["answer"], reason), media_type="text/event-stream")
+        message = {"role": "assistant", "content": answered["answer"]}
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        more = {key: value for key, value in answered.items() if key not in ("text", "answer", "dataset")}
+        return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "anit": more})
+
+    async def _body_of(self, request: Request) -> dict[str, Any]:
+        """The request's JSON object, read once its key is right."""
+        if self.api_key is not None:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), api_key.encode()):
+            if not hmac.compare_digest(given.encode(), self.api_key.encode()):
                 raise _Refused(401, "this server wants its key as a bearer token")
         raw = b""
         async for piece in request.stream():
@@ -71,63 +128,14 @@ def build_app(run: FinishedRun, *, api_key: str | None = None, constrained: bool
             raise _Refused(400, "the request is no JSON object")
         return body
 
-    def checked(row: Row) -> Row:
+    def _checked(self, row: Row) -> Row:
         try:
-            run.check(row, "the request")
+            self.run.check(row, "the request")
         except InputError as error:
             raise _Refused(400, str(error)) from error
         if not row["text"].strip():
             raise _Refused(400, "the request: the text is blank")
         return row
-
-    async def predict(request: Request) -> Response:
-        body = await body_of(request)
-        texts = body.get("texts", [body.get("text")])
-        if not isinstance(texts, list) or not 0 < len(texts) <= _MOST_TEXTS:
-            raise _Refused(400, f"`texts` is a list of 1 to {_MOST_TEXTS} texts")
-        of = {"dataset": body["dataset"]} if "dataset" in body else {}
-        rows = [checked({"text": text, **of}) for text in texts]
-        answered = await asyncio.gather(*map(batcher.ask, rows))
-        return JSONResponse(answered[0] if "texts" not in body else {"rows": answered})
-
-    async def chat(request: Request) -> Response:
-        body = await body_of(request)
-        if body.get("n", 1) != 1:
-            raise _Refused(400, "`n`: answers are greedy, so there is one")
-        model = body.get("model")
-        of = {"dataset": model} if model in names else {}
-        answered = await batcher.ask(checked({"text": _last_message(body), **of}))
-        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model or names[0]}
-        reason = "length" if answered.get("cut") else "stop"
-        if body.get("stream"):
-            return Response(_streamed(about, answered["answer"], reason), media_type="text/event-stream")
-        message = {"role": "assistant", "content": answered["answer"]}
-        choice = {"index": 0, "message": message, "finish_reason": reason}
-        more = {key: value for key, value in answered.items() if key not in ("text", "answer", "dataset")}
-        return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "anit": more})
-
-    async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
-
-    async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def page(request: Request) -> Response:
-        html = files("anit_ds.serving").joinpath("page.html").read_text(encoding="utf-8")
-        words = {data_set.name: data_set.instructions.labels for data_set in run.data.sets}
-        return HTMLResponse(html.replace("{{ words }}", json.dumps(words).replace("<", "\\u003c")))
-
-    return Starlette(
-        routes=[
-            Route("/", page),
-            Route("/health", health),
-            Route("/v1/models", models),
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/predict", predict, methods=["POST"]),
-        ],
-        exception_handlers={_Refused: _refuse},
-        lifespan=lifespan,
-    )
 
 
 def _answer(run: FinishedRun, rows: Sequence[Row], constrained: bool) -> list[Row]:
