@@ -31,7 +31,7 @@ def rehearse(lm: PerturbableLM, batch: Batch) -> None:
     """
     with torch.no_grad(), lm.dropout.off():
         try:
-            apart = _apart(lm, batch)
+            apart = distance(lm, batch)
         except torch.OutOfMemoryError:
             raise
         except (InputError, RuntimeError) as refused:  # shapes that only whole samples have
@@ -51,7 +51,7 @@ def rehearse(lm: PerturbableLM, batch: Batch) -> None:
     )
 
 
-def _apart(lm: PerturbableLM, batch: Batch) -> float:
+def distance(lm: PerturbableLM, batch: Batch) -> float:
     """|| logits in the run's rows - logits of whole samples || / || the latter ||, each without its mean over V.
 
     A batch lists its answer positions sample by sample, so the two are in one order.

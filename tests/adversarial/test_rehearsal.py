@@ -12,7 +12,9 @@ from anit_ds.errors import InputError
 from anit_ds.tiny import FAMILIES, tiny_model
 
 # Layers that drop what they are told of rows (Nemotron), leave a window to the mask (PhiMoE, Doge), or add sinks.
-STRANGERS = ["nemotron", "phimoe", "doge", "mimo_v2_flash"]
+STRANGERS: dict[str, dict[str, int]] = {
+    "nemotron": {}, "phimoe": {"sliding_window": 8}, "doge": {"sliding_window": 8}, "mimo_v2_flash": {},
+}  # fmt: skip
 WAYS = ["packed", "tree", "padded"]
 
 
@@ -29,7 +31,7 @@ def pair() -> Batch:
 
 
 def stranger(kind: str) -> nn.Module:
-    model = tiny_model(kind, sliding_window=8, tie_word_embeddings=False)
+    model = tiny_model(kind, tie_word_embeddings=False, **STRANGERS[kind])
     torch.manual_seed(1)
     for weight in model.parameters():
         if weight.dim() > 1:
