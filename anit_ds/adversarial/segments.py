@@ -23,11 +23,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.causal import beyond_causal
 from anit_ds.adversarial.layout import Layout, banded
 from anit_ds.adversarial.merged_attention import merged_attention
 from anit_ds.errors import InputError
 
-_WHOLE_PAST = {"full_attention", "sliding_attention"}
 # Elements of a row's mask: 64 MB, and 2 ms for an A100 to read, where a launch per run would cost as much.
 _LARGEST_MASK = 2**26
 
@@ -117,20 +117,12 @@ def _is_unread(mask: Tensor | None, key: Tensor) -> bool:
 
 
 def _refuse_other_mixers(model: Any, asked_by: str) -> None:
-    config = getattr(model, "config", None)
-    kind = getattr(config, "model_type", type(model).__name__)
-    layers = set(getattr(config, "layer_types", None) or _WHOLE_PAST)
-    if (
-        not getattr(model, "_can_set_attn_implementation", lambda: False)()
-        or getattr(model, "_is_stateful", False)
-        or getattr(config, "layers_block_type", None)
-        or getattr(config, "attention_chunk_size", None)
-        or getattr(config, "use_bidirectional_attention", False)
-        or not layers <= _WHOLE_PAST
-    ):
+    settable = getattr(model, "_can_set_attn_implementation", lambda: False)()
+    why = beyond_causal(model) if settable else "takes no attention but its own"
+    if why:
         raise InputError(
-            f"{asked_by}: a {kind} model mixes tokens by more than causal attention with windows, so samples laid in "
-            "one row would see each other; use train.padding_free=false and method.schedule=three_pass"
+            f"{asked_by}: {type(model).__name__} {why}, so samples laid in one row would see each other; use "
+            "train.padding_free=false and method.schedule=three_pass"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anit_ds.adversarial.causal import beyond_causal
 from anit_ds.adversarial.head import AnswerHead
 from anit_ds.errors import RunFailed
 from anit_ds.evaluation.asking import base_of
@@ -18,8 +19,6 @@ from anit_ds.evaluation.rows import GrowingLayer, Rows
 from anit_ds.evaluation.trie import Trie
 from anit_ds.ranks import distributed
 
-# What a sliding layer sees is left to its mask; a chunked one's window moves with a token's place in the row.
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 # What a checkpoint's generation settings may say: it is no matter of greedy decoding, or done here.
 _GENERATION_SETTINGS = {
     "bos_token_id", "cache_config", "cache_implementation", "compile_config", "continuous_batching_config",
@@ -37,14 +36,9 @@ _TAKES_ANY_MASK = ("sdpa", "eager")
 def why_not_cached(model: nn.Module) -> str | None:
     """Why `CachedLM` cannot stand in for `model.generate`, as the end of a sentence about the model; None if it can."""
     base = base_of(model)
-    config = base.config.get_text_config()
-    if odd := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES):
-        return f"has {', '.join(odd)} layers"
-    if getattr(base, "_is_stateful", False) or getattr(config, "layers_block_type", None):
-        return "keeps a state that is no list of keys and values"
-    if getattr(config, "attention_chunk_size", None) or getattr(config, "use_bidirectional_attention", False):
-        return "has attention that is more than causal with windows"
-    if getattr(config, "num_kv_shared_layers", 0):
+    if why := beyond_causal(base):
+        return why
+    if getattr(base.config.get_text_config(), "num_kv_shared_layers", 0):
         return "shares keys and values between layers"
     if base.get_output_embeddings() is None or "position_ids" not in inspect.signature(base.forward).parameters:
         return "has no language-model head, or counts positions by itself"

@@ -313,5 +313,5 @@ def test_what_a_loss_needs_may_not_stand_before_the_scope():
 def test_a_model_with_other_layers_is_refused():
     model = tiny_model("llama")
     model.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(InputError, match="method.schedule: prefix_tree: a llama model mixes tokens by more"):
+    with pytest.raises(InputError, match="method.schedule: prefix_tree: LlamaForCausalLM has linear_attention layers"):
         PrefixTreeLM(model)
