@@ -47,9 +47,14 @@ def _without_later(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: _without_later(value) if isinstance(value, dict) else value for key, value in said.items()}
 
 
+# Defaults that changed, as they were at first: a hash without the field goes on to mean this value.
+_FIRST_DEFAULTS = {"lora.dropout": 0.05}
+
+
 def chosen(config: Config) -> dict[str, Any]:
-    """The part of `identity` that is not a field's default. A field that a later version adds leaves it as it is."""
-    defaults = _defaults(Config)
+    """The part of `identity` that is not a field's first default. Neither a field that a later version adds nor a
+    default that it changes makes another configuration of an old one."""
+    defaults = {**_defaults(Config), **_FIRST_DEFAULTS}
     return {path: value for path, value in identity(config).items() if path not in defaults or defaults[path] != value}
 
 
