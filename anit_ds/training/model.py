@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from anit_ds.adversarial import Method, PerturbableLM, embedding_scale
 from anit_ds.adversarial.assembly import attach_method, perturbable
@@ -39,25 +40,36 @@ def build_model(
     model = make_trainable(model, config)
     if config.train.activation_checkpointing:
         use_activation_checkpointing(model)
-    asked = config.method.schedule
-    if asked == "auto":
+    config, lm = _under_engine(model, config, feed, ds_config)
+    return config, lm, attach_method(lm, config, scale=scale, total_steps=total_steps)
+
+
+def _under_engine(
+    model: nn.Module, config: Config, feed: Feed, ds_config: dict[str, Any]
+) -> tuple[Config, PerturbableLM]:
+    """The model under DeepSpeed, in a schedule that its rehearsal allows."""
+    auto = config.method.schedule == "auto"
+    if auto:
         schedule, why = choose_schedule(config, feed, model, ds_config, nodes=len(distributed.nodes()))
         config = _with_schedule(config, schedule, why)
     lm = build_engine(model, config, ds_config)
-    feed.packed = config.packs
     try:
-        rehearse(lm, lm.prepare(feed.pair()).to(feed.device))
+        _rehearse(lm, config, feed)
     except InputError as refused:
-        if asked != "auto" or config.method.schedule != "prefix_tree":
+        if not auto or config.method.schedule != "prefix_tree":
             raise
         config = _with_schedule(config, "three_pass", f"prefix_tree is left out: {refused}")
         engine = lm.engine
         lm.remove()
         lm = perturbable(model, config)
         lm.run_under(engine)
-        feed.packed = config.packs
-        rehearse(lm, lm.prepare(feed.pair()).to(feed.device))
-    return config, lm, attach_method(lm, config, scale=scale, total_steps=total_steps)
+        _rehearse(lm, config, feed)
+    return config, lm
+
+
+def _rehearse(lm: PerturbableLM, config: Config, feed: Feed) -> None:
+    feed.packed = config.packs
+    rehearse(lm, lm.prepare(feed.pair()).to(feed.device))
 
 
 def _with_schedule(config: Config, schedule: str, why: str) -> Config:
