@@ -50,8 +50,10 @@ def _under_engine(
     """The model under DeepSpeed, in a schedule that its rehearsal allows."""
     auto = config.method.schedule == "auto"
     if auto:
-        schedule, why = choose_schedule(config, feed, model, ds_config, nodes=len(distributed.nodes()))
-        config = _with_schedule(config, schedule, why)
+        nodes = len(distributed.nodes())
+        # Ranks have batches of their own, and must not come to schedules of their own.
+        chosen = distributed.from_main(lambda: choose_schedule(config, feed, model, ds_config, nodes=nodes))
+        config = _with_schedule(config, *chosen)
     lm = build_engine(model, config, ds_config)
     try:
         _rehearse(lm, config, feed)

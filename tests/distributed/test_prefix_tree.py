@@ -54,6 +54,7 @@ def test_every_stage_trains_what_whole_sequences_do(
         method: {zero: {**ZERO[zero], "method": {**METHODS[method], "schedule": "prefix_tree"}} for zero in zeros}
         for method, zeros in stages.items()
     }
+    ways["ours"]["auto"] = {**ZERO["zero3-partitioned"], "method": {**METHODS["ours"], "schedule": "auto"}}
     assert_plain_loops(make_config, cases, ways)
 
 
