@@ -48,6 +48,17 @@ def tiny_model(
         return transformers.AutoModelForCausalLM.from_config(config)
 
 
+def tiny_pair() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, attention mask, labels [2, 26] of two samples of 22 and 26 tokens that begin alike, padded on the right."""
+    rng = torch.Generator().manual_seed(2)
+    ids, mask, labels = torch.zeros(2, 26, dtype=torch.long), torch.zeros(2, 26), torch.full((2, 26), -100)
+    common = torch.randint(3, 512, (12,), generator=rng)
+    for row, length in enumerate((22, 26)):
+        ids[row, :length] = torch.cat([common, torch.randint(3, 512, (length - 12,), generator=rng)])
+        mask[row, :length], labels[row, length - 3 : length] = 1, ids[row, length - 3 : length]
+    return ids, mask, labels
+
+
 def save_tiny(folder: Path | str, family: str = "llama", *, seed: int = 0) -> Path:
     """Model and tokenizer in a folder that `model.name_or_path` can name."""
     tiny_model(family, seed=seed).save_pretrained(folder)

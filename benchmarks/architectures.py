@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from anit_ds.adversarial import Batch, PerturbableLM, PrefixTreeLM
 from anit_ds.adversarial.rehearsal import distance
 from anit_ds.errors import InputError, first_line
-from anit_ds.tiny import tiny_model
+from anit_ds.tiny import tiny_model, tiny_pair
 
 WAYS = ("packed", "tree", "padded")
 # The sizes of anit_ds.tiny by the names that other families have for them, and no dropout.
@@ -112,14 +112,8 @@ def _distance(model: nn.Module, way: str) -> float | str:
 
 
 def pair() -> Batch:
-    """Two samples that begin alike, of 22 and 26 tokens, padded on the right."""
-    rng = torch.Generator().manual_seed(2)
-    ids, mask, labels = torch.zeros(2, 26, dtype=torch.long), torch.zeros(2, 26), torch.full((2, 26), -100)
-    common = torch.randint(3, 512, (12,), generator=rng)
-    for row, length in enumerate((22, 26)):
-        ids[row, :length] = torch.cat([common, torch.randint(3, 512, (length - 12,), generator=rng)])
-        mask[row, :length], labels[row, length - 3 : length] = 1, ids[row, length - 3 : length]
-    return replace(Batch.from_labels(ids, mask, labels), right_padded=True)
+    """Two samples that begin alike, padded on the right as the trainer pads them."""
+    return replace(Batch.from_labels(*tiny_pair()), right_padded=True)
 
 
 @contextmanager

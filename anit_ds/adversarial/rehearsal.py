@@ -16,8 +16,8 @@ from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.errors import InputError, first_line
 
-# Of the logits' norm. Rounding makes 1e-6 of it in float32 and 1% in bfloat16 (SmolLM2), a neighbour or a token of the
-# future that is seen 50% and more.
+# Of the logits' norm. Rounding makes 1e-6 of it in float32 and 1.7% in bfloat16 (SmolLM2 on random tokens), a neighbour
+# or a token of the future that is seen 50% and more in tiny random models.
 _MOST_APART = {torch.float32: 1e-2}
 _MOST_APART_IN_HALVES = 0.1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from anit_ds.adversarial import Batch, PerturbableLM, PrefixTreeLM
 from anit_ds.adversarial.rehearsal import rehearse
 from anit_ds.errors import InputError
-from anit_ds.tiny import FAMILIES, tiny_model
+from anit_ds.tiny import FAMILIES, tiny_model, tiny_pair
 
 # Layers that drop what they are told of rows (Nemotron), leave a window to the mask (PhiMoE, Doge), or add sinks.
 STRANGERS: dict[str, dict[str, int]] = {
@@ -20,14 +22,7 @@ WAYS = ["packed", "tree", "padded"]
 
 def pair() -> Batch:
     """Two samples that begin alike, padded on the right as the trainer pads them."""
-    rng = torch.Generator().manual_seed(2)
-    ids, mask, labels = torch.zeros(2, 26, dtype=torch.long), torch.zeros(2, 26), torch.full((2, 26), -100)
-    common = torch.randint(3, 64, (12,), generator=rng)
-    for row, length in enumerate((22, 26)):
-        ids[row, :length] = torch.cat([common, torch.randint(3, 64, (length - 12,), generator=rng)])
-        mask[row, :length], labels[row, length - 3 : length] = 1, ids[row, length - 3 : length]
-    batch = Batch.from_labels(ids, mask, labels)
-    return Batch(**{**vars(batch), "right_padded": True})
+    return replace(Batch.from_labels(*tiny_pair()), right_padded=True)
 
 
 def stranger(kind: str) -> nn.Module:
