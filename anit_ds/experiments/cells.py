@@ -176,27 +176,17 @@ def _cell(
     source: Cell | None = None,
     arm: str = "",
 ) -> Cell:
-    data, method = place.data, spec.name
     changed = {
         field if "." in field else f"method.{field}": value
-        for field, value in {**data.set, **spec.set, **settings}.items()
+        for field, value in {**place.data.set, **spec.set, **settings}.items()
     }
     noise = _noise_of(place, spec, changed)
-    trained_on = "none" if method == "sft" else changed.get("noise.kind", noise)
-    raw = copy.deepcopy(config.base)
-    where = {"mix": [m.model_dump() for m in data.mix]} if data.mix else {"dataset": data.dataset, "path": data.path}
-    raw["data"] = {**raw.get("data", {}), **where, "instructions": place.version, "fraction": place.fraction}
-    raw["noise"] = {**raw.get("noise", {}), "kind": noise, "omega": place.omega}
-    if noise == trained_on == "none":
-        raw["noise"] |= {"omega": 0.0, "phi": 0.0, "views": 1}
-    elif noise == "opposite":
-        raw["noise"]["omega"] = config.grid.omegas[0]  # it has no effect there
-    raw["distortion"] = {**raw.get("distortion", {}), "kind": place.distortion}
-    raw["method"] = {"name": method, **(spec.model_extra or {})}
-    raw["out"] = config.out
-    set_field(raw, "train.seed", place.seed)
-    if place.model:
-        set_field(raw, "model.name_or_path", place.model)
+    raw_only = spec.name == "sft" or changed.get("noise.kind", noise) == "none"
+    if raw_only and (idle := _noise_fields({**spec.set, **settings})):
+        raise InputError(
+            f"{spec.label}: {idle[0]} changes nothing, because it trains on raw instructions; set noise.kind too"
+        )
+    raw = _raw_at(config, place, spec, noise, raw_only=raw_only)
     if source is not None:
         if source.config.lora is None:
             raise InputError("transfers: a run goes on from another one's adapter, and lora: null leaves none")
@@ -205,24 +195,43 @@ def _cell(
         set_field(raw, field, value)
     if spec.epochs_factor != 1:
         _lengthen(raw, spec)
-    if raw.get("eval", {}).get("noises"):
-        # Every arm is tested under the same noise, whatever it was trained on.
-        level = next(filter(None, config.grid.omegas), raw["noise"]["omega"])
-        if raw["noise"]["omega"] != level and raw["eval"].get("omega") is None:
-            raw["eval"]["omega"] = level
-    run = validate(raw, source=f"cell {data.name}, {spec.label}")
-    if trained_on == "none" and (idle := _noise_fields({**spec.set, **settings})):
-        raise InputError(
-            f"{spec.label}: {idle[0]} changes nothing, because it trains on raw instructions; set noise.kind too"
-        )
+    _test_under_the_same_noise(raw, config.grid.omegas)
+    run = validate(raw, source=f"cell {place.data.name}, {spec.label}")
     if not _feels_distortion(run):
         run.distortion.kind = "rbe"  # one cell for all measures
     digest = _hash(run, source)
     from_ = [f"from-{source.dataset}"] if source else []
-    parts = [data.name, arm or spec.label, *from_, noise, f"s{place.seed}", digest[:8]]
+    parts = [place.data.name, arm or spec.label, *from_, noise, f"s{place.seed}", digest[:8]]
     name = "-".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts)
     run.out = str(Path(config.out) / "runs" / name)
-    return Cell(run, data.name, arm or spec.label, name, digest, source)
+    return Cell(run, place.data.name, arm or spec.label, name, digest, source)
+
+
+def _raw_at(config: CompareConfig, place: _Place, spec: MethodSpec, noise: str, *, raw_only: bool) -> dict[str, Any]:
+    """`base` with what the place and the method say, before anyone's `set`."""
+    raw, data = copy.deepcopy(config.base), place.data
+    where = {"mix": [m.model_dump() for m in data.mix]} if data.mix else {"dataset": data.dataset, "path": data.path}
+    raw["data"] = {**raw.get("data", {}), **where, "instructions": place.version, "fraction": place.fraction}
+    raw["noise"] = {**raw.get("noise", {}), "kind": noise, "omega": place.omega}
+    if noise == "none" and raw_only:
+        raw["noise"] |= {"omega": 0.0, "phi": 0.0, "views": 1}
+    elif noise == "opposite":
+        raw["noise"]["omega"] = config.grid.omegas[0]  # it has no effect there
+    raw["distortion"] = {**raw.get("distortion", {}), "kind": place.distortion}
+    raw["method"] = {"name": spec.name, **(spec.model_extra or {})}
+    raw["out"] = config.out
+    set_field(raw, "train.seed", place.seed)
+    if place.model:
+        set_field(raw, "model.name_or_path", place.model)
+    return raw
+
+
+def _test_under_the_same_noise(raw: dict[str, Any], omegas: Sequence[float]) -> None:
+    """Every arm is tested at one level of noise, whatever it was trained on."""
+    tests = raw.get("eval", {})
+    level = next(filter(None, omegas), raw["noise"]["omega"])
+    if tests.get("noises") and raw["noise"]["omega"] != level and tests.get("omega") is None:
+        tests["omega"] = level
 
 
 def _lengthen(raw: dict[str, Any], spec: MethodSpec) -> None:
