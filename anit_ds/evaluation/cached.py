@@ -42,11 +42,21 @@ def why_not_cached(model: nn.Module) -> str | None:
         return "shares keys and values between layers"
     if base.get_output_embeddings() is None or "position_ids" not in inspect.signature(base.forward).parameters:
         return "has no language-model head, or counts positions by itself"
+    if _cache_argument(base) is None:
+        return "takes no keys and values"
     settings = base.generation_config.to_diff_dict() if base.generation_config else {}
     more = [key for key, value in settings.items() if not (key in _GENERATION_SETTINGS or key[0] == "_")]
     if more := [key for key in more if settings[key] not in _NEUTRAL]:
         return f"sets {', '.join(more)} for its generation"
     return None
+
+
+def _cache_argument(base: nn.Module) -> str | None:
+    """What the model calls its cache: from transformers 5.24 on another name, and what it does not know by name it
+    drops in silence."""
+    return next(
+        (name for name in ("cache", "past_key_values") if name in inspect.signature(base.forward).parameters), None
+    )
 
 
 class Pace:
@@ -82,6 +92,7 @@ class CachedLM:
     ) -> None:
         self.model: Any = model
         self.device, self.dtype = next(model.parameters()).device, base_of(model).dtype
+        self._cache_argument = str(_cache_argument(base_of(model)))
         self._texts, self.batch_size = prefixes[1:], batch_size
         self._pace, self._heartbeat = Pace(model), heartbeat
 
@@ -177,10 +188,10 @@ class CachedLM:
             input_ids=ids,
             attention_mask=mask,
             position_ids=before + position,
-            past_key_values=rows.cache,
             use_cache=True,
+            **{self._cache_argument: rows.cache},
         )
-        if any(type(layer) is not GrowingLayer for layer in rows.cache.layers):
+        if not rows.layers or any(type(layer) is not GrowingLayer for layer in rows.layers):
             raise RunFailed("the model does not keep plain keys and values in every layer")
         self._heartbeat()
         logits: Tensor = output.logits

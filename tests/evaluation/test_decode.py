@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import torch
 import transformers
 from matrix import rows
 
+from anit_ds.errors import RunFailed
 from anit_ds.evaluation import plain
-from anit_ds.evaluation.asking import Question, texts_of
+from anit_ds.evaluation.asking import Question, base_of, texts_of
 from anit_ds.evaluation.decode import ask
 
 MODELS = {
@@ -165,6 +167,39 @@ def test_the_plain_way_is_generate_too(
     for batch_size in (1, 4, 16):
         replies = plain.ask(model, tokenizer, [Question(p) for p in prompts], max_new_tokens=12, batch_size=batch_size)
         assert [reply.tokens for reply in replies] == expected
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_has_the_name_that_the_model_gives_it(
+    name: str, make_model: Callable[..., Any], tokenizer: Any, generated: Callable[..., list[list[int]]]
+):
+    """transformers 5.24 calls it `cache`, and drops the earlier name with 5.40; earlier ones drop `cache`."""
+    model, prompts = make_model(), some_prompts("one prefix")[-6:]
+    expected, base = generated(model, prompts, 6), base_of(model)
+    own = base.forward
+    theirs = "cache" if "cache" in inspect.signature(own).parameters else "past_key_values"
+
+    def by_cache(input_ids=None, attention_mask=None, position_ids=None, cache=None, use_cache=None):
+        return own(input_ids, attention_mask, position_ids, use_cache=use_cache, **{theirs: cache})
+
+    def by_past(input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
+        return own(input_ids, attention_mask, position_ids, use_cache=use_cache, **{theirs: past_key_values})
+
+    base.forward = by_cache if name == "cache" else by_past
+    replies = ask(model, tokenizer, [Question(p) for p in prompts], max_new_tokens=6, batch_size=4)
+    assert [reply.tokens for reply in replies] == expected
+
+
+def test_a_model_that_drops_its_cache_is_an_error(make_model: Callable[..., Any], tokenizer: Any):
+    model = make_model()
+    own = base_of(model).forward
+
+    def forgetful(input_ids=None, attention_mask=None, position_ids=None, cache=None, use_cache=None):
+        return own(input_ids, attention_mask, position_ids)
+
+    base_of(model).forward = forgetful
+    with pytest.raises(RunFailed, match="does not keep plain keys and values"):
+        ask(model, tokenizer, [Question(p) for p in some_prompts("one prefix")[-6:]], max_new_tokens=6)
 
 
 def test_half_precision_says_what_is_best_but_for_rounding(make_model: Callable[..., Any], tokenizer: Any):
