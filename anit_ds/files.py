@@ -157,12 +157,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def json_line(value: Any) -> bytes:
-    """A value as one line of JSON with its newline: UTF-8, and only what UTF-8 cannot hold escaped."""
+def json_line(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
+    """A value as one line of JSON with its newline: UTF-8, and only what UTF-8 cannot hold escaped. `default` makes
+    something else of a part that JSON has no form for."""
     try:
-        return json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n"
+        return json.dumps(value, ensure_ascii=False, default=default).encode("utf-8") + b"\n"
     except UnicodeEncodeError:  # half a character
-        return json.dumps(value).encode("ascii") + b"\n"
+        return json.dumps(value, default=default).encode("ascii") + b"\n"
 
 
 def text_lines(raw: Iterable[bytes], report: Report) -> Iterator[tuple[int, str]]:

@@ -54,7 +54,15 @@ _FIRST_DEFAULTS = {"lora.dropout": 0.05}
 def chosen(config: Config) -> dict[str, Any]:
     """The part of `identity` that is not a field's first default. Neither a field that a later version adds nor a
     default that it changes makes another configuration of an old one."""
-    defaults = {**_defaults(Config), **_FIRST_DEFAULTS}
+    return _unlike({**_defaults(Config), **_FIRST_DEFAULTS}, config)
+
+
+def not_at_default(config: Config) -> dict[str, Any]:
+    """The part of `identity` that is not a field's default of today: what to tell a reader of a configuration."""
+    return _unlike(_defaults(Config), config)
+
+
+def _unlike(defaults: dict[str, Any], config: Config) -> dict[str, Any]:
     return {path: value for path, value in identity(config).items() if path not in defaults or defaults[path] != value}
 
 

@@ -1,4 +1,4 @@
-"""`anit predict`: new texts answered by a run, JSON lines in, JSON lines out, a few batches at a time."""
+"""`anit predict`: new texts answered by a run, a table in, JSON lines out, a few batches at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, NoReturn
 import click
 
 from anit_ds.commands.arguments import dtype, ignored_local_rank, threshold
+from anit_ds.data.corpora.reading import Broken, Faults, open_binary
+from anit_ds.data.corpora.table import ENDINGS, records
 from anit_ds.errors import InputError
 from anit_ds.files import json_line, json_lines
 
@@ -21,8 +23,9 @@ Row = tuple[str, dict[str, Any]]
 
 @click.command(short_help="Answer new texts with a run.")
 @click.argument("run", type=click.Path())
-@click.option("--input", "source", required=True, metavar="FILE", help="JSON lines with a `text` (and, in a mixture, a "
-              "`dataset`); - for standard input.")  # fmt: skip
+@click.option("--input", "source", required=True, metavar="FILE", help="CSV, TSV, JSON, JSON lines, Parquet or Arrow, "
+              "with the columns that training read the text from, or a `text` (in a mixture also a `dataset`); - for "
+              "JSON lines from standard input.")  # fmt: skip
 @click.option("--output", default="-", metavar="FILE", help="Where the answers go as they are made; by default "
               "standard output.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(1), default=None, help="Longest answer in tokens; by default "
@@ -60,25 +63,23 @@ def predict(
         probabilities = True
     with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens, thresholds=thresholds) as asked:
         main = distributed.rank() == 0
-        if main and source != "-":
-            with _opened(source) as file:  # what is wrong in line 90,000 is said before the first is answered
-                for where, row in _rows(file, source):
-                    asked.check(row, where)
+        if main and source != "-" and not Path(source).is_fifo():  # a pipe is read once
+            for where, row in _rows(source):  # what is wrong in line 90,000 is said before the first is answered
+                asked.check(row, where)
         count = cut = unread = scored = without = 0
-        with _opened(source) as file:
-            answers = asked.answer(
-                _rows(file, source), probabilities=probabilities, constrained=constrained or min_score > 0,
-                least=min_score,
-            )  # fmt: skip
-            with _written(output if main else os.devnull, source) as out:  # emptied, now that nothing is refused
-                for answered in answers:
-                    out.write(b"".join(map(json_line, answered)))
-                    out.flush()
-                    count += len(answered)
-                    cut += sum("cut" in row for row in answered)
-                    unread += sum("malformed" in row for row in answered)
-                    scored += sum("probabilities" in row for row in answered)
-                    without += sum("probabilities" in row and row["label"] is None for row in answered)
+        answers = asked.answer(
+            _rows(source), probabilities=probabilities, constrained=constrained or min_score > 0,
+            least=min_score,
+        )  # fmt: skip
+        with _written(output if main else os.devnull, source) as out:  # emptied, now that nothing is refused
+            for answered in answers:
+                out.write(b"".join(json_line(row, default=str) for row in answered))  # a Parquet file may hold dates
+                out.flush()
+                count += len(answered)
+                cut += sum("cut" in row for row in answered)
+                unread += sum("malformed" in row for row in answered)
+                scored += sum("probabilities" in row for row in answered)
+                without += sum("probabilities" in row and row["label"] is None for row in answered)
         if main:
             abstained = f", {without} without a label" if without else ""
             click.echo(f"{count} answers: {cut} cut at the limit, {unread} not parsed whole{abstained}", err=True)
@@ -86,29 +87,29 @@ def predict(
                 click.echo(note, err=True)
 
 
-@contextmanager
-def _opened(source: str) -> Iterator[BinaryIO]:
-    if source == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        file = Path(source).open("rb")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise InputError(f"--input: cannot read {source} ({error.strerror})") from error
-    with file:
-        yield file
-
-
-def _rows(file: BinaryIO, source: str) -> Iterator[Row]:
+def _rows(source: str) -> Iterator[Row]:
     """The objects of the input, read as they are asked for. Raises InputError, with the line, for what is none."""
+    for number, record in _records(source):
+        if isinstance(record, Broken) or not isinstance(record, dict):
+            problem = record if isinstance(record, Broken) else 'expected an object with a "text"'
+            raise InputError(f"{source}:{number}: {problem}")
+        yield f"{source}:{number}", record
+
+
+def _records(source: str) -> Iterator[tuple[int, object]]:
+    """(line or row, the record) of a file, by the ending of its name: a table, else JSON lines."""
 
     def refuse(line: int, problem: str) -> NoReturn:
         raise InputError(f"{source}:{line}: {problem}")
 
-    for number, row in json_lines(file, refuse):
-        if not isinstance(row, dict):
-            refuse(number, 'expected an object with a "text"')
-        yield f"{source}:{number}", row
+    path = Path(source)
+    if source == "-":
+        yield from json_lines(sys.stdin.buffer, refuse)
+    elif path.suffix.lower() in ENDINGS:
+        yield from records(path, Faults(cure=""))
+    else:
+        with open_binary(path) as file:
+            yield from json_lines(file, refuse)
 
 
 @contextmanager

@@ -15,7 +15,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from anit_ds.config import Columns
+from anit_ds.data.corpora.columns import text_alone
+from anit_ds.data.corpora.reading import Broken
 from anit_ds.data.examples import Sample
+from anit_ds.data.mixture import portions
 from anit_ds.data.noise import NoSource
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks.classification import CLASSIFICATION
@@ -43,6 +47,13 @@ class Scored(NamedTuple):
     remarks: list[str]
 
 
+class Asked(NamedTuple):
+    """What an object asks: a text of a data set."""
+
+    of: DataSet
+    text: str
+
+
 class FinishedRun:
     """A run's configuration, data and best adapter (with `base` the untouched model); the ranks share the work.
 
@@ -66,6 +77,7 @@ class FinishedRun:
         self.data = RunData.stored(self.config, self.folder.data)
         self.base, self.dtype, self.max_new_tokens = base, dtype, max_new_tokens
         self._thresholds = self._read_thresholds(thresholds)
+        self._columns = {portion.dataset: portion.own or Columns() for portion in portions(self.config.data)}
 
     def _read_thresholds(self, given: Sequence[str]) -> dict[str, float]:
         if given and len(self._classified) != 1:
@@ -181,8 +193,8 @@ class FinishedRun:
         return "-".join(part for part, told in parts.items() if told)
 
     def answer(self, texts: Iterable[tuple[str, dict[str, Any]]], **how: Any) -> Iterator[list[dict[str, Any]]]:
-        """Each object (where it stands, and it, with a `text`) again, with what `Evaluator.answer` says of it, asked
-        as `how` says.
+        """Each object (where it stands, and it) again, with what `Evaluator.answer` says of its text, asked as `how`
+        says.
 
         As they are done, in the objects' order: first one batch of each rank, then twice as many, up to a few. Rank 0
         alone reads `texts`. Raises InputError at once for what is wrong with the run or asked in vain, and on the way
@@ -206,9 +218,9 @@ class FinishedRun:
         while chunk := distributed.from_main(lambda: list(islice(source, next(sizes)))):
             samples: dict[str, list[tuple[int, Sample]]] = {}
             for place, (where, row) in enumerate(chunk):
-                of = self.check(row, where)
+                of, text = self.check(row, where)
                 number += 1
-                samples.setdefault(of.name, []).append((place, of.asked(row["text"], str(row.get("id", number)))))
+                samples.setdefault(of.name, []).append((place, of.asked(text, str(row.get("id", number)))))
             answered: dict[int, dict[str, Any]] = {}
             for name, asked in samples.items():
                 told = self.evaluator.answer(self.model, self.data[name], [s for _, s in asked], **how)
@@ -229,13 +241,21 @@ class FinishedRun:
             cure = "; --constrained gives each label a score" if self._has_multilabel else ""
             raise InputError(f"--probabilities: are of classification, one label for each text{cure}")
 
-    def check(self, row: Mapping[str, Any], where: str) -> DataSet:
-        """The data set that an object is of. Raises InputError for one without a `text` that is text, and in a mixture
-        for one that does not say its data set."""
-        if not isinstance(row.get("text"), str):
-            raise InputError(f'{where}: expected an object with a "text"')
-        if half := _HALF.search(row["text"]):
+    def check(self, row: Mapping[str, Any], where: str) -> Asked:
+        """What an object asks. Its text is in the columns that training read it from, or in `text`.
+
+        Raises InputError for one without a text, and in a mixture for one that does not say its data set.
+        """
+        of = self._of(row, where)
+        try:
+            text = text_alone(row, self._columns[of.name])
+        except Broken as error:
+            raise InputError(f"{where}: {error}") from error
+        if half := _HALF.search(text):
             raise InputError(f"{where}: {half[0]!r} is half a character (a lone surrogate), which is no text")
+        return Asked(of, text)
+
+    def _of(self, row: Mapping[str, Any], where: str) -> DataSet:
         if len(self.data.sets) == 1:
             return self.data.sets[0]
         names = [s.name for s in self.data.sets]

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from anit_ds.config import Config
 from anit_ds.data.rundata import DataSet, RunData
-from anit_ds.identity import chosen
+from anit_ds.identity import not_at_default
 from anit_ds.runfolder import versions
 
 _TASKS = {
@@ -64,7 +64,7 @@ def _about(config: Config, data: RunData) -> str:
     for s in data.sets:
         sizes = " | ".join(str(len(s.split(split))) for split in ("train", "dev", "test"))
         lines.append(f"| {s.name} | {s.task.name} | {sizes} |")
-    told = {path: value for path, value in chosen(config).items() if path.startswith(_TOLD)}
+    told = {path: value for path, value in not_at_default(config).items() if path.startswith(_TOLD)}
     fields = ", ".join(f"`{path}: {value}`" for path, value in told.items())
     made = ", ".join(f"{name} {version}" for name, version in (config.versions or versions()).items())
     return "\n".join([*lines, "", f"Settings that are not defaults: {fields or 'none'}.", "", f"Trained with {made}."])

@@ -130,10 +130,10 @@ class _Service:
 
     def _checked(self, row: Row) -> Row:
         try:
-            self.run.check(row, "the request")
+            text = self.run.check(row, "the request").text
         except InputError as error:
             raise _Refused(400, str(error)) from error
-        if not row["text"].strip():
+        if not text.strip():
             raise _Refused(400, "the request: the text is blank")
         return row
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import Config
-from anit_ds.identity import chosen, identity
+from anit_ds.identity import identity, not_at_default
 
 _FIELDS = (
     "model.name_or_path", "data.dataset", "noise.kind", "noise.omega", "noise.phi", "method.name", "lora.r",
@@ -18,7 +18,7 @@ def hyperparameters(config: Config) -> dict[str, str | float | bool]:
     """These fields, those that the method reads, and whatever is not at its default, as far as they say something."""
     every = identity(config)
     of_method = [f"method.{name.rstrip('_')}" for name in sorted(METHODS[config.method.name].reads)]
-    shown = {path: every.get(path) for path in [*_FIELDS, *of_method, *chosen(config)]}
+    shown = {path: every.get(path) for path in [*_FIELDS, *of_method, *not_at_default(config)]}
     return {
         path: value if isinstance(value, str | int | float) else str(value)
         for path, value in shown.items()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
+from threading import Thread
 
+import datasets
 import peft
 import pytest
 import torch
@@ -201,6 +206,53 @@ def test_predict_names_a_broken_line(line: str, said: str, run: Config, tmp_path
         anit(monkeypatch, "predict", run.out, "--input", texts)
     assert exit.value.code == 2
     assert f"{texts}:2: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".json", ".parquet", ".arrow", ".txt", "pipe"])
+def test_texts_in_any_table_have_the_answers_that_they_have_in_json_lines(
+    ending: str, run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = [{"text": text, "day": f"2026-11-0{day}"} for day, text in enumerate(["very good", "a, b", "bad"], start=1)]
+    lines, table = tmp_path / "texts.jsonl", tmp_path / f"texts{ending}"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dated = datasets.Dataset.from_list([{**row, "day": date.fromisoformat(row["day"])} for row in rows])
+    if ending in (".csv", ".tsv"):
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "day"], delimiter="," if ending == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif ending == ".parquet":
+        dated.to_parquet(table)
+    elif ending == ".arrow":
+        dated.save_to_disk(tmp_path / "saved")
+        (saved,) = (tmp_path / "saved").glob("*.arrow")
+        saved.rename(table)
+    elif ending == "pipe":
+        os.mkfifo(table)
+        Thread(target=lambda: table.write_bytes(lines.read_bytes()), daemon=True).start()
+    else:
+        table.write_text(json.dumps(rows) if ending == ".json" else lines.read_text())
+    found = []
+    for source in (lines, table):
+        answers = tmp_path / f"answers-of-{source.name}"
+        anit(monkeypatch, "predict", run.out, "--input", source, "--output", answers)
+        found.append([json.loads(line) for line in answers.read_text().splitlines()])
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
+def test_a_file_that_is_not_there_costs_no_answers(run: Config, tmp_path: Path, monkeypatch, capsys):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("of last time")
+    for name, said in (
+        ("none.csv", "No such file"),
+        ("none", "No such file"),
+        ("x.parquet", "x.parquet: cannot be read"),
+    ):
+        (tmp_path / "x.parquet").write_text("no Parquet")
+        with pytest.raises(SystemExit) as exit:
+            anit(monkeypatch, "predict", run.out, "--input", tmp_path / name, "--output", answers)
+        assert exit.value.code == 2 and said in capsys.readouterr().err
+    assert answers.read_text() == "of last time"
 
 
 def test_an_exported_model_is_base_and_adapter_and_is_asked_as_training_did(

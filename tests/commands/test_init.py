@@ -37,6 +37,13 @@ def test_a_csv_of_mails_becomes_a_run(anit: Anit, tiny_folder: Path):
     Path("new.jsonl").write_text('{"text": "Win 7!"}\n')
     row = json.loads(anit("predict", "runs/mails", "--input", "new.jsonl").splitlines()[0])
     assert set(row["probabilities"]) == {"0", "1"}
+    Path("new.csv").write_text('when,msg\nnow,"Win 7!"\n')
+    assert json.loads(anit("predict", "runs/mails", "--input", "new.csv").splitlines()[0]) == {
+        "when": "now", "msg": "Win 7!", **{key: value for key, value in row.items() if key != "text"}
+    }  # fmt: skip
+    Path("new.csv").write_text("when\nnow\n")
+    said = 'new.csv:2: expected an object with a "text", or with "msg" as in training'
+    assert said in anit("predict", "runs/mails", "--input", "new.csv", code=2)
     anit("export", "runs/mails", "adapter")
     assert "already there" in anit("init", "spam", "--data", "mails.csv", code=2)
 

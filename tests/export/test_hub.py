@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -68,7 +69,10 @@ def test_what_is_exported_is_sent(hub: Any, make_config: Callable[..., Config], 
     assert (hub.made["organization"], hub.made["name"], hub.made["visibility"]) == ("ada", "spam", "private")
     assert hub.files == {file.name: file.read_bytes() for file in out.iterdir()}
     assert {"adapter_model.safetensors", "README.md", "prompt.json"} <= set(hub.files)
-    assert config.model.name_or_path not in hub.files["README.md"].decode(), "a folder here is nobody's matter"
+    card = hub.files["README.md"].decode()
+    assert config.model.name_or_path not in card, "a folder here is nobody's matter"
+    (told,) = re.findall(r"Settings that are not defaults: (.*)\.", card)
+    assert "`train.epochs: 1.0`" in told and "lora.dropout" not in told, "its default has moved, and the run has it"
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert TOKEN not in said and not any(TOKEN.encode() in content for content in hub.files.values())
 

@@ -42,6 +42,17 @@ def row_of(columns: Columns, task: str | None) -> Callable[[object], Row]:
     return parse
 
 
+def text_alone(record: Mapping[str, Any], columns: Columns) -> str:
+    """The text of a record without an answer: in the columns that training reads it from, or in `text`. Raises Broken
+    for one that has neither."""
+    own = [columns.text] if isinstance(columns.text, str) else columns.text
+    names = own if set(own) <= record.keys() else ["text"]
+    if not any(isinstance(record.get(name), str) for name in names):
+        other = "" if own == ["text"] else f", or with {' and '.join(map(json.dumps, own))} as in training"
+        raise Broken(f'expected an object with a "text"{other}')
+    return _text(record, names)
+
+
 def _column(record: Mapping[str, Any], name: str) -> Any:
     if name not in record:
         raise Broken(f"no column is called {shown(name)}; there are {', '.join(map(str, record))}")

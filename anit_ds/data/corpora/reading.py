@@ -38,7 +38,8 @@ class Faults:
     """Decides about broken records: the first one ends the reading (`raise`), or they are counted (`skip`).
 
     `task` says what the items of a row must look like, `known` which labels they may have (any by default); `unknown`
-    keeps where each other one first stands. `left_out` counts what is sound but of no use, by its kind.
+    keeps where each other one first stands. `left_out` counts what is sound but of no use, by its kind. `cure` is what
+    whoever asked may do about the first one.
     """
 
     on_error: OnError = "raise"
@@ -48,12 +49,13 @@ class Faults:
     skipped: int = 0
     first: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    cure: str = " (on_error: skip leaves such lines out and counts them)"
 
     def report(self, path: Path, line: int, problem: str) -> None:
         """Raises InputError naming file, line and problem unless broken lines are to be skipped."""
         message = f"{path}:{line}: {' '.join(problem.split())}"
         if self.on_error == "raise":
-            raise InputError(f"{message} (on_error: skip leaves such lines out and counts them)")
+            raise InputError(f"{message}{self.cure}")
         self.skipped += 1
         if len(self.first) < 3:
             self.first.append(str(InputError(message)))

@@ -61,10 +61,9 @@ def load(path: str) -> Mapping[str, Any]:
 def stream_of(path: Path) -> Iterator[tuple[int, Fields]]:
     """(its number from 1, the row) of one Parquet or Arrow file. Raises InputError where it cannot be read."""
     try:
-        stream = _streams(path.suffix[1:].lower(), {"train": [str(path)]})["train"]
+        yield from enumerate(_streams(path.suffix[1:].lower(), {"train": [str(path)]})["train"], start=1)
     except Exception as error:  # as above
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
-    yield from enumerate(sound(stream, str(path), "train"), start=1)
 
 
 def sound(stream: Iterable[Fields], path: str, split: str) -> Iterator[Fields]:
