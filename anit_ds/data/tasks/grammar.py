@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from anit_ds.data.examples import Item
-from anit_ds.data.tasks.answers import NONE, SetTask, Task, escape, resolve, split_unescaped
+from anit_ds.data.tasks.answers import NONE, SetTask, Task, escape, resolve, split_unescaped, unescape
 from anit_ds.data.tasks.multilabel import Multilabel
 
 
@@ -122,7 +122,7 @@ class SpanGrammar(Grammar):
         if head not in self._labels or not rest:
             return None
         spans = [_after_blank(span) for span in self._split(rest[0])]
-        if len(spans) != self._spans or not all(span and self._is_span(resolve(span)) for span in spans):
+        if len(spans) != self._spans or not all(span and self._is_span(span) for span in spans):
             return None
         return self._labels[head], *(resolve(span) for span in spans if span)
 
@@ -134,7 +134,7 @@ class SpanGrammar(Grammar):
             return False
         *closed, last = self._split(rest[0])
         whole = [_after_blank(span) for span in closed]
-        if len(closed) >= self._spans or not all(span and self._is_span(resolve(span)) for span in whole):
+        if len(closed) >= self._spans or not all(span and self._is_span(span) for span in whole):
             return False
         if not last:
             return True
@@ -151,15 +151,19 @@ class SpanGrammar(Grammar):
         raw = resolve(begun[:-1] if open_escape else begun)
         if not raw:
             return not open_escape or any(map(self._is_escaped, self._text))
-        following = (self._text[start + len(raw) : start + len(raw) + 1] for start in self._starts(raw))
-        return any(not open_escape or self._is_escaped(after) for after in following)
+        following = [self._text[start + len(raw) :] for start in self._starts(raw)]
+        if open_escape:
+            return any(self._is_escaped(after[:1]) for after in following)
+        return bool(following) if _ends_as_read(begun) else any(after.strip() for after in following)
 
     def _is_escaped(self, character: str) -> bool:
         """Whether a backslash stands before this character of a span, or may."""
         return character in (*self._separators, "\\") or character.isspace()
 
-    def _is_span(self, raw: str) -> bool:
-        return bool(raw.strip()) and any(self._cut(start + len(raw)) for start in self._starts(raw))
+    def _is_span(self, written: str) -> bool:
+        raw = resolve(written)
+        whole = bool(raw.strip()) and _ends_as_read(written)
+        return whole and any(self._cut(start + len(raw)) for start in self._starts(raw))
 
     def _starts(self, raw: str) -> list[int]:
         """Where this occurs in the text at a word's beginning."""
@@ -173,6 +177,11 @@ class SpanGrammar(Grammar):
     def _cut(self, at: int) -> bool:
         """Whether a word may begin or end here."""
         return not (_in_word(self._text[at - 1 : at]) and _in_word(self._text[at : at + 1]))
+
+
+def _ends_as_read(written: str) -> bool:
+    """Whether nothing of a span that is written like this is stripped when the answer is read."""
+    return unescape(written) == resolve(written)
 
 
 def _in_word(character: str) -> bool:
