@@ -30,7 +30,7 @@ def test_a_csv_of_mails_becomes_a_run(anit: Anit, tiny_folder: Path):
     lines = [line.split() for line in said.splitlines() if line.startswith("    anit ")]
     assert lines == [["anit", "data", "spam/mails.yaml"], ["anit", "train", "spam/mails.yaml"]]
     assert yaml.safe_load(Path("spam/instructions.yaml").read_text())["labels"] == {"0": "not spam", "1": "spam"}
-    short = ["train.epochs=1", "train.micro_batch=16", "eval.max_new_tokens=4"]
+    short = ["train.epochs=1", "train.global_batch=16", "train.micro_batch=16", "eval.max_new_tokens=4"]
     for _, *line in lines:
         anit(*line, *short)
     anit("eval", "runs/mails", "--noise", "all")
@@ -46,6 +46,18 @@ def test_a_csv_of_mails_becomes_a_run(anit: Anit, tiny_folder: Path):
     assert said in anit("predict", "runs/mails", "--input", "new.csv", code=2)
     anit("export", "runs/mails", "adapter")
     assert "already there" in anit("init", "spam", "--data", "mails.csv", code=2)
+
+
+@pytest.mark.parametrize(
+    "columns, rows, epochs, batch",
+    [("msg,is_spam", 60, 3, 4), ("msg,is_spam", 500, 3, 8), ("msg,is_spam", 2000, 3, 16), ("msg,spans", 60, 6, 4)],
+)
+def test_few_rows_are_trained_in_small_batches(columns: str, rows: int, epochs: int, batch: int, anit: Anit):
+    answers = [str(n % 2) if "is_spam" in columns else '"[[0, 3, ""PER""]]"' for n in range(rows)]
+    Path("own.csv").write_text("\n".join([columns, *(f"Ada is {n},{answer}" for n, answer in enumerate(answers))]))
+    anit("init", "own", "--data", "own.csv", *([] if "is_spam" in columns else ["--entities", "spans"]))
+    train = yaml.safe_load(Path("own/own.yaml").read_text())["train"]
+    assert (train["epochs"], train["global_batch"]) == (epochs, batch)
 
 
 def test_what_init_writes_trains_in_half_precision_too(anit: Anit, tiny_folder: Path):
