@@ -348,17 +348,36 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         seconds = self.seconds  # those of training, not of the test split
-        after: dict[str, Any] | None = None
-        robustness: dict[str, dict[str, float]] = {}
-        if self.config.eval.test or self.scores.dev_of_best() is None:
-            load_weights(self.lm.engine, read_best(self.module, self.best), masters=False)
-            with self._weights_at_hand():
-                if self.config.eval.test:
-                    after, robustness = self.scores.test(self.module)
-                else:
-                    self.scores.dev_again(self.module)
+        after, robustness = self._score_the_best()
+        summary = self._summary(seconds, after, robustness)
         best = self.scores.best
-        summary = {
+        self.monitor.conclude(self.step, {
+            "final/dev_micro_f1": best.micro_f1 if best.step else None,
+            "final/test_micro_f1": after["micro_f1"] if after else None,
+            **{f"final/test_{noise}_micro_f1": told["micro_f1"] for noise, told in robustness.items()},
+        })  # fmt: skip
+        if distributed.rank() == 0:
+            write_sealed(self.run.summary, summary)
+        distributed.barrier()
+        return summary
+
+    def _score_the_best(self) -> tuple[dict[str, Any] | None, dict[str, dict[str, float]]]:
+        """What the best weights score on test, where that is asked for, and under each noise."""
+        if not self.config.eval.test and self.scores.dev_of_best() is not None:
+            return None, {}
+        load_weights(self.lm.engine, read_best(self.module, self.best), masters=False)
+        with self._weights_at_hand():
+            if self.config.eval.test:
+                return self.scores.test(self.module)
+            self.scores.dev_again(self.module)
+        return None, {}
+
+    def _summary(
+        self, seconds: float, after: dict[str, Any] | None, robustness: dict[str, dict[str, float]]
+    ) -> dict[str, Any]:
+        """What summary.json says of the run (docs/run-folder.md)."""
+        best = self.scores.best
+        return {
             "method": self.config.method.name,
             "dataset": "+".join(s.name for s in self.feed.data.sets),
             "model": self.config.model.name_or_path,
@@ -369,7 +388,7 @@ class Trainer:
             "dev": {"micro_f1": best.micro_f1, "step": best.step} if best.step else None,
             "beta": self.feed.data.betas,
             "steps": self.step,
-            "stopped_early": self.length.why_it_stopped(self.step, self.scores.best),
+            "stopped_early": self.length.why_it_stopped(self.step, best),
             "extended_from": [steps for steps in self.earlier if steps < self.length.steps],
             "train_seconds": round(seconds, 3),
             "nonfinite_steps": self.lost.nonfinite,
@@ -380,15 +399,6 @@ class Trainer:
             "ranks": distributed.world_size(),
             "dtype": dtype_name(self.dtype),
         }
-        self.monitor.conclude(self.step, {
-            "final/dev_micro_f1": best.micro_f1 if best.step else None,
-            "final/test_micro_f1": after["micro_f1"] if after else None,
-            **{f"final/test_{noise}_micro_f1": told["micro_f1"] for noise, told in robustness.items()},
-        })  # fmt: skip
-        if distributed.rank() == 0:
-            write_sealed(self.run.summary, summary)
-        distributed.barrier()
-        return summary
 
 
 def _with_whole_lora(config: Config, run: RunFolder, fresh: bool) -> Config:
