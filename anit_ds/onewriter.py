@@ -13,8 +13,9 @@ from pathlib import Path
 
 from anit_ds.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _LOCK = ".lock"
-_logger = logging.getLogger("anit")
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def only_writer(folder: Path) -> Iterator[None]:
                 raise InputError(
                     f"{folder}: {_writer(path)} is writing there; wait until it ends, or end it"
                 ) from error
-            _logger.warning("%s: no locks on this file system, so nothing keeps a second writer out", folder)
+            logger.warning("%s: no locks on this file system, so nothing keeps a second writer out", folder)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()

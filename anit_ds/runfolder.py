@@ -213,13 +213,13 @@ def versions() -> dict[str, str]:
 
 
 def log_to(folder: Path, rank: int) -> None:
-    """Send the loggers `anit`, `anit_ds` and `anit_kernels` to one file per rank, and on rank 0 to the terminal."""
+    """Send the loggers `anit_ds` and `anit_kernels` to one file per rank, and on rank 0 to the terminal."""
     folder.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(folder / f"log-rank{rank}.txt", encoding="utf-8")]
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     if rank == 0:
         handlers.append(logging.StreamHandler())
-    for name in ("anit", "anit_ds", "anit_kernels"):
+    for name in ("anit_ds", "anit_kernels"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         for old in list(logger.handlers):  # a second run in this process has a folder of its own

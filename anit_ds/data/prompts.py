@@ -30,6 +30,8 @@ from anit_ds.errors import InputError, first_line, shown
 if TYPE_CHECKING:
     from anit_ds.config import Config
 
+logger = logging.getLogger(__name__)
+
 ORDERS: dict[str, tuple[str, ...]] = {
     "paper": ("instruction", "question", "format", "options", "text"),
     "instruction_last": ("question", "format", "options", "text", "instruction"),
@@ -38,7 +40,6 @@ _TITLES = {
     "instruction": "Instruction", "question": "Question", "format": "Format", "options": "Option", "text": "Text",
 }  # fmt: skip
 _TOKENIZED_AT_ONCE = 1000
-_logger = logging.getLogger(__name__)
 
 
 Span = tuple[int, int]  # the tokens from the first number up to the second
@@ -115,7 +116,7 @@ class PromptEncoder:
         known = len(self.left_out)
         encoded = [e for chunk in _chunks(samples) for e in self._encode_answered(chunk)]
         if len(self.left_out) > known:
-            _logger.warning(
+            logger.warning(
                 "%d training samples are left out: their answers leave no room for their prompts in data.max_length %d",
                 len(self.left_out), self.max_length,
             )  # fmt: skip

@@ -28,7 +28,7 @@ from anit_ds.sealed import Damaged, read_sealed
 if TYPE_CHECKING:
     from anit_ds.config import Config, NoiseConfig
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class RunData:
             noisy = build_noisy_set(corpus, recipe, out=own, begun=identity)
             if epoch == 0:
                 for note in noisy.manifest["notes"]:
-                    _logger.info("%s: %s", portion.dataset, note)
+                    logger.info("%s: %s", portion.dataset, note)
             sets.append(DataSet(portion.dataset, recipe.instructions, recipe.version, noisy, portion.weight))
         return cls(sets)
 

@@ -12,6 +12,7 @@ rank and on eight.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -30,6 +31,8 @@ from anit_ds.evaluation.prefix import Prefixes, shared_prefixes
 from anit_ds.evaluation.rows import Rows
 from anit_ds.evaluation.trie import Trie
 from anit_ds.ranks import distributed
+
+logger = logging.getLogger(__name__)
 
 # Batches' worth of prompts that one rank takes at a time, and among which a batch is filled up again.
 _BATCHES_OF_A_SHARE = 4
@@ -224,4 +227,4 @@ class _Share:
 def _say_once(line: str) -> None:
     if line not in _said:
         _said.add(line)
-        distributed.logger().info("%s", line)
+        logger.info("%s", line)

@@ -32,7 +32,7 @@ from anit_ds.ranks.watchdog import Watchdog
 
 __all__ = [
     "Ranks", "Watchdog", "all_gather_objects", "all_reduce_sum", "any_rank", "barrier", "broadcast_object", "device",
-    "end", "from_main", "heard_anywhere", "in_step", "init", "logger", "main_first", "nodes", "out_of_step", "rank",
+    "end", "from_main", "heard_anywhere", "in_step", "init", "main_first", "nodes", "out_of_step", "rank",
     "ranks_from", "ranks_here", "watched", "world_size",
 ]  # fmt: skip
 
@@ -159,11 +159,6 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def logger() -> logging.Logger:
-    """The run's log: a file a rank, and the terminal on rank 0."""
-    return logging.getLogger("anit")
 
 
 def barrier() -> None:

@@ -32,12 +32,13 @@ from anit_ds.files import replacing_folder
 from anit_ds.ranks import distributed
 from anit_ds.sealed import Damaged, read_sealed, read_sealed_folder, seal_folder
 
+logger = logging.getLogger(__name__)
+
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATE = "state.json"
 # Elements of the weights that a rank has whole at a time: all of a model's would not fit where ZeRO-3 is needed.
 _WHOLE_AT_A_TIME = 1 << 26
 _NAME = re.compile(r"step-[0-9]{6,}")
-logger = logging.getLogger("anit")
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

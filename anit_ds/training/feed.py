@@ -8,6 +8,7 @@ one, of the view that the model finds hardest.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,8 @@ from anit_ds.data.rundata import RunData
 from anit_ds.errors import InputError
 from anit_ds.ranks import distributed
 from anit_ds.training.batching import collate, deal, filler, plan_epoch, steps_per_epoch
+
+logger = logging.getLogger(__name__)
 
 
 class Feed:
@@ -60,7 +63,7 @@ class Feed:
             encoder.encode_prompts(data_set.split(split), split)
         cut = {split: len(encoder.cut[split]) for split in ("train", *splits)}
         if any(cut.values()):
-            distributed.logger().warning(
+            logger.warning(
                 "texts cut to fit data.max_length %d: %s", encoder.max_length,
                 ", ".join(f"{count} of {split}" for split, count in cut.items()),
             )  # fmt: skip

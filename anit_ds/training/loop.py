@@ -7,6 +7,7 @@ to the method, and calls `engine.step`. What surrounds it is loading, resuming, 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -55,6 +56,8 @@ from anit_ds.training.summary import finished
 from anit_ds.training.trackers import check_installed
 from anit_ds.training.whole import whole_for_evaluation
 
+logger = logging.getLogger(__name__)
+
 Forecast = Callable[[Config, Sequence[Encoded], int], str]
 
 
@@ -84,7 +87,7 @@ def _train(
         there = distributed.from_main(lambda: run.of_another_length(config))
         summary = distributed.from_main(lambda: finished(run)) if there is None else None
         if summary is not None:
-            distributed.logger().info("%s is finished; --fresh trains it again", run.path)
+            logger.info("%s is finished; --fresh trains it again", run.path)
             return summary
         with watchdog.working():
             trainer = Trainer(config, run, watchdog, there, forecast)
@@ -149,12 +152,12 @@ class Trainer:
         if forecast and distributed.rank() == 0:
             said = forecast(config, [view for views in self.feed.samples for view in views], here)
             if said:
-                distributed.logger().info(said)
+                logger.info(said)
         self.config, self.lm, self.method = build_model(config, self.feed, ds_config, self.dtype, self.length.steps)
         state = self._resume()
         self.step = self.saved = state.get("step", 0)
         if was:
-            distributed.logger().info("%s", told_of_longer(config, self.step, was, self.length))
+            logger.info("%s", told_of_longer(config, self.step, was, self.length))
         self.spent = state.get("train_seconds", 0.0)
         self.before = state.get("before")
         self.lost = LostSteps(float16=self.dtype is torch.float16, **state.get("lost", {}))
@@ -249,7 +252,7 @@ class Trainer:
                     return None
             self.monitor.flush()
             if why := self.length.why_it_stopped(self.step, self.scores.best):
-                distributed.logger().info("%s", why)
+                logger.info("%s", why)
             if not self.scores.best.step:
                 raise RunFailed(self._why_it_failed())
             return self._finish()
@@ -271,7 +274,7 @@ class Trainer:
         return f"{self.run.path}: {why}"
 
     def _say_what_begins(self) -> None:
-        distributed.logger().info(
+        logger.info(
             "%s on %d samples, %d steps of %d, %d ranks x %d micro-batches, %s, beta %s",
             self.config.method.name, len(self.feed.samples), self.length.steps, self.config.train.global_batch,
             distributed.world_size(), self.feed.accumulation, dtype_name(self.dtype),
@@ -301,7 +304,7 @@ class Trainer:
         if self.scores.best.step:
             distributed.from_main(lambda: restore_best(path, self.best))
         distributed.from_main(lambda: prune(self.run.checkpoints, path, keep=self.config.train.keep))
-        distributed.logger().info("resumed from %s", path)
+        logger.info("resumed from %s", path)
         return state
 
     def _save(self) -> None:
@@ -326,7 +329,7 @@ class Trainer:
         why = self.signals.received or "a signal on another rank"
         if distributed.rank() == 0:
             write_atomically(self.run.requeue, f"{why} at step {self.step}\n")
-        distributed.logger().info("%s: saved at step %d of %d; start again to go on", why, self.step, self.length.steps)
+        logger.info("%s: saved at step %d of %d; start again to go on", why, self.step, self.length.steps)
 
     def _weights_at_hand(self) -> AbstractContextManager[None]:
         return whole_for_evaluation(self.lm.engine, self.config.eval.whole_weights)

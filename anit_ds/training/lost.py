@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields
 
 from anit_ds.config import TrainConfig
 
+logger = logging.getLogger(__name__)
+
 _NAMED = 5
-logger = logging.getLogger("anit")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from anit_ds.training.auto_schedule import choose_schedule
 from anit_ds.training.ds_config import zero_stage
 from anit_ds.training.engine import build_engine, gathered_module, sharded_loading
 from anit_ds.training.feed import Feed
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(
@@ -75,5 +78,5 @@ def _rehearse(lm: PerturbableLM, config: Config, feed: Feed) -> None:
 
 
 def _with_schedule(config: Config, schedule: str, why: str) -> Config:
-    distributed.logger().info("method.schedule: auto is %s (%s)", schedule, why)
+    logger.info("method.schedule: auto is %s (%s)", schedule, why)
     return config.model_copy(update={"method": config.method.model_copy(update={"schedule": schedule})})

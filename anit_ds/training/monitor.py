@@ -9,6 +9,7 @@ record and a gap in TensorBoard.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import resource
 import shutil
@@ -29,6 +30,8 @@ from anit_ds.runfolder import RunFolder
 from anit_ds.training.hparams import hyperparameters
 from anit_ds.training.lost import LostSteps
 from anit_ds.training.trackers import Trackers
+
+logger = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -77,7 +80,7 @@ class Monitor:
                     kept.write(_as_json(line))
                     self._to_tensorboard(line)
         if broken:
-            distributed.logger().warning("%s: lines that cannot be read are left out: %s", self.run.metrics, broken)
+            logger.warning("%s: lines that cannot be read are left out: %s", self.run.metrics, broken)
         return last
 
     def step(self, step: int, stats: StepStats, scalars: dict[str, float], datasets: str) -> None:

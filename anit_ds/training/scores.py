@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from anit_ds.modeling import adapter_off
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
 from anit_ds.sealed import Damaged, read_sealed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -69,7 +72,7 @@ class Scores:
             try:
                 bent = self.evaluator.evaluate(model, "test", noise=noise, progress=True, heartbeat=self.beat)
             except NoSource as error:
-                distributed.logger().warning("test-%s is not scored: %s", noise, error)
+                logger.warning("test-%s is not scored: %s", noise, error)
                 continue
             bent = beside_raw(bent, raw)
             write_evaluation(self.run.eval, f"test-{noise}", bent)
@@ -84,7 +87,7 @@ class Scores:
             try:
                 report = read_sealed(self.run.eval / "dev.json")
             except Damaged as error:
-                distributed.logger().warning("%s; dev is scored again", error)
+                logger.warning("%s; dev is scored again", error)
                 return None
             return report if report.get("micro_f1") == self.best.micro_f1 else None
 

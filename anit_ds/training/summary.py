@@ -10,7 +10,7 @@ from anit_ds.runfolder import RunFolder
 from anit_ds.sealed import Damaged, read_sealed
 from anit_ds.training.checkpoint import latest_good
 
-logger = logging.getLogger("anit")
+logger = logging.getLogger(__name__)
 
 
 def finished(run: RunFolder) -> dict[str, Any] | None:

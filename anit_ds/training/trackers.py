@@ -6,6 +6,7 @@ servers and keys come from each tracker's own variables (WANDB_PROJECT, MLFLOW_T
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 
 from anit_ds.errors import InputError, first_line
 from anit_ds.files import read_json, write_json
-from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 _PROJECT = "anit-ds"
 
@@ -74,7 +76,7 @@ class Trackers:
             try:
                 getattr(tracker, what)(*given, **named)
             except Exception as error:  # a server that is gone, a disk that is full
-                distributed.logger().warning("%s is told nothing more: %s", name, first_line(error))
+                logger.warning("%s is told nothing more: %s", name, first_line(error))
                 del self._open[name]
 
 

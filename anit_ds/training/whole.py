@@ -19,9 +19,10 @@ from anit_ds.ranks import distributed
 from anit_ds.ranks.device import on_gpu
 from anit_ds.ranks.memory import free_bytes
 
+logger = logging.getLogger(__name__)
+
 # Of what is free; the rest is for keys, values and logits.
 _SHARE_FOR_WEIGHTS = 0.5
-logger = logging.getLogger("anit")
 
 
 @contextmanager

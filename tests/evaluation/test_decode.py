@@ -143,7 +143,7 @@ def test_other_models_are_asked_with_generate(
     else:
         model = make_model()
         model.generation_config.no_repeat_ngram_size = 2
-    caplog.set_level(logging.INFO, logger="anit")
+    caplog.set_level(logging.INFO, logger="anit_ds")
     answers = [[5, 6, 1], [7, 1]]
     for _ in range(2):
         replies = ask(
@@ -155,7 +155,7 @@ def test_other_models_are_asked_with_generate(
     assert [
         record.message.startswith("answers come from model.generate")
         for record in caplog.records
-        if record.name == "anit"
+        if record.name == "anit_ds.evaluation.decode"
     ] == [True]
 
 

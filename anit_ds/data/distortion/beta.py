@@ -13,9 +13,9 @@ from typing import Literal
 
 from anit_ds.data.distortion.rule_based import Distance
 
-Normalise = Literal["auto", "minmax", "length"]
-
 logger = logging.getLogger(__name__)
+
+Normalise = Literal["auto", "minmax", "length"]
 
 
 @dataclass
