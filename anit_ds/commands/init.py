@@ -109,10 +109,10 @@ def _config(found: Beginning, name: str, source: str, model: str, instructions: 
 
 
 def _length(found: Beginning) -> dict[str, int]:
-    """Epochs and the global batch: of few rows small batches, and more epochs where an answer is written out, so that
-    there are 150 steps where 16 samples a step would leave a task half learnt (docs/data-formats.md)."""
+    """Epochs and the global batch: of few rows small batches, and more epochs where an answer is written out, towards
+    150 steps where 16 samples a step would leave a task half learnt (docs/data-formats.md)."""
     epochs = 6 if found.rows < 1000 and found.task != "classification" else 3
-    batch = next((size for size in (16, 8) if epochs * found.rows / size >= 150), 4)
+    batch = next((size for size in (16, 8) if epochs * 0.8 * found.rows / size >= 150), 4)
     return {"epochs": epochs, "global_batch": batch}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from anit_ds.commands.arguments import dtype, ignored_local_rank, threshold
 from anit_ds.data.corpora.reading import Broken, Faults, open_binary
 from anit_ds.data.corpora.table import ENDINGS, records
 from anit_ds.errors import InputError
-from anit_ds.files import json_line, json_lines
+from anit_ds.files import finite_or_null, json_line, json_lines
 
 Row = tuple[str, dict[str, Any]]
 """Where an object stands, and it."""
@@ -24,7 +25,7 @@ Row = tuple[str, dict[str, Any]]
 @click.command(short_help="Answer new texts with a run.")
 @click.argument("run", type=click.Path())
 @click.option("--input", "source", required=True, metavar="FILE", help="CSV, TSV, JSON, JSON lines, Parquet or Arrow, "
-              "with the columns that training read the text from, or a `text` (in a mixture also a `dataset`); - for "
+              "with the columns that data.columns names for the text, or a `text` (in a mixture a `dataset` too); - is "
               "JSON lines from standard input.")  # fmt: skip
 @click.option("--output", default="-", metavar="FILE", help="Where the answers go as they are made; by default "
               "standard output.")  # fmt: skip
@@ -63,7 +64,7 @@ def predict(
         probabilities = True
     with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens, thresholds=thresholds) as asked:
         main = distributed.rank() == 0
-        if main and source != "-" and not Path(source).is_fifo():  # a pipe is read once
+        if main and not _is_stream(source):
             for where, row in _rows(source):  # what is wrong in line 90,000 is said before the first is answered
                 asked.check(row, where)
         count = cut = unread = scored = without = 0
@@ -73,7 +74,9 @@ def predict(
         )  # fmt: skip
         with _written(output if main else os.devnull, source) as out:  # emptied, now that nothing is refused
             for answered in answers:
-                out.write(b"".join(json_line(row, default=str) for row in answered))  # a Parquet file may hold dates
+                out.write(
+                    b"".join(json_line(finite_or_null(row), default=str) for row in answered)
+                )  # of Parquet: dates
                 out.flush()
                 count += len(answered)
                 cut += sum("cut" in row for row in answered)
@@ -96,6 +99,14 @@ def _rows(source: str) -> Iterator[Row]:
         yield f"{source}:{number}", record
 
 
+def _is_stream(source: str) -> bool:
+    """Whether this can be read once only, as a pipe or a terminal can; a table is looked at before it is read."""
+    try:
+        return source == "-" or not stat.S_ISREG(os.stat(source).st_mode)
+    except OSError:  # whoever opens it says why
+        return False
+
+
 def _records(source: str) -> Iterator[tuple[int, object]]:
     """(line or row, the record) of a file, by the ending of its name: a table, else JSON lines."""
 
@@ -105,7 +116,7 @@ def _records(source: str) -> Iterator[tuple[int, object]]:
     path = Path(source)
     if source == "-":
         yield from json_lines(sys.stdin.buffer, refuse)
-    elif path.suffix.lower() in ENDINGS:
+    elif path.suffix.lower() in ENDINGS and not _is_stream(source):
         yield from records(path, Faults(cure=""))
     else:
         with open_binary(path) as file:

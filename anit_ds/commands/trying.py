@@ -30,7 +30,7 @@ def try_texts(run: str, dataset: str | None, constrained: bool, thresholds: tupl
     asked = FinishedRun(run, dtype=dtype, thresholds=thresholds)
     asked.refuse_constraint(constrained)
     of = {"dataset": dataset} if dataset else {}
-    words = asked.check({"text": "", **of}, "--dataset").of.instructions.labels
+    words = asked.data_set_of(of, "--dataset").instructions.labels
     asked.model  # noqa: B018 (what is wrong with it is said before the first text)
     typed = sys.stdin.isatty()
     rows = ((f"line {at}", {"text": text, **of}) for at, text in _lines(typed) if text.strip())

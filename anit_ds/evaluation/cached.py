@@ -40,7 +40,7 @@ def why_not_cached(model: nn.Module) -> str | None:
         return why
     if getattr(base.config.get_text_config(), "num_kv_shared_layers", 0):
         return "shares keys and values between layers"
-    if base.get_output_embeddings() is None or "position_ids" not in inspect.signature(base.forward).parameters:
+    if base.get_output_embeddings() is None or _counts_positions(base):
         return "has no language-model head, or counts positions by itself"
     if _cache_argument(base) is None:
         return "takes no keys and values"
@@ -49,6 +49,12 @@ def why_not_cached(model: nn.Module) -> str | None:
     if more := [key for key in more if settings[key] not in _NEUTRAL]:
         return f"sets {', '.join(more)} for its generation"
     return None
+
+
+def _counts_positions(base: nn.Module) -> bool:
+    """Whether it takes no positions, or has numbers of its own for them: RoBERTa's first is that after its padding."""
+    own = any(hasattr(module, "create_position_ids_from_input_ids") for module in base.modules())
+    return own or "position_ids" not in inspect.signature(base.forward).parameters
 
 
 def _cache_argument(base: nn.Module) -> str | None:

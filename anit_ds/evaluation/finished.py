@@ -37,6 +37,8 @@ from anit_ds.sealed import Damaged, read_sealed
 # Most texts that a rank answers before they are given out, in batches: enough to keep a batch full.
 _BATCHES = 4
 _HALF = re.compile("[\ud800-\udfff]")
+# What an answer is told by. A column of the input that has such a name is none.
+_TOLD = {"answer", "items", "label", "labels", "probabilities", "scores", "malformed", "cut"}
 
 
 class Scored(NamedTuple):
@@ -194,7 +196,7 @@ class FinishedRun:
 
     def answer(self, texts: Iterable[tuple[str, dict[str, Any]]], **how: Any) -> Iterator[list[dict[str, Any]]]:
         """Each object (where it stands, and it) again, with what `Evaluator.answer` says of its text, asked as `how`
-        says.
+        says. What it has under a name of ours, such as a gold `label`, is called `input_label`.
 
         As they are done, in the objects' order: first one batch of each rank, then twice as many, up to a few. Rank 0
         alone reads `texts`. Raises InputError at once for what is wrong with the run or asked in vain, and on the way
@@ -225,7 +227,8 @@ class FinishedRun:
             for name, asked in samples.items():
                 told = self.evaluator.answer(self.model, self.data[name], [s for _, s in asked], **how)
                 for (place, _), row in zip(asked, told, strict=True):
-                    answered[place] = {**chunk[place][1], **row}
+                    given = {f"input_{key}" if key in _TOLD else key: value for key, value in chunk[place][1].items()}
+                    answered[place] = {**given, **row}
             yield [answered[place] for place in range(len(chunk))]
 
     def refuse_constraint(self, constrained: bool = True) -> None:
@@ -246,7 +249,7 @@ class FinishedRun:
 
         Raises InputError for one without a text, and in a mixture for one that does not say its data set.
         """
-        of = self._of(row, where)
+        of = self.data_set_of(row, where)
         try:
             text = text_alone(row, self._columns[of.name])
         except Broken as error:
@@ -255,7 +258,8 @@ class FinishedRun:
             raise InputError(f"{where}: {half[0]!r} is half a character (a lone surrogate), which is no text")
         return Asked(of, text)
 
-    def _of(self, row: Mapping[str, Any], where: str) -> DataSet:
+    def data_set_of(self, row: Mapping[str, Any], where: str) -> DataSet:
+        """The data set that an object says, or the only one. Raises InputError where a mixture's says none."""
         if len(self.data.sets) == 1:
             return self.data.sets[0]
         names = [s.name for s in self.data.sets]

@@ -85,7 +85,9 @@ class _Service:
 
     async def predict(self, request: Request) -> Response:
         body = await self._body_of(request)
-        texts = body.get("texts", [body.get("text")])
+        texts = body.get("texts", [body["text"]] if "text" in body else None)
+        if texts is None:
+            raise _Refused(400, 'the request: expected an object with a "text" or "texts"')
         if not isinstance(texts, list) or not 0 < len(texts) <= _MOST_TEXTS:
             raise _Refused(400, f"`texts` is a list of 1 to {_MOST_TEXTS} texts")
         of = {"dataset": body["dataset"]} if "dataset" in body else {}
@@ -130,11 +132,9 @@ class _Service:
 
     def _checked(self, row: Row) -> Row:
         try:
-            text = self.run.check(row, "the request").text
+            self.run.check(row, "the request")
         except InputError as error:
             raise _Refused(400, str(error)) from error
-        if not text.strip():
-            raise _Refused(400, "the request: the text is blank")
         return row
 
 

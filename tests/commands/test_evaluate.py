@@ -208,7 +208,7 @@ def test_predict_names_a_broken_line(line: str, said: str, run: Config, tmp_path
     assert f"{texts}:2: {said}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".json", ".parquet", ".arrow", ".txt", "pipe"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".json", ".parquet", ".arrow", ".txt", ".pipe.csv"])
 def test_texts_in_any_table_have_the_answers_that_they_have_in_json_lines(
     ending: str, run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -227,7 +227,7 @@ def test_texts_in_any_table_have_the_answers_that_they_have_in_json_lines(
         dated.save_to_disk(tmp_path / "saved")
         (saved,) = (tmp_path / "saved").glob("*.arrow")
         saved.rename(table)
-    elif ending == "pipe":
+    elif ending == ".pipe.csv":
         os.mkfifo(table)
         Thread(target=lambda: table.write_bytes(lines.read_bytes()), daemon=True).start()
     else:
@@ -240,15 +240,32 @@ def test_texts_in_any_table_have_the_answers_that_they_have_in_json_lines(
     assert found[0] == found[1] and len(found[0]) == 3
 
 
-def test_a_file_that_is_not_there_costs_no_answers(run: Config, tmp_path: Path, monkeypatch, capsys):
+def test_a_gold_label_is_not_taken_for_an_answer(run: Config, tmp_path: Path, monkeypatch, capsys):
+    table, answers = tmp_path / "gold.csv", tmp_path / "answers.jsonl"
+    table.write_text("text,label,cut\nvery good,negative,no\nvery bad,positive,no\n")
+    anit(monkeypatch, "predict", run.out, "--input", table, "--output", answers, "--no-probabilities")
+    assert "2 answers: 0 cut" in capsys.readouterr().err
+    for row in map(json.loads, answers.read_text().splitlines()):
+        assert row["input_label"] in ("negative", "positive") and row["input_cut"] == "no"
+        assert not {"label", "cut"} & row.keys()
+
+
+def test_an_input_that_is_refused_costs_no_answers(run: Config, tmp_path: Path, monkeypatch, capsys):
     answers = tmp_path / "answers.jsonl"
     answers.write_text("of last time")
     for name, said in (
         ("none.csv", "No such file"),
         ("none", "No such file"),
         ("x.parquet", "x.parquet: cannot be read"),
+        ("a" * 300, "File name too long"),
+        ("blank.csv", "blank.csv:3: the text is blank"),
+        ("null.jsonl", "null.jsonl:1: the text is blank"),
+        ("three.jsonl", "three.jsonl:1: the text is 3, not text"),
     ):
         (tmp_path / "x.parquet").write_text("no Parquet")
+        (tmp_path / "blank.csv").write_text("id,text\n1,good\n2,\n")
+        (tmp_path / "null.jsonl").write_text('{"text": null}\n')
+        (tmp_path / "three.jsonl").write_text('{"text": 3}\n')
         with pytest.raises(SystemExit) as exit:
             anit(monkeypatch, "predict", run.out, "--input", tmp_path / name, "--output", answers)
         assert exit.value.code == 2 and said in capsys.readouterr().err

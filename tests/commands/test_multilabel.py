@@ -44,7 +44,8 @@ def test_columns_of_0_and_1_become_a_run(anit: Anit):
     assert yaml.safe_load(Path("instructions.yaml").read_text())["labels"] == {
         "toxic": "toxic", "severe_toxic": "severe toxic", "threat": "threat",
     }  # fmt: skip
-    anit("train", "comments.yaml", "train.max_steps=2", "train.global_batch=16", "train.micro_batch=16", "eval.max_new_tokens=24")
+    short = ["train.max_steps=2", "train.global_batch=16", "train.micro_batch=16", "eval.max_new_tokens=24"]
+    anit("train", "comments.yaml", *short)
     rows = [json.loads(line) for line in Path("runs/comments/data/train.jsonl").read_text().splitlines()]
     assert {(tuple(label for (label,) in row["items"]), row["answer"]) for row in rows} == {
         ((), "None"), (("toxic",), "toxic"), (("severe_toxic",), "severe toxic"),

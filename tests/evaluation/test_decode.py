@@ -17,6 +17,7 @@ from anit_ds.errors import RunFailed
 from anit_ds.evaluation import plain
 from anit_ds.evaluation.asking import Question, base_of, texts_of
 from anit_ds.evaluation.decode import ask
+from anit_ds.tiny import tiny_model
 
 MODELS = {
     "llama": {},
@@ -125,7 +126,7 @@ def test_words_and_their_order(make_model: Callable[..., Any], tokenizer: Any, g
     assert len(beats) >= 5
 
 
-@pytest.mark.parametrize("why", ["state", "setting"])
+@pytest.mark.parametrize("why", ["state", "positions", "setting"])
 def test_other_models_are_asked_with_generate(
     why: str,
     make_model: Callable[..., Any],
@@ -140,6 +141,8 @@ def test_other_models_are_asked_with_generate(
             vocab_size=512, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=1, pad_token_id=0
         )
         model: Any = transformers.MambaForCausalLM(config).requires_grad_(False)
+    elif why == "positions":
+        model = tiny_model("roberta", is_decoder=True).requires_grad_(False)
     else:
         model = make_model()
         model.generation_config.no_repeat_ngram_size = 2

@@ -47,10 +47,13 @@ def text_alone(record: Mapping[str, Any], columns: Columns) -> str:
     for one that has neither."""
     own = [columns.text] if isinstance(columns.text, str) else columns.text
     names = own if set(own) <= record.keys() else ["text"]
-    if not any(isinstance(record.get(name), str) for name in names):
+    if not set(names) <= record.keys():
         other = "" if own == ["text"] else f", or with {' and '.join(map(json.dumps, own))} as in training"
         raise Broken(f'expected an object with a "text"{other}')
-    return _text(record, names)
+    text = _text(record, names)
+    if not text:
+        raise Broken("the text is blank")
+    return text
 
 
 def _column(record: Mapping[str, Any], name: str) -> Any:

@@ -7,6 +7,7 @@ the cache of `datasets`.
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ def load(path: str) -> Mapping[str, Any]:
 def stream_of(path: Path) -> Iterator[tuple[int, Fields]]:
     """(its number from 1, the row) of one Parquet or Arrow file. Raises InputError where it cannot be read."""
     try:
-        yield from enumerate(_streams(path.suffix[1:].lower(), {"train": [str(path)]})["train"], start=1)
+        yield from enumerate(_streams(path.suffix[1:].lower(), {"train": [glob.escape(str(path))]})["train"], start=1)
     except Exception as error:  # as above
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
 

@@ -154,7 +154,8 @@ class SpanGrammar(Grammar):
         following = [self._text[start + len(raw) :] for start in self._starts(raw)]
         if open_escape:
             return any(self._is_escaped(after[:1]) for after in following)
-        return bool(following) if _ends_as_read(begun) else any(after.strip() for after in following)
+        goes_on = not raw.strip() or not _ends_as_read(begun)
+        return any(after.strip() for after in following) if goes_on else bool(following)
 
     def _is_escaped(self, character: str) -> bool:
         """Whether a backslash stands before this character of a span, or may."""
