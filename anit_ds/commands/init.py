@@ -81,7 +81,8 @@ _ABOVE_INSTRUCTIONS = """\
 # `opposite`: what the noise of that name draws from.
 """
 _ABOVE_CONFIG = """\
-# `anit config` prints every field with its meaning; docs/methods.md says when the attack of `anit` is worth its cost.
+# `anit config` prints every field with its meaning; docs/methods.md says when the attack of `anit` is worth its cost,
+# which is two passes: `sft` makes one, and `noisy_sft` on bent instructions.
 """
 
 
@@ -100,12 +101,16 @@ def _config(found: Beginning, name: str, source: str, model: str, instructions: 
         "data": {"dataset": name, "path": source, "columns": found.columns.model_dump(mode="json", exclude_none=True),
                  "instructions": "concise", "instructions_file": str(instructions)},
         "prompt": {"order": "instruction_last"},
-        "noise": {"kind": "replacement", "omega": 0.2, "phi": 0.8},
-        "method": {"name": "noisy_sft"},
+        "method": _method(found),
         "lora": {"r": 16, "alpha": 16},
         "train": {**_length(found), "micro_batch": 4, "lr": 1e-3},
         "out": str(Path("runs") / name),
     })  # fmt: skip
+
+
+def _method(found: Beginning) -> dict[str, str]:
+    """The default attack; plain fine-tuning where most answers are `None`, where the attack loses (docs/results.md)."""
+    return {"name": "sft"} if found.empty > found.rows / 2 else {"name": "anit", "preset": "ours"}
 
 
 def _length(found: Beginning) -> dict[str, int]:

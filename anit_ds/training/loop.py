@@ -35,6 +35,7 @@ from anit_ds.runfolder import RunFolder, log_to
 from anit_ds.sealed import write_sealed
 from anit_ds.training.batching import accumulation
 from anit_ds.training.best import read_best, save_best
+from anit_ds.training.cautions import caution
 from anit_ds.training.checkpoint import (
     latest_good,
     load_checkpoint,
@@ -280,6 +281,8 @@ class Trainer:
             distributed.world_size(), self.feed.accumulation, dtype_name(self.dtype),
             ", ".join(f"{name} {beta:.4f}" for name, beta in self.feed.data.betas.items()),
         )  # fmt: skip
+        if doubt := caution(self.config, self.feed.data):
+            logger.warning("%s", doubt)
 
     def _beat(self) -> None:
         self.watchdog.beat(self.step)
