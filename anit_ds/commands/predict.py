@@ -74,9 +74,8 @@ def predict(
         )  # fmt: skip
         with _written(output if main else os.devnull, source) as out:  # emptied, now that nothing is refused
             for answered in answers:
-                out.write(
-                    b"".join(json_line(finite_or_null(row), default=str) for row in answered)
-                )  # of Parquet: dates
+                # A Parquet file may hold dates, and numbers that JSON has no word for.
+                out.write(b"".join(json_line(finite_or_null(row), default=str) for row in answered))
                 out.flush()
                 count += len(answered)
                 cut += sum("cut" in row for row in answered)
