@@ -5,7 +5,7 @@
 #
 # With NVIDIA's GPUs the base is CUDA's and torch comes with its CUDA wheels:
 #
-#   docker build -t anit-ds:cuda --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04 --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
+#   docker build -t anit-ds:cuda --build-arg BASE=nvidia/cuda:13.0.2-base-ubuntu24.04 --build-arg TORCH_INDEX=https://pypi.org/simple .
 #   docker run --rm --gpus all --ipc=host ... anit-ds:cuda train my.yaml
 #
 # BASE is any Debian or Ubuntu with Python 3.11 or later.

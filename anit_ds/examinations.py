@@ -26,7 +26,7 @@ from anit_ds.errors import first_line
 # What the tests were last run with; newer versions usually work, and are the first suspects when something does not.
 TESTED = {
     "torch": "2.13.0", "deepspeed": "0.19.8", "transformers": "5.23.0", "peft": "0.21.2", "datasets": "5.2.0",
-    "triton": "3.9.0",
+    "triton": "3.7.1",
 }  # fmt: skip
 _GIGABYTE = 1e9
 _RANK = """
