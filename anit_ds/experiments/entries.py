@@ -23,6 +23,11 @@ NOTHING = "–"
 SHARED_WITH_BASELINE = ("instructions", "fraction", "model")
 
 
+def place_of(result: Result) -> tuple[Any, ...]:
+    """What a result and the baseline's that it is paired with have in common."""
+    return tuple(result[axis] for axis in ("dataset", "seed", *SHARED_WITH_BASELINE))
+
+
 @dataclass(frozen=True)
 class Entry:
     """A mean over `seeds` of them, and where there is a baseline its paired difference; `significant` is

@@ -25,6 +25,7 @@ from anit_ds.experiments.entries import Entry, Table
 from anit_ds.experiments.estimate import clock
 from anit_ds.experiments.examples import telling_examples
 from anit_ds.experiments.grid import CompareConfig
+from anit_ds.experiments.overall import overall
 from anit_ds.experiments.screen import draw_screen, screen
 from anit_ds.experiments.tables import TABLES, dev, methods
 from anit_ds.files import write_atomically
@@ -80,9 +81,9 @@ def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], ou
 
 
 def _tables(config: CompareConfig, done: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """What `show` asks for, and robustness wherever it was computed."""
-    makers = {**TABLES, "screen": screen}
-    computed = ["robustness"] if any(r.get("robustness") for r in done) else []
+    """What `show` asks for; what several data sets come to, and robustness, wherever they were tested."""
+    makers = {**TABLES, "screen": screen, "overall": overall}
+    computed = ["overall", *(["robustness"] if any(r.get("robustness") for r in done) else [])]
     asked = [name for name in dict.fromkeys([*config.show, *computed]) if name in makers]
     made = [makers[name](done) for name in asked if done]
     return [table for table in made if table.rows]

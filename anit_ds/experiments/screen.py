@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from anit_ds.experiments.entries import BASELINE, NOTHING, SHARED_WITH_BASELINE, Entry, Table
+from anit_ds.experiments.entries import BASELINE, NOTHING, Entry, Table, place_of
 from anit_ds.experiments.tables import grouped, row_names
 
 Result = Mapping[str, Any]
@@ -27,7 +27,7 @@ _STEP = {"fgsm": "method.eps", "fgm": "method.eps"}
 def screen(results: Sequence[Result]) -> Table:
     """Dev micro-F1 (100 x) and NLL per answer, means over seeds; in brackets the paired difference to sft."""
     datasets = list(dict.fromkeys(r["dataset"] for r in results))
-    sft = {_place(r): r for r in results if r["arm"] == BASELINE}
+    sft = {place_of(r): r for r in results if r["arm"] == BASELINE}
     of_arm = grouped(results, lambda r: r["arm"]).values()
     several_noises = any(len({r["noise"] for r in group}) > 1 for group in of_arm)
     rows: list[list[str | Entry]] = []
@@ -56,17 +56,12 @@ def screen(results: Sequence[Result]) -> Table:
     return Table("screen", "Screen on dev", [*columns, "cosine", "adversarial loss", "seconds", "runs"], rows, notes)
 
 
-def _place(result: Result) -> tuple[Any, ...]:
-    """What a result and the `sft` that it is compared with have in common."""
-    return tuple(result[axis] for axis in ("dataset", "seed", *SHARED_WITH_BASELINE))
-
-
 def _beside(own: Sequence[Result], sft: Mapping[tuple[Any, ...], Result], key: str, scale: float, digits: int) -> str:
     told = [r for r in own if r.get(key) is not None]
     if not told:
         return NOTHING
     text = f"{mean(scale * r[key] for r in told):.{digits}f}"
-    pairs = [(r, base) for r in told if (base := sft.get(_place(r))) is not None and base.get(key) is not None]
+    pairs = [(r, base) for r in told if (base := sft.get(place_of(r))) is not None and base.get(key) is not None]
     if not pairs or all(r is base for r, base in pairs):
         return text
     apart = [scale * (r[key] - base[key]) for r, base in pairs]
@@ -76,7 +71,7 @@ def _beside(own: Sequence[Result], sft: Mapping[tuple[Any, ...], Result], key: s
 
 def _ratio(group: Sequence[Result], sft: Mapping[tuple[Any, ...], Result]) -> str:
     """The geometric mean of dev NLL / sft's on the same data set and seed, ± its standard error over them."""
-    pairs = [(r.get("dev_nll"), sft.get(_place(r), {}).get("dev_nll")) for r in group]
+    pairs = [(r.get("dev_nll"), sft.get(place_of(r), {}).get("dev_nll")) for r in group]
     logs = [math.log(own / base) for own, base in pairs if own and base]
     if not logs:
         return NOTHING
@@ -96,7 +91,7 @@ def draw_screen(figure: Figure, results: Sequence[Result]) -> bool:
     datasets = list(dict.fromkeys(r["dataset"] for r in stepped))
     if not datasets:
         return False
-    base = {_place(r): r for r in results if r["arm"] == BASELINE}
+    base = {place_of(r): r for r in results if r["arm"] == BASELINE}
     drawn: list[tuple[str, Callable[[Result, Result | None], float | None]]] = [
         (f"dev F1 less {BASELINE}'s", lambda r, sft: _less(r, sft, "dev_micro_f1", 100)),
         (f"dev NLL less {BASELINE}'s", lambda r, sft: _less(r, sft, "dev_nll", 1)),
@@ -111,7 +106,7 @@ def draw_screen(figure: Figure, results: Sequence[Result]) -> bool:
             for axes, (_, value) in zip(column, drawn, strict=True):
                 at: dict[float, list[float]] = {}
                 for r in group:
-                    if (y := value(r, base.get(_place(r)))) is not None:
+                    if (y := value(r, base.get(place_of(r)))) is not None:
                         at.setdefault(float(_step(r) or 0), []).append(y)
                 if at:
                     axes.plot(

@@ -1,4 +1,5 @@
-"""Means, intervals and differences of micro-F1 over test examples and seeds (docs/method.md section 6).
+"""Means, intervals and differences of micro-F1 over test examples and seeds, and over data sets (docs/method.md,
+section 6).
 
 A run is its counts per example: [hits, predicted, gold], from which micro-F1 follows for any choice of examples. The
 bootstrap draws test examples and seeds jointly: the same examples and the same seeds for both arms of a difference, so
@@ -83,6 +84,27 @@ def plain_sum(terms: Sequence[tuple[float, ArrayLike]]) -> float:
 def score(runs: Runs) -> Interval:
     """Mean micro-F1 of runs with its interval."""
     return replace(combination([(1, runs)]), p=float("nan"))
+
+
+# The 97.5% quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the last it falls by less than 0.1 more.
+_STUDENT = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+)  # fmt: skip
+
+
+def student(values: Sequence[float]) -> Interval:
+    """The mean of independent values and its 95% interval by Student's t; of a single value no interval.
+
+    Raises ValueError for none.
+    """
+    if not values:
+        raise ValueError("no values have no mean")
+    mean, n = float(np.mean(values)), len(values)
+    if n == 1:
+        return Interval(mean, float("nan"), float("nan"))
+    half = _STUDENT[min(n - 2, len(_STUDENT) - 1)] * float(np.std(values, ddof=1)) / n**0.5
+    return Interval(mean, mean - half, mean + half)
 
 
 def _resampled(counts: Floats) -> Floats:

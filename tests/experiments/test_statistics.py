@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, sem, t
 from sklearn.metrics import f1_score
 
 from anit_ds.experiments.entries import compared
-from anit_ds.experiments.statistics import combination, example_counts, holm, micro_f1, score
+from anit_ds.experiments.statistics import combination, example_counts, holm, micro_f1, score, student
 
 RNG = np.random.default_rng(0)
 
@@ -106,3 +106,20 @@ def test_a_mean_over_runs_with_and_without_counts_is_of_all_of_them():
     assert entry.score.mean == pytest.approx((0.9 + 0.75) / 2) and entry.seeds == 2
     assert entry.difference.mean == pytest.approx((0.4 + 0.25) / 2)
     assert math.isnan(entry.score.low) and math.isnan(entry.difference.low)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 21, 60])
+def test_over_independent_values_the_interval_is_scipys_student(n: int):
+    values = RNG.normal(1, 2, size=n).tolist()
+    ours = student(values)
+    tolerance = 1e-4 if n <= 21 else 0.06  # of the quantile: that of 20 degrees of freedom stands for all above
+    low, high = t.interval(0.95, n - 1, sum(values) / n, sem(values))
+    assert ours.high - ours.low == pytest.approx(high - low, rel=tolerance)
+    assert ours.mean == pytest.approx((low + high) / 2) == pytest.approx((ours.low + ours.high) / 2)
+
+
+def test_a_single_value_has_no_interval_and_none_no_mean():
+    alone = student([3.0])
+    assert alone.mean == 3 and math.isnan(alone.low) and math.isnan(alone.high)
+    with pytest.raises(ValueError, match="no mean"):
+        student([])
