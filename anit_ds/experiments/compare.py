@@ -86,5 +86,5 @@ def compare(
     made = records.read_whole()
     from anit_ds.experiments.report import write_report
 
-    report = write_report(config, made, out)
+    report = write_report(config, made, out, cells=len(grid))
     return Outcome(len(grid), sum(result["status"] == "done" for result in made), len(failed), report)

@@ -37,8 +37,9 @@ _CELL_COLUMNS = (
 )  # fmt: skip
 
 
-def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], out: Path) -> Path:
-    """Write OUT/tables, OUT/figures and OUT/report.html from the cells' results; returns the last."""
+def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], out: Path, *, cells: int) -> Path:
+    """Write OUT/tables, OUT/figures and OUT/report.html from the results of the cells that have ended, of so many;
+    returns the last."""
     done = [r for r in results if r["status"] == "done"]
     tables = _tables(config, done)
     for table in tables:
@@ -57,7 +58,7 @@ def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], ou
     page = environment.get_template("report.html.j2").render(
         title=config.title,
         done=len(done),
-        total=len(results),
+        total=cells,
         failed=[r for r in results if r["status"] != "done"],
         hours=clock(sum(r["train_seconds"] for r in done)),
         ranks=_several({f"{r['ranks']} rank{'s' if r['ranks'] > 1 else ''}" for r in done}),
@@ -81,10 +82,10 @@ def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], ou
 
 
 def _tables(config: CompareConfig, done: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """What `show` asks for; what several data sets come to, and robustness, wherever they were tested."""
+    """What several data sets come to, if they were tested; what `show` asks for; robustness, if it was computed."""
     makers = {**TABLES, "screen": screen, "overall": overall}
-    computed = ["overall", *(["robustness"] if any(r.get("robustness") for r in done) else [])]
-    asked = [name for name in dict.fromkeys([*config.show, *computed]) if name in makers]
+    robust = ["robustness"] if any(r.get("robustness") for r in done) else []
+    asked = [name for name in dict.fromkeys(["overall", *config.show, *robust]) if name in makers]
     made = [makers[name](done) for name in asked if done]
     return [table for table in made if table.rows]
 

@@ -120,6 +120,10 @@ def test_tables_figures_and_report_come_from_the_cells(
     assert anit(monkeypatch, file) == 0
     assert "[" not in capsys.readouterr().out, "nothing is trained twice"
 
+    (out / "cells" / f"{Path(made[2]['run']).name}.json").unlink()
+    assert anit(monkeypatch, file, "--report-only") == 0
+    assert "2 of 3 cells done" in (out / "report.html").read_text()
+
 
 def test_the_most_telling_examples_take_neither_side():
     def result(arm: str, right: str) -> dict[str, Any]:
