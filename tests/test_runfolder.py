@@ -195,7 +195,10 @@ def test_constrained_answers_are_valid_and_their_items_have_scores(run: Path, an
     said = anit("eval", run, "--constrained")
     assert "jsonl test: micro-F1" in said and "jsonl test-constrained: micro-F1" in said
     report = json.loads((run / "eval" / "test-constrained.json").read_text())
-    assert report["constrained"] and report["parse_failures"] == 0
+    assert report["constrained"] and report["parse_failures"] == 0 and report["nothing"] is None
+    for threshold, times in ((1e-300, report["n"]), (1, 0)):
+        assert f"--threshold None={threshold:g}: " in anit("eval", run, "--threshold", f"None={threshold}")
+        assert json.loads((run / "eval" / "test-constrained.json").read_text())["nothing"]["said"] == times
     text = "Ada King saw Rome ."
     (tmp_path / "in.jsonl").write_text(json.dumps({"text": text}) + "\n")
     ask = ("predict", run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
@@ -206,6 +209,12 @@ def test_constrained_answers_are_valid_and_their_items_have_scores(run: Path, an
     assert len(rows[0]["items"]) == len(rows[0]["scores"]) and all(0 < score <= 1 for score in rows[0]["scores"])
     assert all(span in text for _, span in rows[0]["items"]) and "malformed" not in rows[0]
     assert len(rows[1]["items"]) <= len(rows[0]["items"]) and set(rows[1]["scores"]) <= {1.0}
+    anit(*ask, "--threshold", "None=1e-300")
+    said = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (said["answer"], said["items"], said["scores"]) == ("None", [], [])
+    anit(*ask, "--threshold", "None=1")
+    said = json.loads((tmp_path / "out.jsonl").read_text())
+    assert said["answer"] != "None" and said["none"] == rows[0]["none"] and len(said["scores"]) == len(said["items"])
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -54,23 +54,24 @@ def predict(
     """Answers of a RUN for new texts: each input line again, with `answer` and `items`, with `malformed` where pieces
     of the answer could not be read, and `cut` where it was cut off at its limit. Classification: `probabilities` of the
     labels, at the temperature that dev found, and the `label` chosen by them. Multilabel: the `labels` of the answer.
-    With --constrained `scores`: of each item the geometric mean of its tokens' probabilities."""
+    With --constrained `scores`: of each item the geometric mean of its tokens' probabilities, and the probability of
+    `none`."""
     from anit_ds.evaluation.finished import FinishedRun
     from anit_ds.ranks import distributed
 
-    if thresholds:
-        if probabilities is False:
-            raise InputError("--threshold: needs the labels' probabilities; leave out --no-probabilities")
-        probabilities = True
     with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens, thresholds=thresholds) as asked:
         main = distributed.rank() == 0
+        if asked.label_thresholds:
+            if probabilities is False:
+                raise InputError("--threshold: needs the labels' probabilities; leave out --no-probabilities")
+            probabilities = True
         if main and not _is_stream(source):
             for where, row in _rows(source):  # what is wrong in line 90,000 is said before the first is answered
                 asked.check(row, where)
         count = cut = unread = scored = without = 0
         answers = asked.answer(
-            _rows(source), probabilities=probabilities, constrained=constrained or min_score > 0,
-            least=min_score,
+            _rows(source), probabilities=probabilities, least=min_score,
+            constrained=constrained or min_score > 0 or asked.none_threshold is not None,
         )  # fmt: skip
         with _written(output if main else os.devnull, source) as out:  # emptied, now that nothing is refused
             for answered in answers:

@@ -28,6 +28,7 @@ def try_texts(run: str, dataset: str | None, constrained: bool, thresholds: tupl
     from anit_ds.evaluation.finished import FinishedRun
 
     asked = FinishedRun(run, dtype=dtype, thresholds=thresholds)
+    constrained = constrained or asked.none_threshold is not None
     asked.refuse_constraint(constrained)
     of = {"dataset": dataset} if dataset else {}
     words = asked.data_set_of(of, "--dataset").instructions.labels
@@ -37,7 +38,9 @@ def try_texts(run: str, dataset: str | None, constrained: bool, thresholds: tupl
     probable = False
     for some in ([row] for row in rows) if typed else [rows]:
         try:
-            for answered in asked.answer(some, probabilities=True if thresholds else None, constrained=constrained):
+            for answered in asked.answer(
+                some, probabilities=True if asked.label_thresholds else None, constrained=constrained
+            ):
                 for row in answered:
                     click.echo(("" if typed else f"> {row['text']}\n") + describe_answer(row, words))
                     probable |= "probabilities" in row

@@ -22,6 +22,7 @@ from anit_ds.data.examples import Sample
 from anit_ds.data.mixture import portions
 from anit_ds.data.noise import NoSource
 from anit_ds.data.rundata import DataSet, RunData
+from anit_ds.data.tasks import NONE
 from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.errors import InputError
@@ -38,7 +39,7 @@ from anit_ds.sealed import Damaged, read_sealed
 _BATCHES = 4
 _HALF = re.compile("[\ud800-\udfff]")
 # What an answer is told by. A column of the input that has such a name is none.
-_TOLD = {"answer", "items", "label", "labels", "probabilities", "scores", "malformed", "cut"}
+_TOLD = {"answer", "items", "label", "labels", "none", "probabilities", "scores", "malformed", "cut"}
 
 
 class Scored(NamedTuple):
@@ -60,8 +61,8 @@ class FinishedRun:
     """A run's configuration, data and best adapter (with `base` the untouched model); the ranks share the work.
 
     `dtype` loads the weights in another one than the run's, `max_new_tokens` lets answers be longer or shorter,
-    `thresholds` (`LABEL=p`) move the choice of a label by its probability. Raises InputError: no run, a damaged one, a
-    threshold for no label of the run.
+    `thresholds` (`LABEL=p`, and `None=p` for constrained answers) move the choice of a label, or of none, by its
+    probability. Raises InputError: no run, a damaged one, a threshold for no label of the run.
     """
 
     def __init__(
@@ -78,16 +79,23 @@ class FinishedRun:
         self.config = self.folder.load_config()
         self.data = RunData.stored(self.config, self.folder.data)
         self.base, self.dtype, self.max_new_tokens = base, dtype, max_new_tokens
-        self._thresholds = self._read_thresholds(thresholds)
+        self.label_thresholds, self.none_threshold = self._read_thresholds(thresholds)
         self._columns = {portion.dataset: portion.own or Columns() for portion in portions(self.config.data)}
 
-    def _read_thresholds(self, given: Sequence[str]) -> dict[str, float]:
-        if given and len(self._classified) != 1:
-            cure = "; --min-score leaves out labels that are not sure" if self._has_multilabel else ""
+    def _read_thresholds(self, given: Sequence[str]) -> tuple[dict[str, float], float | None]:
+        """Those of labels, and that of `None` for constrained answers."""
+        extracted = len(self._classified) < len(self.data.sets)
+        labels = list(self._classified[0].instructions.labels) if len(self._classified) == 1 else []
+        if any(not labels and not (extracted and text.startswith(f"{NONE}=")) for text in given):
+            cure = f"; {NONE}=p is for whether a text has any item" if extracted else ""
+            cure += ", --min-score leaves out labels that are not sure" if self._has_multilabel else ""
             raise InputError(
                 f"--threshold: is for a run with one classification data set; this has {len(self._classified)}{cure}"
             )
-        return read_thresholds(given, list(self._classified[0].instructions.labels)) if given else {}
+        empty = [NONE] if extracted and NONE not in labels else []
+        thresholds = read_thresholds(given, [*labels, *empty])
+        none = thresholds.pop(NONE, None) if empty else None
+        return thresholds, none
 
     @property
     def _classified(self) -> list[DataSet]:
@@ -123,7 +131,7 @@ class FinishedRun:
         if self.max_new_tokens:
             limits = {s.name: self.max_new_tokens for s in self.data.sets}
         evaluator = Evaluator(self.config, self.data, load_tokenizer(self.config.model), limits)
-        evaluator.thresholds = self._thresholds
+        evaluator.thresholds, evaluator.none_threshold = self.label_thresholds, self.none_threshold
         return evaluator
 
     def _calibrate(self, dev: Evaluation | None = None) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
 from itertools import pairwise
+from typing import Self
 
 from anit_ds.data.examples import Item
 from anit_ds.data.tasks.answers import NONE, SetTask, Task, escape, resolve, split_unescaped, unescape
@@ -26,7 +28,15 @@ class Grammar(ABC):
 
     def __init__(self, made_of: Iterable[str]) -> None:
         self.beyond_ascii = {character for part in made_of for character in part if not character.isascii()}
+        self._may_be_none = True
         self._begins = lru_cache(maxsize=None)(self._begins_uncached)
+
+    def without_none(self) -> Self:
+        """The same answers but for `None`."""
+        other = copy(self)
+        other._may_be_none = False
+        other._begins = lru_cache(maxsize=None)(other._begins_uncached)
+        return other
 
     def begins(self, answer: str) -> bool:
         """Whether some valid answer begins with this."""
@@ -36,7 +46,7 @@ class Grammar(ABC):
         """Whether this is a valid answer."""
         line = _unindented(answer)
         if line is None or line == NONE:
-            return line == NONE
+            return line == NONE and self._may_be_none
         return self._items(split_unescaped(line, ";")) is not None
 
     def whole_part(self, answer: str) -> str:
@@ -51,7 +61,7 @@ class Grammar(ABC):
         line = _unindented(answer)
         if line is None:
             return False
-        if NONE.startswith(line):
+        if NONE.startswith(line) and self._may_be_none:
             return True
         *closed, last = split_unescaped(line, ";")
         items = self._items(closed)

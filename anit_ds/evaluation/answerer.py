@@ -1,0 +1,212 @@
+"""Answers of a run's model to texts, greedy, valid by construction or by the probability of a label or of `None`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from anit_ds.config import Config
+from anit_ds.data.examples import Sample
+from anit_ds.data.prompts import PromptEncoder
+from anit_ds.data.rundata import DataSet, RunData
+from anit_ds.data.tasks import NONE, Parsed
+from anit_ds.data.tasks.classification import CLASSIFICATION
+from anit_ds.data.tasks.grammar import Grammar, grammar_for
+from anit_ds.data.tasks.multilabel import MULTILABEL
+from anit_ds.evaluation.asking import Question, Reply, texts_of
+from anit_ds.evaluation.constrained import item_scores
+from anit_ds.evaluation.decode import ask
+from anit_ds.evaluation.labels import Labels
+
+# What an answer may be longer than the longest one of training before it is cut off: so many tokens, or this share of
+# it where that is more. Room for a wrong answer to be wrong in its way, and for a right one that training had no like
+# of.
+_MARGIN, _SHARE = 8, 0.25
+_COUNTED_AT_ONCE = 10_000
+DIGITS = 6
+# More labels than this are not scored one by one: their passes would take longer than the answers.
+MOST_LABELS = 16
+
+Ask = Callable[[Sequence[Question]], list[Reply]]
+
+
+class Answerer:
+    """Asks a run's model about texts, with one tokenizer and prompt style.
+
+    `answer_limits`: of each data set the tokens that an answer may have; counted where they are not given. For labels
+    by probability (labels.py) `temperatures` are those found on dev, by data set, and `thresholds` the caller's, as
+    `none_threshold` is for constrained answers (nothing.py).
+    """
+
+    temperatures: Mapping[str, float]
+    thresholds: Mapping[str, float]
+    none_threshold: float | None = None
+
+    def __init__(
+        self, config: Config, data: RunData, tokenizer: Any, answer_limits: Mapping[str, int] | None = None
+    ) -> None:
+        self.config, self.data, self.tokenizer = config, data, tokenizer
+        self._limits = answer_limits
+        self.temperatures, self.thresholds = {}, {}
+        self.encoder = PromptEncoder.of(config, tokenizer)
+
+    def answer(
+        self,
+        model: nn.Module,
+        data_set: DataSet,
+        samples: Sequence[Sample],
+        *,
+        probabilities: bool | None = None,
+        constrained: bool = False,
+        least: float = 0.0,
+    ) -> list[dict[str, Any]]:
+        """What a row says of each sample of one data set, in their order: the greedy `answer` and its `items`,
+        `malformed` and `cut` where it is; with `probabilities` the `label` chosen by them too (by default where labels
+        are few); with `constrained` the `scores` of the items, of which those below `least` are left out, and how
+        probable `none` is: with a `none_threshold` it is the answer from there on, and only there. Where a text has
+        several labels, the items as `labels` too."""
+        labels = self.labels(data_set)
+        if labels and not (len(labels.names) <= MOST_LABELS if probabilities is None else probabilities):
+            labels = None
+        given = self._answers(list(data_set.instructions.labels.values())) if labels else ()
+        asked = [Question(prompt, given) for prompt in self.encoder.encode_prompts(samples)]
+        if constrained:
+            asked = [self._constrained(q, data_set, sample) for q, sample in zip(asked, samples, strict=True)]
+        ask = partial(self._ask, model, data_set)
+        replies = ask(asked)
+        answered = list(zip(self._texts(asked, replies), replies, strict=True))
+        if constrained and self.none_threshold:
+            answered = self._at_threshold(data_set, asked, answered, ask, self.none_threshold)
+        rows = []
+        for question, first, (answer, reply) in zip(asked, replies, answered, strict=True):
+            parsed = data_set.parse(answer)
+            row: dict[str, Any] = {"answer": answer, "items": parsed.items}
+            if question.grammar:
+                row["none"] = round(none_probability(first), DIGITS)
+                scored = list(zip(parsed.items, item_scores(reply, self.tokenizer), strict=False))
+                kept = [(item, round(score, DIGITS)) for item, score in scored if score >= least]
+                row |= {"items": [item for item, _ in kept], "scores": [score for _, score in kept]}
+            if data_set.task is MULTILABEL:
+                row["labels"] = [item[0] for item in row["items"]]
+            row |= ({"malformed": parsed.malformed} if parsed.malformed else {}) | told_if_cut(reply)
+            if labels:
+                scores = torch.tensor([reply.log_probabilities])
+                finite = bool(scores.isfinite().all())
+                row |= labels.told(labels.probabilities(scores)[0].tolist()) if finite else {"label": None}
+            rows.append(row)
+        return rows
+
+    def _ask(
+        self,
+        model: nn.Module,
+        data_set: DataSet,
+        asked: Sequence[Question],
+        *,
+        progress: str | None = None,
+        heartbeat: Callable[[], None] = lambda: None,
+    ) -> list[Reply]:
+        return ask(
+            model,
+            self.tokenizer,
+            asked,
+            max_new_tokens=self.answer_limits[data_set.name],
+            one_line=True,
+            batch_size=self.config.eval.batch_size,
+            progress=progress,
+            heartbeat=heartbeat,
+        )
+
+    @property
+    def answer_limits(self) -> Mapping[str, int]:
+        """Of each data set the tokens that an answer may have: `eval.max_new_tokens`, or what the longest answer of
+        training has and a margin."""
+        if self._limits is None:
+            given = self.config.eval.max_new_tokens
+            self._limits = {s.name: given or self._room_for(s.split("train")) for s in self.data.sets}
+        return self._limits
+
+    def _room_for(self, samples: Sequence[Sample]) -> int:
+        longest = 0
+        for start in range(0, len(samples), _COUNTED_AT_ONCE):
+            answers = {sample.answer for sample in samples[start : start + _COUNTED_AT_ONCE]}
+            longest = max(longest, *(len(ids) - 1 for ids in self._answers(list(answers))))  # without EOS
+        return longest + max(_MARGIN, math.ceil(_SHARE * longest))
+
+    def _constrained(self, question: Question, data_set: DataSet, sample: Sample) -> Question:
+        """The question of a valid answer, and last of how probable `None` is; as it was where an answer is a label."""
+        grammar = grammar_of(data_set, sample)
+        return replace(question, grammar=grammar, answers=[*question.answers, *self._none]) if grammar else question
+
+    @cached_property
+    def _none(self) -> list[list[int]]:
+        return self._answers([NONE])
+
+    def _at_threshold(
+        self,
+        data_set: DataSet,
+        asked: Sequence[Question],
+        answered: Sequence[tuple[str, Reply]],
+        ask: Ask,
+        threshold: float,
+    ) -> list[tuple[str, Reply]]:
+        """Answers and replies with `None` where it is as probable as the threshold, and only there."""
+        replies, parsed = [reply for _, reply in answered], [data_set.parse(answer) for answer, _ in answered]
+        found = dict(enumerate(answered)) | self._somethings(asked, replies, parsed, ask, below=threshold)
+        for place, (question, reply) in enumerate(zip(asked, replies, strict=True)):
+            if question.grammar and none_probability(reply) >= threshold:
+                found[place] = NONE, Reply()
+        return [found[place] for place in range(len(answered))]
+
+    def _somethings(
+        self, asked: Sequence[Question], replies: Sequence[Reply], parsed: Sequence[Parsed], ask: Ask, *, below: float
+    ) -> dict[int, tuple[str, Reply]]:
+        """The best answers with an item, by the text's place: of those that are answered without one though `None` is
+        less probable than `below`."""
+        answered = zip(asked, replies, parsed, strict=True)
+        again = {
+            place: Question(question.prompt, (), question.grammar.without_none())
+            for place, (question, reply, said) in enumerate(answered)
+            if question.grammar and not said.items and none_probability(reply) < below
+        }
+        if not again:
+            return {}
+        others = ask(list(again.values()))
+        texts = self._texts(list(again.values()), others)
+        return {place: (text, reply) for place, text, reply in zip(again, texts, others, strict=True)}
+
+    def _texts(self, asked: Sequence[Question], replies: Sequence[Reply]) -> list[str]:
+        """The answers in words; of a constrained one that was cut off the whole items."""
+        texts = texts_of(replies, self.tokenizer)
+        return [q.grammar.whole_part(text) if q.grammar else text for q, text in zip(asked, texts, strict=True)]
+
+    def labels(self, data_set: DataSet) -> Labels | None:
+        """How this data set's labels are chosen by probability; None where its answers are no labels."""
+        if data_set.task is not CLASSIFICATION:
+            return None
+        names = list(data_set.instructions.labels)
+        return Labels(names, self.temperatures.get(data_set.name), self.thresholds)
+
+    def _answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Answers as training writes them, ended by EOS."""
+        return self.encoder.encode_answers(texts) if texts else []
+
+
+def grammar_of(data_set: DataSet, sample: Sample) -> Grammar | None:
+    """The valid answers about a sample's text; None where the answer is a label, which is chosen by its probability."""
+    return grammar_for(data_set.task, sample.text, data_set.instructions.labels)
+
+
+def told_if_cut(reply: Reply) -> dict[str, bool]:
+    """What an answer's row says more where the answer was cut off at its limit."""
+    return {"cut": True} if reply.cut else {}
+
+
+def none_probability(reply: Reply) -> float:
+    """How probable `None` is, where it is asked for: last of the given answers."""
+    return math.exp(reply.log_probabilities[-1])

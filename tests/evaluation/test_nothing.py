@@ -1,0 +1,59 @@
+"""`None` by its probability: the fitted threshold beside a search, and the grammar without it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anit_ds.data.tasks import TASKS, Parsed, score
+from anit_ds.data.tasks.grammar import Grammar, grammar_for
+from anit_ds.evaluation.nothing import chosen, fitted_threshold, nothing_report
+
+ITEMS = [("PER", "Ada"), ("PER", "Bo"), ("LOC", "Bern")]
+items = st.lists(st.sampled_from(ITEMS), max_size=3).map(tuple)
+somethings = st.builds(Parsed, st.lists(st.sampled_from(ITEMS), min_size=1, max_size=3).map(tuple), st.integers(0, 1))
+texts = st.lists(st.tuples(st.floats(0, 1), somethings, items), min_size=1, max_size=8)
+WORDS = {"PER": "person", "LOC": "place", "X": "Norse"}
+
+
+@given(texts)
+def test_no_threshold_scores_better_than_the_fitted_one(drawn: list[tuple[float, Parsed, tuple]]):
+    likely, said, gold = zip(*drawn, strict=True)
+
+    def at(threshold: float) -> float:
+        answers = [s if p < threshold else Parsed(()) for p, s in zip(likely, said, strict=True)]
+        return score(gold, answers).micro_f1
+
+    found, best = fitted_threshold(likely, said, gold), max(at(threshold) for threshold in [*likely, 1.0])
+    if found is None:
+        assert best == 0
+    else:
+        assert 0 < found <= 1
+        assert nothing_report(likely, said, gold, found)["micro_f1"] == at(found) == pytest.approx(best)
+
+
+def test_a_threshold_is_as_short_as_it_may_be():
+    right, wrong = Parsed((ITEMS[0],)), Parsed((ITEMS[1],))
+    assert fitted_threshold([0.1234567, 0.91], [right, wrong], [(ITEMS[0],), ()]) == 0.52
+    assert fitted_threshold([0.99912, 0.99918], [right, wrong], [(ITEMS[0],), ()]) == 0.99915
+    assert fitted_threshold([0.9], [right], [(ITEMS[0],)]) == 0.95
+    assert fitted_threshold([float("nan"), 0.5], [right, right], [(ITEMS[0],), ()]) is None
+    assert fitted_threshold([0.5], [wrong], [(ITEMS[0],)]) is None, "nothing is right at any"
+
+
+def test_from_the_threshold_on_it_is_none():
+    said = Parsed((ITEMS[0],))
+    assert chosen(0.5, 0.5, said).items == () and chosen(0.49, 0.5, said) is said
+
+
+@pytest.mark.parametrize("task", ["ner", "multilabel"])
+def test_without_none_the_grammar_has_every_other_answer(task: str):
+    grammar = grammar_for(TASKS[task], "Ada saw Bern and Nora", WORDS)
+    assert isinstance(grammar, Grammar)
+    something = grammar.without_none()
+    for line in ("Norse: Ada", "person: Ada; place: Bern", "person; place", "Norse", "p", "No", " N", ""):
+        assert something.begins(line) == grammar.begins(line) and something.is_whole(line) == grammar.is_whole(line)
+    for line in ("None", "Non", " None"):
+        assert grammar.begins(line) and not something.begins(line) and not something.is_whole(line)
+    assert grammar.is_whole("None"), "the one that it was made of still has it"
