@@ -217,6 +217,47 @@ def test_constrained_answers_are_valid_and_their_items_have_scores(run: Path, an
     assert said["answer"] != "None" and said["none"] == rows[0]["none"] and len(said["scores"]) == len(said["items"])
 
 
+def test_the_threshold_for_none_that_dev_finds_is_used_elsewhere(tiny_folder: Path, anit: Anit, tmp_path: Path):
+    """What an untrained model says of half the texts is made the gold of dev, and `None` that of the others."""
+    texts = ["Ada .", "Bo in Bern .", "It rains", "Cy and Di", "Rome , Oslo", "no one here"]
+    (tmp_path / "names").mkdir()
+    (tmp_path / "names.yaml").write_text(INSTRUCTIONS)
+
+    def trained(name: str, dev: list[dict]) -> Path:
+        for split, rows in (("train", [{"text": "Ada", "items": []}] * 4), ("dev", dev), ("test", dev)):
+            (tmp_path / "names" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        train(validate({
+            "model": {"name_or_path": str(tiny_folder), "dtype": "float32"},
+            "data": {"dataset": "jsonl", "path": str(tmp_path / "names"), "instructions": "concise",
+                     "instructions_file": str(tmp_path / "names.yaml")},
+            "method": {"name": "sft"}, "lora": {"r": 4},
+            "train": {"max_steps": 1, "global_batch": 4, "micro_batch": 4, "lr": 1e-9},
+            "eval": {"test": False, "max_new_tokens": 60}, "out": str(tmp_path / name),
+        }, source="the test"))  # fmt: skip
+        return tmp_path / name
+
+    def answers(run: Path, threshold: str) -> list[dict]:
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        said = anit("predict", run, "--input", tmp_path / "in.jsonl", "--threshold", f"None={threshold}")
+        return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+    said = answers(trained("before", [{"text": text, "items": []} for text in texts]), "1")
+    assert all(row["items"] for row in said)
+    likely = sorted(row["none"] for row in said)
+    gold = [row["items"] if row["none"] < likely[3] else [] for row in said]
+    run = trained("after", [{"text": text, "items": items} for text, items in zip(texts, gold, strict=True)])
+    printed = anit("eval", run, "--split", "dev", "--constrained")
+    found = json.loads((run / "eval" / "dev-constrained.json").read_text())["nothing"]
+    assert found["fitted"] and found["micro_f1"] == 1 and found["said"] == 3
+    threshold = f"{found['threshold']:.15g}"
+    assert f"--threshold None={threshold}: micro-F1 1.0000" in printed and "the best here" in printed
+    assert [row["items"] for row in answers(run, threshold)] == gold
+    printed = anit("eval", run, "--threshold", f"None={threshold}")
+    assert "micro-F1 1.0000" in printed and "the best here" not in printed
+    rows = [json.loads(line) for line in (run / "eval" / "predictions-test-constrained.jsonl").open()]
+    assert [row["at_threshold"] for row in rows] == gold
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_named_and_not_asked(damage: str, run: Path, anit: Anit):
     DAMAGES[damage](run)

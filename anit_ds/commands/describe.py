@@ -117,7 +117,7 @@ def describe_evaluation(name: str, report: dict[str, Any]) -> str:
         lines += [f"  {r['cut']} answers were cut off at their limit"] if r["cut"] else []
         lines += _describe_labels(r["labels"]) if r.get("labels") else []
         lines += _describe_multilabel(r) if r.get("task") == "multilabel" else []
-        lines += _describe_nothing(r["nothing"], r["split"]) if r.get("nothing") else []
+        lines += _describe_nothing(r["nothing"], r["micro_f1"]) if r.get("nothing") else []
         lines += [f"  {note}" for note in r["notes"]]
     if "consistency" in report:
         lines.append(
@@ -138,17 +138,20 @@ def describe_answer(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
         lines.append(f"by probability: {words.get(row['label'], 'no label')}")
     scored = sorted(((words[label], p) for label, p in likely.items()), key=lambda pair: -pair[1])
     scored += [(": ".join(item), score) for item, score in zip(row["items"], row.get("scores", ()), strict=False)]
-    scored += [(f"{NONE}, that there is no item", row["none"])] if "none" in row else []
+    scored += [(f"{NONE}, that there is no item", row["none"])] if row.get("none") is not None else []
     width = max((len(name) for name, _ in scored), default=0)
     return "\n".join([*lines, *(f"  {name:<{width}}  {p:.4f}  {'#' * round(30 * p)}".rstrip() for name, p in scored)])
 
 
-def _describe_nothing(nothing: Mapping[str, Any], split: str) -> list[str]:
-    """The score where `None` is said from a threshold on."""
-    found = ", the best here: pass it to eval, predict or try" if split == "dev" else ""
+def _describe_nothing(nothing: Mapping[str, Any], greedy: float) -> list[str]:
+    """The score where `None` is said from a threshold on, and whether one that was fitted is worth using."""
+    if nothing["threshold"] is None:
+        return ["  no --threshold for None gets an item right"]
+    worth = "; it is the best here: for eval, predict, try and serve" if nothing["micro_f1"] > greedy else "; no better"
     return [
         f"  --threshold None={nothing['threshold']:.15g}: micro-F1 {nothing['micro_f1']:.4f}  "
-        f"precision {nothing['precision']:.4f}  recall {nothing['recall']:.4f}  None {nothing['said']} times{found}"
+        f"precision {nothing['precision']:.4f}  recall {nothing['recall']:.4f}  None {nothing['said']} times"
+        + (worth if nothing["fitted"] else "")
     ]
 
 

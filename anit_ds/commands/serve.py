@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import click
 
-from anit_ds.commands.arguments import dtype
+from anit_ds.commands.arguments import dtype, threshold
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -19,8 +19,9 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
 @click.option("--constrained", is_flag=True, help="Extraction and multilabel: answers that are valid by construction, "
               "with scores.")  # fmt: skip
+@threshold
 @dtype
-def serve(run: str, host: str, port: int, constrained: bool, dtype: str | None) -> None:
+def serve(run: str, host: str, port: int, constrained: bool, thresholds: tuple[str, ...], dtype: str | None) -> None:
     """Serve a RUN: /v1/chat/completions takes a text as a chat message, /predict gives probabilities and scores, and /
     is a page to try a text.
 
@@ -43,7 +44,8 @@ def serve(run: str, host: str, port: int, constrained: bool, dtype: str | None) 
     key = os.environ.get("ANIT_API_KEY") or None
     if host not in _LOOPBACK and key is None:
         click.echo(f"note: anyone who reaches {host}:{port} can ask; set ANIT_API_KEY to ask for a key", err=True)
-    asked = FinishedRun(run, dtype=dtype)
+    asked = FinishedRun(run, dtype=dtype, thresholds=thresholds)
+    constrained = constrained or asked.none_threshold is not None
     if constrained:
         asked.refuse_constraint()
     asked.model  # noqa: B018 (what is wrong with it is said before the port is open)

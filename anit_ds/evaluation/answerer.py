@@ -19,9 +19,9 @@ from anit_ds.data.tasks import NONE, Parsed
 from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.data.tasks.grammar import Grammar, grammar_for
 from anit_ds.data.tasks.multilabel import MULTILABEL
+from anit_ds.evaluation import decode
 from anit_ds.evaluation.asking import Question, Reply, texts_of
 from anit_ds.evaluation.constrained import item_scores
-from anit_ds.evaluation.decode import ask
 from anit_ds.evaluation.labels import Labels
 
 # What an answer may be longer than the longest one of training before it is cut off: so many tokens, or this share of
@@ -69,8 +69,8 @@ class Answerer:
         """What a row says of each sample of one data set, in their order: the greedy `answer` and its `items`,
         `malformed` and `cut` where it is; with `probabilities` the `label` chosen by them too (by default where labels
         are few); with `constrained` the `scores` of the items, of which those below `least` are left out, and how
-        probable `none` is: with a `none_threshold` it is the answer from there on, and only there. Where a text has
-        several labels, the items as `labels` too."""
+        probable `none` is: with a `none_threshold` it is the answer from there on. Where a text has several labels, the
+        items as `labels` too."""
         labels = self.labels(data_set)
         if labels and not (len(labels.names) <= MOST_LABELS if probabilities is None else probabilities):
             labels = None
@@ -88,7 +88,7 @@ class Answerer:
             parsed = data_set.parse(answer)
             row: dict[str, Any] = {"answer": answer, "items": parsed.items}
             if question.grammar:
-                row["none"] = round(none_probability(first), DIGITS)
+                row["none"] = none_probability(first)
                 scored = list(zip(parsed.items, item_scores(reply, self.tokenizer), strict=False))
                 kept = [(item, round(score, DIGITS)) for item, score in scored if score >= least]
                 row |= {"items": [item for item, _ in kept], "scores": [score for _, score in kept]}
@@ -111,7 +111,7 @@ class Answerer:
         progress: str | None = None,
         heartbeat: Callable[[], None] = lambda: None,
     ) -> list[Reply]:
-        return ask(
+        return decode.ask(
             model,
             self.tokenizer,
             asked,
@@ -159,7 +159,7 @@ class Answerer:
         replies, parsed = [reply for _, reply in answered], [data_set.parse(answer) for answer, _ in answered]
         found = dict(enumerate(answered)) | self._somethings(asked, replies, parsed, ask, below=threshold)
         for place, (question, reply) in enumerate(zip(asked, replies, strict=True)):
-            if question.grammar and none_probability(reply) >= threshold:
+            if question.grammar and (none_probability(reply) or 0.0) >= threshold:
                 found[place] = NONE, Reply()
         return [found[place] for place in range(len(answered))]
 
@@ -172,7 +172,7 @@ class Answerer:
         again = {
             place: Question(question.prompt, (), question.grammar.without_none())
             for place, (question, reply, said) in enumerate(answered)
-            if question.grammar and not said.items and none_probability(reply) < below
+            if question.grammar and not said.items and (none_probability(reply) or 0.0) < below
         }
         if not again:
             return {}
@@ -207,6 +207,7 @@ def told_if_cut(reply: Reply) -> dict[str, bool]:
     return {"cut": True} if reply.cut else {}
 
 
-def none_probability(reply: Reply) -> float:
-    """How probable `None` is, where it is asked for: last of the given answers."""
-    return math.exp(reply.log_probabilities[-1])
+def none_probability(reply: Reply) -> float | None:
+    """How probable `None` is, where it is asked for: last of the given answers. None where that is not finite."""
+    probability = math.exp(reply.log_probabilities[-1])
+    return probability if math.isfinite(probability) else None

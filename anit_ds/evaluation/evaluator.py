@@ -18,10 +18,10 @@ from anit_ds.data.noise import NoSource, noisy_split
 from anit_ds.data.rundata import DataSet
 from anit_ds.data.tasks import Parsed, score
 from anit_ds.data.tasks.classification import CLASSIFICATION
-from anit_ds.evaluation.answerer import DIGITS, MOST_LABELS, Answerer, Ask, none_probability, told_if_cut
+from anit_ds.evaluation.answerer import MOST_LABELS, Answerer, Ask, none_probability, told_if_cut
 from anit_ds.evaluation.asking import Question, Reply
 from anit_ds.evaluation.labels import fitted_temperature, labels_report
-from anit_ds.evaluation.nothing import fitted_threshold, nothing_report
+from anit_ds.evaluation.nothing import chosen, fitted_threshold, nothing_report
 from anit_ds.evaluation.report import Evaluation
 from anit_ds.files import finite_or_null
 
@@ -114,17 +114,21 @@ class Evaluator(Answerer):
         fits: bool,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What a report says of `None` chosen by its probability, and what each row does. `fits`: where the caller has
-        no threshold it is the best for these texts."""
-        probabilities = [none_probability(reply) for reply in replies]
-        told = [{"none": round(p, DIGITS)} for p in probabilities]
-        threshold = self.none_threshold
-        if not all(map(math.isfinite, probabilities)) or (threshold is None and not fits):
+        no threshold it is the best for these texts, which takes an answer with an item to each."""
+        likely, threshold = [none_probability(reply) for reply in replies], self.none_threshold
+        told: list[dict[str, Any]] = [{"none": p} for p in likely]
+        if None in likely or (threshold is None and not fits):
             return {"nothing": None}, told
-        somethings = list(parsed)
+        probabilities, somethings = [p or 0.0 for p in likely], list(parsed)
         for place, (answer, _) in self._somethings(asked, replies, parsed, ask, below=threshold or math.inf).items():
             somethings[place] = data_set.parse(answer)
+        fitted = threshold is None
         threshold = threshold or fitted_threshold(probabilities, somethings, gold)
-        return {"nothing": nothing_report(probabilities, somethings, gold, threshold) if threshold else None}, told
+        if threshold is None:
+            return {"nothing": {"threshold": None, "fitted": True}}, told
+        said = [chosen(p, threshold, parsed) for p, parsed in zip(probabilities, somethings, strict=True)]
+        rows = [row | {"at_threshold": parsed.items} for row, parsed in zip(told, said, strict=True)]
+        return {"nothing": {**nothing_report(said, gold, threshold), "fitted": fitted}}, rows
 
     def _by_label(
         self, data_set: DataSet, replies: Sequence[Reply], gold: Sequence[int], fits: bool

@@ -92,10 +92,12 @@ class FinishedRun:
             raise InputError(
                 f"--threshold: is for a run with one classification data set; this has {len(self._classified)}{cure}"
             )
-        empty = [NONE] if extracted and NONE not in labels else []
-        thresholds = read_thresholds(given, [*labels, *empty])
-        none = thresholds.pop(NONE, None) if empty else None
-        return thresholds, none
+        thresholds = read_thresholds(given, [*labels, *([NONE] if extracted else [])])
+        if extracted and NONE in labels and NONE in thresholds:
+            raise InputError(
+                f"--threshold: {NONE} is a label of {self._classified[0].name} and the empty set of others"
+            )
+        return thresholds, thresholds.pop(NONE, None) if extracted else None
 
     @property
     def _classified(self) -> list[DataSet]:

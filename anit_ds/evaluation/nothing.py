@@ -3,12 +3,11 @@
 Where most texts of training have no item, a greedy answer is `None` even for texts in which the model sees one:
 precise, and blind. From which probability on `None` should be said is one number, the one with the best micro-F1 on
 dev, as SQuAD 2.0's null threshold is (Rajpurkar et al., 2018). Below it the answer is the greedy one of those with an
-item.
+item; `None` still where that one has no end within the limit.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -28,10 +27,8 @@ def fitted_threshold(
     """The threshold in (0, 1] with the best micro-F1; of equals the lowest, with which `None` is said most often.
 
     Of each text: the probability of `None`, the best answer with an item, the gold items. None where no threshold gets
-    an item right, or a probability is not finite.
+    an item right.
     """
-    if not all(map(math.isfinite, probabilities)):
-        return None
     texts = sorted(zip(probabilities, somethings, gold, strict=True), key=lambda text: text[0])
     hits, stated, best, found = 0, sum(map(len, gold)), 0.0, None
     for place, (probability, something, items) in enumerate(texts):  # this text and all before it state an item
@@ -49,11 +46,8 @@ def _between(low: float, high: float) -> float:
     return next((short for digits in range(2, 16) if low < (short := round(middle, digits)) <= high), high)
 
 
-def nothing_report(
-    probabilities: Sequence[float], somethings: Sequence[Parsed], gold: Sequence[Sequence[Item]], threshold: float
-) -> dict[str, Any]:
-    """Scores of the answers at this threshold, and how many of them are `None`."""
-    said = [chosen(p, threshold, parsed) for p, parsed in zip(probabilities, somethings, strict=True)]
+def nothing_report(said: Sequence[Parsed], gold: Sequence[Sequence[Item]], threshold: float) -> dict[str, Any]:
+    """Scores of the answers at a threshold, and how many of them are `None`."""
     scored = score(gold, said)
     figures = {key: getattr(scored, key) for key in ("micro_f1", "precision", "recall")}
     return {"threshold": threshold, "said": sum(not parsed.items for parsed in said), **figures}

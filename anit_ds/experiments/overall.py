@@ -1,8 +1,8 @@
 """What a comparison comes to over its data sets: every arm less `sft`, and less every other arm of plain training.
 
-The others are those that a grid gives more epochs, for equal compute. Pairs have the data set and the seed in common.
-A data set counts once: its figure is the mean of its seeds, and the interval is Student's over the data sets, of which
-it says what another data set may give.
+An `sft` with more epochs is the other side at equal compute. Pairs have the data set and the seed in common. A data set
+counts once: its figure is the mean of its seeds, and the interval is Student's over the data sets, of which it says
+what another data set may give.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ def overall(results: Sequence[Result]) -> Table:
     tested = [r for r in results if not r["transfer_from"] and r["micro_f1"] is not None]
     arms = grouped(tested, row_names(tested))
     plain = [name for name, group in arms.items() if group[0]["method"] == _PLAIN]
+    plain.sort(key=lambda name: arms[name][0]["arm"] != BASELINE)
     rows: list[list[str | Entry]] = []
-    for base in sorted(plain, key=lambda name: arms[name][0]["arm"] != BASELINE):
+    for place, base in enumerate(plain):
         beside = {place_of(r): r for r in arms[base]}
         for name, group in arms.items():
             pairs = [(r, beside[place_of(r)]) for r in group if place_of(r) in beside]
-            if name not in plain[: plain.index(base) + 1] and len({r["dataset"] for r, _ in pairs}) > 1:
+            if name not in plain[: place + 1] and len({r["dataset"] for r, _ in pairs}) > 1:
                 rows.append([f"{name} – {base}", *_row(pairs)])
     columns = [
         "", "pairs", "sets ahead", "micro-F1", "under noises", "gap, and the other's", "NLL, ratio", "seconds, ratio"
@@ -42,6 +43,7 @@ def overall(results: Sequence[Result]) -> Table:
         "paired by data set and seed; a data set counts once, with the mean of its seeds",
         "intervals are Student's 95% over the data sets",
         "gap: the scores under the noises less the raw one; seconds: the median of the pairs",
+        "a column leaves out the pairs that lack its figure; a mixture is one data set",
     ]
     return Table("overall", "Over the data sets", columns, rows, notes)
 
@@ -52,11 +54,13 @@ def _row(pairs: Sequence[Pair]) -> Iterator[str]:
     yield f"{sum(value > 0 for value in apart)} of {len(apart)}"
     yield _signed(apart)
     yield _signed(_by_set(pairs, _noisy, _less))
-    gaps = [(_gap(ours), _gap(theirs)) for ours, theirs in pairs]
-    known = [(ours, theirs) for ours, theirs in gaps if ours is not None and theirs is not None]
-    yield ", ".join(f"{mean(side):+.1f}" for side in zip(*known, strict=True)) or NOTHING
-    yield _ratio(_by_set(pairs, lambda r: r["nll"], lambda ours, theirs: math.log(ours / theirs)))
-    yield f"{median(ours['train_seconds'] / theirs['train_seconds'] for ours, theirs in pairs):.2f}"
+    gaps = [_by_set(pairs, _gap, side) for side in (lambda ours, _: ours, lambda _, theirs: theirs)]
+    yield ", ".join(f"{mean(values):+.1f}" for values in gaps if values) or NOTHING
+    yield _ratio(_by_set(pairs, _positive("nll"), lambda ours, theirs: math.log(ours / theirs)))
+    seconds = _positive("train_seconds")
+    times = [(seconds(ours), seconds(theirs)) for ours, theirs in pairs]
+    ratios = [ours / theirs for ours, theirs in times if ours and theirs]
+    yield f"{median(ratios):.2f}" if ratios else NOTHING
 
 
 def _by_set(pairs: Sequence[Pair], figure: Figure, compare: Callable[[float, float], float]) -> list[float]:
@@ -75,6 +79,11 @@ def _less(ours: float, theirs: float) -> float:
 
 def _f1(result: Result) -> float | None:
     return 100 * float(result["micro_f1"])
+
+
+def _positive(key: str) -> Figure:
+    """Of a record that has it: those of earlier versions may not, and a lost run has no finite NLL."""
+    return lambda result: result.get(key) or None
 
 
 def _noisy(result: Result) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], ou
         write_atomically(stem.with_suffix(".tex"), to_latex(table))
         write_atomically(stem.with_suffix(".csv"), to_csv(table))
     drawn = [figure for name in config.show if (figure := _figure(name, config, done, out)) is not None]
-    general = [note for note in tables[0].notes if all(note in t.notes for t in tables)] if len(tables) > 1 else []
+    general = [note for note, times in Counter(note for t in tables for note in t.notes).items() if times > 1]
     constants, columns = _constant_and_varying(done)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("anit_ds", "experiments"), autoescape=True, trim_blocks=True, lstrip_blocks=True

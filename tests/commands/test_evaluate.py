@@ -132,6 +132,9 @@ def test_labels_have_the_probabilities_of_plain_passes_at_the_temperature_of_dev
     assert f"{len(rows)} without a label" in capsys.readouterr().err
     anit(monkeypatch, *ask, "--no-probabilities")
     assert all("label" not in json.loads(line) for line in answers.read_text().splitlines())
+    with pytest.raises(SystemExit, match="2"):
+        anit(monkeypatch, *ask, "--threshold", "None=0.5")
+    assert "no label is called 'None'" in capsys.readouterr().err
     anit(monkeypatch, "eval", run.out, "--threshold", "positive=0.01")
     said = capsys.readouterr().out
     assert "by probability: micro-F1" in said and "thresholds: positive from 0.01; 0 without a label" in said

@@ -65,6 +65,10 @@ def test_columns_of_0_and_1_become_a_run(anit: Anit):
         assert row["labels"] == [label for label in LABELS if label in row["labels"]]
     sure = [json.loads(line) for line in anit(*ask, "--min-score", "1").splitlines()[:2]]
     assert [row["labels"] for row in sure] == [[], []] and [row["labels"] for row in rows] == [["toxic"]] * 2
+    some, none = ([json.loads(line) for line in anit(*ask, "--threshold", f"None={p}").splitlines()[:2]]
+                  for p in (1, 1e-300))  # fmt: skip
+    assert all(row["labels"] for row in some) and [row["labels"] for row in none] == [[], []]
+    assert [row["none"] for row in some] == [row["none"] for row in rows]
     assert "--min-score leaves out labels" in anit(*ask, "--threshold", "toxic=0.5", code=2)
     assert "--constrained gives each label a score" in anit(*ask, "--probabilities", code=2)
 

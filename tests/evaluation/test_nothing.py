@@ -30,7 +30,9 @@ def test_no_threshold_scores_better_than_the_fitted_one(drawn: list[tuple[float,
         assert best == 0
     else:
         assert 0 < found <= 1
-        assert nothing_report(likely, said, gold, found)["micro_f1"] == at(found) == pytest.approx(best)
+        answers = [chosen(p, found, s) for p, s in zip(likely, said, strict=True)]
+        assert nothing_report(answers, gold, found)["micro_f1"] == at(found) == pytest.approx(best)
+        assert all(at(lower) < at(found) for lower in likely if lower < found)
 
 
 def test_a_threshold_is_as_short_as_it_may_be():
@@ -38,7 +40,9 @@ def test_a_threshold_is_as_short_as_it_may_be():
     assert fitted_threshold([0.1234567, 0.91], [right, wrong], [(ITEMS[0],), ()]) == 0.52
     assert fitted_threshold([0.99912, 0.99918], [right, wrong], [(ITEMS[0],), ()]) == 0.99915
     assert fitted_threshold([0.9], [right], [(ITEMS[0],)]) == 0.95
-    assert fitted_threshold([float("nan"), 0.5], [right, right], [(ITEMS[0],), ()]) is None
+    # 2 of 2 + 2, then 2 x 2 of 4 + 2 + 2: as good, and `None` less often.
+    both = [(ITEMS[0],), (), (ITEMS[1],)]
+    assert fitted_threshold([0.1, 0.3, 0.5], [right, Parsed((ITEMS[2], ITEMS[2])), wrong], both) == 0.2
     assert fitted_threshold([0.5], [wrong], [(ITEMS[0],)]) is None, "nothing is right at any"
 
 

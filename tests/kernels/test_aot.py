@@ -94,8 +94,8 @@ def test_every_version_records_the_same_cases() -> None:
 
 
 @pytest.mark.parametrize("triton", VERSIONS)
-def test_nothing_spills(triton: str) -> None:
-    """But for eight registers of one case that is no model's: 3.7 on gfx942, at a width that 8 does not divide."""
+def test_no_model_s_kernel_spills(triton: str) -> None:
+    """Eight registers do, of one case that is no model's: 3.7 on gfx942, at a width that 8 does not divide."""
     spilling = [(row["target"], row["width"], row["spills"]) for row in RECORDED[triton] if row["spills"]]
     assert spilling == ([("gfx942", 641, 8)] if triton == "3.7.1" else [])
 
@@ -115,8 +115,8 @@ def test_a_step_reads_g_twice_and_e_once_and_writes_once(triton: str) -> None:
 
 
 @pytest.mark.parametrize("triton", VERSIONS)
-def test_a_step_takes_at_most_22_instructions_an_element(triton: str) -> None:
-    assert round(instructions(triton, role="main", target="sm_90", dtype="bf16", width=4096)) <= 22
+def test_a_step_takes_22_instructions_an_element(triton: str) -> None:
+    assert instructions(triton, role="main", target="sm_90", dtype="bf16", width=4096) <= 22.2
     assert instructions(triton, role="D not a multiple of 8", target="sm_90") <= 40
 
 
