@@ -23,7 +23,7 @@ def caution(config: Config, data: RunData) -> str | None:
         if empty > _SPARSE:
             more = ", the more so after an attack on the text" if attacked else ""
             return (
-                f"{of.name}: {empty:.0%} of the training answers are None, so greedy answers will be it too often{more}. "
+                f"{of.name}: {empty:.0%} of the training answers are None, so greedy answers say it too often{more}. "
                 f"`anit eval {config.out} --split dev --constrained` finds from which probability on it should be said"
             )
     return None
