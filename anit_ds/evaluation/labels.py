@@ -2,13 +2,16 @@
 
 A label's score is the log-probability of its words after the prompt, EOS included. Scores divided by a temperature and
 normalised over the labels are probabilities. The temperature is fitted on dev (Guo et al., 2017), so that of what is
-said with 80% about 80% is right; it changes no label unless a threshold asks for it.
+said with 80% about 80% is right; it changes no label unless a threshold asks for it. A dev split without an error
+would ask for the temperature 0, at which all is certain. So its gold labels are softened, as Platt (1999) softens his
+targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +20,8 @@ from torch import Tensor
 from anit_ds.data.tasks import Parsed, score
 from anit_ds.errors import InputError
 
-# From a model twenty times too timid to one twenty times too bold, in steps of 1.5%. A dev split without a single error
-# would ask for 0, and one answered at random for infinity.
+# From a model twenty times too timid to one twenty times too bold, in steps of 1.5%. A dev split answered at random
+# would ask for infinity.
 _TEMPERATURES = torch.logspace(-1.3, 1.3, 401, dtype=torch.float64)
 _DIGITS = 6
 
@@ -50,13 +53,15 @@ class Labels:
 
 
 def fitted_temperature(scores: Tensor, gold: Tensor) -> float | None:
-    """The temperature under which the gold labels are most probable. scores [N, labels], gold [N] the label's place.
+    """The temperature under which the gold labels are most probable, as if one text of N + 1 said nothing: a share of
+    1 / (N + 1) of each gold label is spread over all labels. scores [N, labels], gold [N] the label's place.
 
     None without scores, or where one is not finite.
     """
     if not len(scores) or not scores.isfinite().all():
         return None
-    losses = [torch.nn.functional.cross_entropy(scores.double() / temperature, gold) for temperature in _TEMPERATURES]
+    loss = partial(torch.nn.functional.cross_entropy, target=gold, label_smoothing=1 / (len(gold) + 1))
+    losses = [loss(scores.double() / temperature) for temperature in _TEMPERATURES]
     return round(float(_TEMPERATURES[torch.stack(losses).argmin()]), 4)
 
 

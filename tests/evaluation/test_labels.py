@@ -44,7 +44,8 @@ def test_the_temperature_is_the_one_that_makes_gold_labels_most_probable(boldnes
     found = fitted_temperature(scores, gold)
 
     def loss(log_temperature: float) -> float:
-        return -log_softmax(scores.numpy() / np.exp(log_temperature), axis=1)[np.arange(400), gold].mean()
+        likely = log_softmax(scores.numpy() / np.exp(log_temperature), axis=1)
+        return -(likely[np.arange(400), gold] * 400 + likely.mean(1)).mean()
 
     best = np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
     assert found == pytest.approx(best, rel=0.02) and found == pytest.approx(boldness, rel=0.3)
@@ -57,8 +58,13 @@ def test_the_temperature_is_the_one_that_makes_gold_labels_most_probable(boldnes
 def test_no_temperature_comes_from_nothing_or_from_nan():
     assert fitted_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)) is None
     assert fitted_temperature(torch.tensor([[0.0, float("nan")]]), torch.tensor([0])) is None
-    never_wrong = fitted_temperature(torch.tensor([[0.0, -5.0]] * 4), torch.tensor([0] * 4))
-    assert never_wrong == pytest.approx(10**-1.3, rel=0.02), "bounded: no split is large enough to promise certainty"
+
+
+@pytest.mark.parametrize("n", [4, 34, 1000])
+def test_a_split_without_an_error_promises_no_certainty(n: int):
+    scores = torch.tensor([[0.0, -5.0]] * n)
+    probability = Labels(NAMES[:2], fitted_temperature(scores, torch.zeros(n, dtype=torch.int64))).probabilities(scores)
+    assert float(probability[0, 0]) == pytest.approx(1 - 1 / (2 * (n + 1)), abs=0.003)
 
 
 @given(
