@@ -17,7 +17,7 @@ from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks import NONE, Parsed
 from anit_ds.data.tasks.classification import CLASSIFICATION
-from anit_ds.data.tasks.grammar import Grammar, grammar_for
+from anit_ds.data.tasks.grammar import grammar_for
 from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.evaluation import decode
 from anit_ds.evaluation.asking import Question, Reply, texts_of
@@ -29,7 +29,7 @@ from anit_ds.evaluation.labels import Labels
 # of.
 _MARGIN, _SHARE = 8, 0.25
 _COUNTED_AT_ONCE = 10_000
-DIGITS = 6
+_DIGITS = 6
 # More labels than this are not scored one by one: their passes would take longer than the answers.
 MOST_LABELS = 16
 
@@ -90,7 +90,7 @@ class Answerer:
             if question.grammar:
                 row["none"] = none_probability(first)
                 scored = list(zip(parsed.items, item_scores(reply, self.tokenizer), strict=False))
-                kept = [(item, round(score, DIGITS)) for item, score in scored if score >= least]
+                kept = [(item, round(score, _DIGITS)) for item, score in scored if score >= least]
                 row |= {"items": [item for item, _ in kept], "scores": [score for _, score in kept]}
             if data_set.task is MULTILABEL:
                 row["labels"] = [item[0] for item in row["items"]]
@@ -140,7 +140,7 @@ class Answerer:
 
     def _constrained(self, question: Question, data_set: DataSet, sample: Sample) -> Question:
         """The question of a valid answer, and last of how probable `None` is; as it was where an answer is a label."""
-        grammar = grammar_of(data_set, sample)
+        grammar = grammar_for(data_set.task, sample.text, data_set.instructions.labels)
         return replace(question, grammar=grammar, answers=[*question.answers, *self._none]) if grammar else question
 
     @cached_property
@@ -195,11 +195,6 @@ class Answerer:
     def _answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Answers as training writes them, ended by EOS."""
         return self.encoder.encode_answers(texts) if texts else []
-
-
-def grammar_of(data_set: DataSet, sample: Sample) -> Grammar | None:
-    """The valid answers about a sample's text; None where the answer is a label, which is chosen by its probability."""
-    return grammar_for(data_set.task, sample.text, data_set.instructions.labels)
 
 
 def told_if_cut(reply: Reply) -> dict[str, bool]:
