@@ -115,12 +115,23 @@ with_restarts() {
     done
 }
 
+# Between two looks at our children. Of two traps whose signals came together (a Ctrl-C from the terminal, and as TERM
+# from a launcher) bash 5.2 may run one and keep the other until some further signal, and until then `wait` answers with
+# the kept one's number and never with a child's exit code. So there is a further signal, one that stops nobody.
+nap() {
+    sleep 0.2
+    run_kept_traps
+}
+trap : URG
+run_kept_traps() { kill -s URG "$BASHPID"; }
+
 # The exit code of a child that has ended. `wait` answers with the number of a trapped signal that came while it ran, or
 # since the last one: it is asked twice, until no trap ran meanwhile. Every trap counts itself in `trapped`.
 trapped=0
 exit_code_of() {
     local code before
     while true; do
+        run_kept_traps
         before=$trapped
         wait "$1"
         wait "$1"
@@ -137,7 +148,7 @@ supervise() {
     trap 'pass_on USR1 '"$child" USR1
     trap 'pass_on USR2 '"$child" USR2
     # Not a long `wait`: a trap interrupts it, and its answer is then the signal's and not the child's.
-    while kill -0 "$child" 2>/dev/null; do sleep 0.2; done
+    while kill -0 "$child" 2>/dev/null; do nap; done
     exit_code_of "$child"
     code=$?
     trap - TERM INT HUP USR1 USR2

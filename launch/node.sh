@@ -128,7 +128,7 @@ fi
 start_ranks "$@"
 while ((${#running[@]})); do
     if [[ -n $deadline ]] && ((SECONDS >= deadline)); then signal_ranks KILL -; fi
-    sleep 0.2
+    nap
     collect
 done
 if [[ -n $tied ]]; then

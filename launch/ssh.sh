@@ -112,7 +112,7 @@ start_all() {
     trap 'tell_hosts TERM' TERM INT HUP
     trap 'tell_hosts USR1' USR1
     trap 'tell_hosts USR2' USR2
-    while kill -0 "$child" 2>/dev/null; do sleep 0.2; done
+    while kill -0 "$child" 2>/dev/null; do nap; done
     exit_code_of "$child"
     code=$?
     trap - TERM INT HUP USR1 USR2

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from runs import LAUNCH, REPOSITORY, Launches, TinyRun
@@ -39,6 +40,12 @@ class Terminal:
 
     def press_ctrl_c(self) -> None:
         os.write(self._master, b"\x03")
+
+    def await_word(self, word: str, within: float = 60) -> None:
+        until = time.monotonic() + within
+        while word not in self._said.decode(errors="replace"):
+            assert time.monotonic() < until, f"no {word!r} in {within:g} s"
+            time.sleep(0.05)
 
     def ended(self, within: float) -> tuple[int, str]:
         """(exit code, what it showed); a failure when it takes longer."""
@@ -73,6 +80,32 @@ def test_once_saves_and_the_same_line_goes_on(
     assert code == 0, said
     last = run.steps()[-1]
     assert (run.out / "checkpoints" / f"step-{last:06d}").is_dir() and not run.finished, said
+    assert launches.left_over() == {}
+
+
+RANK = """
+import os, signal, sys, time
+told = []
+for which in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(which, lambda number, frame: told.append(number))
+print("up", flush=True)
+while not told: pass
+until = time.monotonic() + 0.3
+while time.monotonic() < until: pass
+"""
+
+
+def test_a_press_that_comes_twice_at_once_is_one(launches: Launches, tmp_path: Path) -> None:
+    """From the terminal and through the launcher, to a busy machine: one in four was taken for the ranks' exit codes."""
+    (tmp_path / "rank.py").write_text(RANK)
+    ranks = 'supervise "$0/node.sh" --first 0 --ranks 2 --world 2 --master 127.0.0.1:1 --logs "$1" python3 "$1/rank.py"'
+    for _ in range(16):
+        terminal = Terminal(launches, "bash", "-uc", f'source "$0/common.sh"; {ranks}', LAUNCH, tmp_path)
+        terminal.await_word("up")
+        time.sleep(0.3)
+        terminal.press_ctrl_c()
+        code, said = terminal.ended(within=60)
+        assert code == 0, said
     assert launches.left_over() == {}
 
 
