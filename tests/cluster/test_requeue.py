@@ -40,6 +40,9 @@ def hold_until_signalled(ranks: list[int], within: float = 90) -> None:
     for rank in ranks:
         os.kill(rank, signal.SIGSTOP)
     until = time.monotonic() + within
+    while not all(_is_stopped(rank) for rank in ranks):  # a process on a core stops at its next interrupt
+        assert time.monotonic() < until, f"not stopped in {within:g} s"
+        time.sleep(0.02)
     while any(_is_stopped(rank) for rank in ranks):
         assert time.monotonic() < until, f"no signal in {within:g} s"
         time.sleep(0.2)

@@ -96,7 +96,7 @@ while time.monotonic() < until: pass
 
 
 def test_a_press_that_comes_twice_at_once_is_one(launches: Launches, tmp_path: Path) -> None:
-    """From the terminal and through the launcher, to a busy machine: one in four was taken for the ranks' exit codes."""
+    """From the terminal and through the launcher, on a busy machine: one in four was taken for the ranks' exit code."""
     (tmp_path / "rank.py").write_text(RANK)
     ranks = 'supervise "$0/node.sh" --first 0 --ranks 2 --world 2 --master 127.0.0.1:1 --logs "$1" python3 "$1/rank.py"'
     for _ in range(16):
