@@ -246,12 +246,16 @@ def test_the_threshold_for_none_that_dev_finds_is_used_elsewhere(tiny_folder: Pa
     likely = sorted(row["none"] for row in said)
     gold = [row["items"] if row["none"] < likely[3] else [] for row in said]
     run = trained("after", [{"text": text, "items": items} for text, items in zip(texts, gold, strict=True)])
+    said = anit("eval", run, "--threshold", "None=dev", code=2)
+    assert f"no threshold has been fitted on dev; `anit eval {run} --split dev --constrained` does it" in said
     printed = anit("eval", run, "--split", "dev", "--constrained")
     found = json.loads((run / "eval" / "dev-constrained.json").read_text())["nothing"]
     assert found["fitted"] and found["micro_f1"] == 1 and found["said"] == 3
     threshold = f"{found['threshold']:.15g}"
     assert f"--threshold None={threshold}: micro-F1 1.0000" in printed and "the best here" in printed
     assert [row["items"] for row in answers(run, threshold)] == gold
+    assert answers(run, "dev") == answers(run, threshold)
+    assert "leave it out" in anit("eval", run, "--split", "dev", "--threshold", "None=dev", code=2)
     printed = anit("eval", run, "--threshold", f"None={threshold}")
     assert "micro-F1 1.0000" in printed and "the best here" not in printed
     rows = [json.loads(line) for line in (run / "eval" / "predictions-test-constrained.jsonl").open()]

@@ -30,5 +30,6 @@ dtype = click.option("--dtype", default=None, help="Load the weights in another 
 threshold = click.option(
     "--threshold", "thresholds", multiple=True, metavar="LABEL=p", help="Classification: choose LABEL where its "
     "probability is p or more, and only there; may be given for several labels. Where none is left, the label is null. "
-    "Extraction and multilabel: None=p, which implies --constrained, is the same for whether a text has any item.",
+    "Extraction and multilabel: None=p, which implies --constrained, is the same for whether a text has any item; "
+    "None=dev takes what `anit eval --split dev --constrained` has fitted.",
 )  # fmt: skip

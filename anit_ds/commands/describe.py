@@ -147,7 +147,7 @@ def _describe_nothing(nothing: Mapping[str, Any], greedy: float) -> list[str]:
     """The score where `None` is said from a threshold on, and whether one that was fitted is worth using."""
     if nothing["threshold"] is None:
         return ["  no --threshold for None gets an item right"]
-    worth = "; it is the best here: for eval, predict, try and serve" if nothing["micro_f1"] > greedy else "; no better"
+    worth = "; the best here, which None=dev takes" if nothing["micro_f1"] > greedy else "; no better"
     return [
         f"  --threshold None={nothing['threshold']:.15g}: micro-F1 {nothing['micro_f1']:.4f}  "
         f"precision {nothing['precision']:.4f}  recall {nothing['recall']:.4f}  None {nothing['said']} times"

@@ -47,9 +47,7 @@ def evaluate(
     if folder is not None:
         _make(folder)
     with FinishedRun.watched(run, base=base, dtype=dtype, thresholds=thresholds) as asked:
-        constrained = constrained or asked.none_threshold is not None
-        asked.refuse_constraint(constrained)
-        for way in (False, True) if constrained else (False,):
+        for way in (False, True) if asked.constrains(constrained) else (False,):
             for name, evaluation, remarks in asked.evaluate(split, noises, constrained=way, output=folder):
                 if distributed.rank() == 0:
                     said = [describe_evaluation(name, evaluation.report)] if evaluation else [f"{name}:"]

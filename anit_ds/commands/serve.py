@@ -45,9 +45,7 @@ def serve(run: str, host: str, port: int, constrained: bool, thresholds: tuple[s
     if host not in _LOOPBACK and key is None:
         click.echo(f"note: anyone who reaches {host}:{port} can ask; set ANIT_API_KEY to ask for a key", err=True)
     asked = FinishedRun(run, dtype=dtype, thresholds=thresholds)
-    constrained = constrained or asked.none_threshold is not None
-    if constrained:
-        asked.refuse_constraint()
+    constrained = asked.constrains(constrained)
     asked.model  # noqa: B018 (what is wrong with it is said before the port is open)
     app = build_app(asked, api_key=key, constrained=constrained)
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has answered what had come

@@ -28,8 +28,7 @@ def try_texts(run: str, dataset: str | None, constrained: bool, thresholds: tupl
     from anit_ds.evaluation.finished import FinishedRun
 
     asked = FinishedRun(run, dtype=dtype, thresholds=thresholds)
-    constrained = constrained or asked.none_threshold is not None
-    asked.refuse_constraint(constrained)
+    constrained = asked.constrains(constrained)
     of = {"dataset": dataset} if dataset else {}
     words = asked.data_set_of(of, "--dataset").instructions.labels
     asked.model  # noqa: B018 (what is wrong with it is said before the first text)

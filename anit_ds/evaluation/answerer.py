@@ -40,20 +40,20 @@ class Answerer:
     """Asks a run's model about texts, with one tokenizer and prompt style.
 
     `answer_limits`: of each data set the tokens that an answer may have; counted where they are not given. For labels
-    by probability (labels.py) `temperatures` are those found on dev, by data set, and `thresholds` the caller's, as
-    `none_threshold` is for constrained answers (nothing.py).
+    by probability (labels.py) `temperatures` are those found on dev, by data set, and `thresholds` the caller's;
+    `none_thresholds` are for constrained answers (nothing.py), by data set.
     """
 
     temperatures: Mapping[str, float]
     thresholds: Mapping[str, float]
-    none_threshold: float | None = None
+    none_thresholds: Mapping[str, float]
 
     def __init__(
         self, config: Config, data: RunData, tokenizer: Any, answer_limits: Mapping[str, int] | None = None
     ) -> None:
         self.config, self.data, self.tokenizer = config, data, tokenizer
         self._limits = answer_limits
-        self.temperatures, self.thresholds = {}, {}
+        self.temperatures, self.thresholds, self.none_thresholds = {}, {}, {}
         self.encoder = PromptEncoder.of(config, tokenizer)
 
     def answer(
@@ -69,8 +69,8 @@ class Answerer:
         """What a row says of each sample of one data set, in their order: the greedy `answer` and its `items`,
         `malformed` and `cut` where it is; with `probabilities` the `label` chosen by them too (by default where labels
         are few); with `constrained` the `scores` of the items, of which those below `least` are left out, and how
-        probable `none` is: with a `none_threshold` it is the answer from there on. Where a text has several labels, the
-        items as `labels` too."""
+        probable `none` is: with one of `none_thresholds` it is the answer from there on. Where a text has several
+        labels, the items as `labels` too."""
         labels = self.labels(data_set)
         if labels and not (len(labels.names) <= MOST_LABELS if probabilities is None else probabilities):
             labels = None
@@ -81,8 +81,8 @@ class Answerer:
         ask = partial(self._ask, model, data_set)
         replies = ask(asked)
         answered = list(zip(self._texts(asked, replies), replies, strict=True))
-        if constrained and self.none_threshold:
-            answered = self._at_threshold(data_set, asked, answered, ask, self.none_threshold)
+        if constrained and (threshold := self.none_thresholds.get(data_set.name)):
+            answered = self._at_threshold(data_set, asked, answered, ask, threshold)
         rows = []
         for question, first, (answer, reply) in zip(asked, replies, answered, strict=True):
             parsed = data_set.parse(answer)

@@ -42,7 +42,7 @@ class Evaluator(Answerer):
         """Score `split` (dev or test) on raw instructions, or with every instruction bent by `noise`.
 
         `constrained`: of the answers that are valid (grammar.py) the greedy one, where a task has a set of items. Then
-        the report has `nothing` too: the score at `none_threshold` or, on dev, at the threshold that is best there.
+        the report has `nothing` too: the score at its threshold in `none_thresholds` or, on dev, at the best one.
 
         Beside the score of greedy answers the report has `nll` and `nll_per_token`, the gold answers' mean negative
         log-likelihood, and for classification `labels`, what `labels_report` says, and its `ece`. `nonfinite` counts
@@ -115,7 +115,7 @@ class Evaluator(Answerer):
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What a report says of `None` chosen by its probability, and what each row does. `fits`: where the caller has
         no threshold it is the best for these texts, which takes an answer with an item to each."""
-        likely, threshold = [none_probability(reply) for reply in replies], self.none_threshold
+        likely, threshold = [none_probability(reply) for reply in replies], self.none_thresholds.get(data_set.name)
         told: list[dict[str, Any]] = [{"none": p} for p in likely]
         if None in likely or (threshold is None and not fits):
             return {"nothing": None}, told

@@ -28,6 +28,7 @@ from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.errors import InputError
 from anit_ds.evaluation.evaluator import Evaluator
 from anit_ds.evaluation.labels import read_thresholds, temperatures_of
+from anit_ds.evaluation.nothing import thresholds_of
 from anit_ds.evaluation.report import Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.modeling import load_model, load_tokenizer, load_trained, resolve_dtype, weights_about
@@ -38,6 +39,8 @@ from anit_ds.sealed import Damaged, read_sealed
 # Most texts that a rank answers before they are given out, in batches: enough to keep a batch full.
 _BATCHES = 4
 _HALF = re.compile("[\ud800-\udfff]")
+# The threshold of `None` that an evaluation of dev has fitted, for each data set its own.
+_FITTED = f"{NONE}=dev"
 # What an answer is told by. A column of the input that has such a name is none.
 _TOLD = {"answer", "items", "label", "labels", "none", "probabilities", "scores", "malformed", "cut"}
 
@@ -61,8 +64,9 @@ class FinishedRun:
     """A run's configuration, data and best adapter (with `base` the untouched model); the ranks share the work.
 
     `dtype` loads the weights in another one than the run's, `max_new_tokens` lets answers be longer or shorter,
-    `thresholds` (`LABEL=p`, and `None=p` for constrained answers) move the choice of a label, or of none, by its
-    probability. Raises InputError: no run, a damaged one, a threshold for no label of the run.
+    `thresholds` (`LABEL=p`, and for constrained answers `None=p` or `None=dev`) move the choice of a label, or of none,
+    by its probability. Raises InputError: no run, a damaged one, a threshold for no label of the run or that no
+    evaluation of dev has fitted.
     """
 
     def __init__(
@@ -79,12 +83,13 @@ class FinishedRun:
         self.config = self.folder.load_config()
         self.data = RunData.stored(self.config, self.folder.data)
         self.base, self.dtype, self.max_new_tokens = base, dtype, max_new_tokens
-        self.label_thresholds, self.none_threshold = self._read_thresholds(thresholds)
+        self._takes_fitted = _FITTED in thresholds
+        self.label_thresholds, self.none_thresholds = self._read_thresholds(thresholds)
         self._columns = {portion.dataset: portion.own or Columns() for portion in portions(self.config.data)}
 
-    def _read_thresholds(self, given: Sequence[str]) -> tuple[dict[str, float], float | None]:
-        """Those of labels, and that of `None` for constrained answers."""
-        extracted = len(self._classified) < len(self.data.sets)
+    def _read_thresholds(self, given: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+        """Those of labels, and by data set that of `None` for constrained answers."""
+        extracted = [s.name for s in self.data.sets if s.task is not CLASSIFICATION]
         labels = list(self._classified[0].instructions.labels) if len(self._classified) == 1 else []
         if any(not labels and not (extracted and text.startswith(f"{NONE}=")) for text in given):
             cure = f"; {NONE}=p is for whether a text has any item" if extracted else ""
@@ -92,12 +97,30 @@ class FinishedRun:
             raise InputError(
                 f"--threshold: is for a run with one classification data set; this has {len(self._classified)}{cure}"
             )
+        fitted = bool(extracted) and self._takes_fitted
+        given = [text for text in given if not (fitted and text == _FITTED)]
         thresholds = read_thresholds(given, [*labels, *([NONE] if extracted else [])])
-        if extracted and NONE in labels and NONE in thresholds:
+        if fitted and NONE in thresholds:
+            raise InputError(f"--threshold: {NONE!r} has two; give one")
+        if extracted and NONE in labels and (fitted or NONE in thresholds):
             raise InputError(
                 f"--threshold: {NONE} is a label of {self._classified[0].name} and the empty set of others"
             )
-        return thresholds, thresholds.pop(NONE, None) if extracted else None
+        if fitted:
+            return thresholds, self._fitted_thresholds()
+        none = thresholds.pop(NONE, None) if extracted else None
+        return thresholds, dict.fromkeys(extracted, none) if none else {}
+
+    def _fitted_thresholds(self) -> dict[str, float]:
+        file = self.folder.eval / f"{self._name('dev', constrained=True)}.json"
+        cure = f"`anit eval {self.folder.path} --split dev --constrained`"
+        try:
+            found = thresholds_of(read_sealed(file)) if file.is_file() else {}
+        except Damaged as error:
+            raise Damaged(f"{error}; {cure} writes it again") from error
+        if not found:
+            raise InputError(f"--threshold: {_FITTED}: no threshold has been fitted on dev; {cure} does it")
+        return found
 
     @property
     def _classified(self) -> list[DataSet]:
@@ -133,7 +156,7 @@ class FinishedRun:
         if self.max_new_tokens:
             limits = {s.name: self.max_new_tokens for s in self.data.sets}
         evaluator = Evaluator(self.config, self.data, load_tokenizer(self.config.model), limits)
-        evaluator.thresholds, evaluator.none_threshold = self.label_thresholds, self.none_threshold
+        evaluator.thresholds, evaluator.none_thresholds = self.label_thresholds, self.none_thresholds
         return evaluator
 
     def _calibrate(self, dev: Evaluation | None = None) -> None:
@@ -169,7 +192,10 @@ class FinishedRun:
         Where the raw answers are at hand (from this call or an earlier one), a noise's report has its gap and
         consistency too. One of several noises may lack what it draws from; alone it raises InputError.
         """
-        self.refuse_constraint(constrained)
+        if constrained:
+            self.constrains()
+        if split == "dev" and self._takes_fitted:
+            raise InputError(f"--threshold: {_FITTED} is what --constrained fits on dev; leave it out")
         folder = output or self.folder.eval
         raw: Evaluation | None = None
         for noise in noises:
@@ -212,7 +238,7 @@ class FinishedRun:
         alone reads `texts`. Raises InputError at once for what is wrong with the run or asked in vain, and on the way
         for what `check` refuses.
         """
-        self.refuse_constraint(how.get("constrained", False))
+        how["constrained"] = self.constrains(how.get("constrained", False))
         if how.get("probabilities"):
             self.refuse_probabilities()
         if how.get("probabilities") is not False:
@@ -241,12 +267,17 @@ class FinishedRun:
                     answered[place] = {**given, **row}
             yield [answered[place] for place in range(len(chunk))]
 
-    def refuse_constraint(self, constrained: bool = True) -> None:
-        """Raises InputError where answers are to be constrained and no data set's can be."""
+    def constrains(self, asked: bool = True) -> bool:
+        """Whether answers are valid by construction: where that is asked for, or a threshold of `None` needs it.
+
+        Raises InputError where no data set's can be.
+        """
+        constrained = asked or bool(self.none_thresholds)
         if constrained and all(s.task is CLASSIFICATION for s in self.data.sets):
             raise InputError(
                 "--constrained: is for tasks with spans or several labels; one label has its probability anyway"
             )
+        return constrained
 
     def refuse_probabilities(self) -> None:
         """Raises InputError where labels' probabilities are asked for and no data set has one label a text."""

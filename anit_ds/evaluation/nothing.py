@@ -9,7 +9,7 @@ item; `None` still where that one has no end within the limit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anit_ds.data.examples import Item
@@ -51,3 +51,10 @@ def nothing_report(said: Sequence[Parsed], gold: Sequence[Sequence[Item]], thres
     scored = score(gold, said)
     figures = {key: getattr(scored, key) for key in ("micro_f1", "precision", "recall")}
     return {"threshold": threshold, "said": sum(not parsed.items for parsed in said), **figures}
+
+
+def thresholds_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """Of each data set the threshold that a report on dev has fitted, where it has."""
+    reports = report.get("datasets") or {report.get("dataset"): report}
+    found = {name: of.get("nothing") or {} for name, of in reports.items()}
+    return {name: of["threshold"] for name, of in found.items() if of.get("fitted") and of["threshold"]}

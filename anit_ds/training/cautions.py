@@ -24,6 +24,7 @@ def caution(config: Config, data: RunData) -> str | None:
             more = ", the more so after an attack on the text" if attacked else ""
             return (
                 f"{of.name}: {empty:.0%} of the training answers are None, so greedy answers say it too often{more}. "
-                f"`anit eval {config.out} --split dev --constrained` finds from which probability on it should be said"
+                f"`anit eval {config.out} --split dev --constrained` finds from which probability on to say it, "
+                "and --threshold None=dev does"
             )
     return None

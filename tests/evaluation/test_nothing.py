@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from anit_ds.data.tasks import TASKS, Parsed, score
 from anit_ds.data.tasks.grammar import Grammar, grammar_for
-from anit_ds.evaluation.nothing import chosen, fitted_threshold, nothing_report
+from anit_ds.evaluation.nothing import chosen, fitted_threshold, nothing_report, thresholds_of
 
 ITEMS = [("PER", "Ada"), ("PER", "Bo"), ("LOC", "Bern")]
 items = st.lists(st.sampled_from(ITEMS), max_size=3).map(tuple)
@@ -33,6 +33,13 @@ def test_no_threshold_scores_better_than_the_fitted_one(drawn: list[tuple[float,
         answers = [chosen(p, found, s) for p, s in zip(likely, said, strict=True)]
         assert nothing_report(answers, gold, found)["micro_f1"] == at(found) == pytest.approx(best)
         assert all(at(lower) < at(found) for lower in likely if lower < found)
+
+
+def test_each_set_of_a_mixture_has_the_threshold_that_was_fitted_on_it():
+    fitted, given, hopeless = ({"threshold": p, "fitted": f} for p, f in ((0.8, True), (0.5, False), (None, True)))
+    nothings = {"a": fitted, "b": given, "c": hopeless, "d": None}
+    sets = {"e": {}, **{name: {"nothing": nothing} for name, nothing in nothings.items()}}
+    assert thresholds_of({"datasets": sets}) == {"a": 0.8} == thresholds_of({"dataset": "a", "nothing": fitted})
 
 
 def test_a_threshold_is_as_short_as_it_may_be():
