@@ -61,7 +61,7 @@ def predict(
 
     with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens, thresholds=thresholds) as asked:
         main = distributed.rank() == 0
-        if asked.label_thresholds:
+        if asked.thresholds.labels:
             if probabilities is False:
                 raise InputError("--threshold: needs the labels' probabilities; leave out --no-probabilities")
             probabilities = True

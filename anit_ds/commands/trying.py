@@ -38,7 +38,7 @@ def try_texts(run: str, dataset: str | None, constrained: bool, thresholds: tupl
     for some in ([row] for row in rows) if typed else [rows]:
         try:
             for answered in asked.answer(
-                some, probabilities=True if asked.label_thresholds else None, constrained=constrained
+                some, probabilities=True if asked.thresholds.labels else None, constrained=constrained
             ):
                 for row in answered:
                     click.echo(("" if typed else f"> {row['text']}\n") + describe_answer(row, words))

@@ -22,15 +22,15 @@ from anit_ds.data.examples import Sample
 from anit_ds.data.mixture import portions
 from anit_ds.data.noise import NoSource
 from anit_ds.data.rundata import DataSet, RunData
-from anit_ds.data.tasks import NONE
 from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.errors import InputError
 from anit_ds.evaluation.evaluator import Evaluator
-from anit_ds.evaluation.labels import read_thresholds, temperatures_of
+from anit_ds.evaluation.labels import temperatures_of
 from anit_ds.evaluation.nothing import thresholds_of
 from anit_ds.evaluation.report import Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
+from anit_ds.evaluation.thresholds import FITTED, Thresholds
 from anit_ds.modeling import load_model, load_tokenizer, load_trained, resolve_dtype, weights_about
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
@@ -39,8 +39,6 @@ from anit_ds.sealed import Damaged, read_sealed
 # Most texts that a rank answers before they are given out, in batches: enough to keep a batch full.
 _BATCHES = 4
 _HALF = re.compile("[\ud800-\udfff]")
-# The threshold of `None` that an evaluation of dev has fitted, for each data set its own.
-_FITTED = f"{NONE}=dev"
 # What an answer is told by. A column of the input that has such a name is none.
 _TOLD = {"answer", "items", "label", "labels", "none", "probabilities", "scores", "malformed", "cut"}
 
@@ -83,35 +81,10 @@ class FinishedRun:
         self.config = self.folder.load_config()
         self.data = RunData.stored(self.config, self.folder.data)
         self.base, self.dtype, self.max_new_tokens = base, dtype, max_new_tokens
-        self._takes_fitted = _FITTED in thresholds
-        self.label_thresholds, self.none_thresholds = self._read_thresholds(thresholds)
+        self.thresholds = Thresholds.read(thresholds, self.data.sets, self._fitted_on_dev)
         self._columns = {portion.dataset: portion.own or Columns() for portion in portions(self.config.data)}
 
-    def _read_thresholds(self, given: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
-        """Those of labels, and by data set that of `None` for constrained answers."""
-        extracted = [s.name for s in self.data.sets if s.task is not CLASSIFICATION]
-        labels = list(self._classified[0].instructions.labels) if len(self._classified) == 1 else []
-        if any(not labels and not (extracted and text.startswith(f"{NONE}=")) for text in given):
-            cure = f"; {NONE}=p is for whether a text has any item" if extracted else ""
-            cure += ", --min-score leaves out labels that are not sure" if self._has_multilabel else ""
-            raise InputError(
-                f"--threshold: is for a run with one classification data set; this has {len(self._classified)}{cure}"
-            )
-        fitted = bool(extracted) and self._takes_fitted
-        given = [text for text in given if not (fitted and text == _FITTED)]
-        thresholds = read_thresholds(given, [*labels, *([NONE] if extracted else [])])
-        if fitted and NONE in thresholds:
-            raise InputError(f"--threshold: {NONE!r} has two; give one")
-        if extracted and NONE in labels and (fitted or NONE in thresholds):
-            raise InputError(
-                f"--threshold: {NONE} is a label of {self._classified[0].name} and the empty set of others"
-            )
-        if fitted:
-            return thresholds, self._fitted_thresholds()
-        none = thresholds.pop(NONE, None) if extracted else None
-        return thresholds, dict.fromkeys(extracted, none) if none else {}
-
-    def _fitted_thresholds(self) -> dict[str, float]:
+    def _fitted_on_dev(self) -> dict[str, float]:
         file = self.folder.eval / f"{self._name('dev', constrained=True)}.json"
         cure = f"`anit eval {self.folder.path} --split dev --constrained`"
         try:
@@ -119,7 +92,7 @@ class FinishedRun:
         except Damaged as error:
             raise Damaged(f"{error}; {cure} writes it again") from error
         if not found:
-            raise InputError(f"--threshold: {_FITTED}: no threshold has been fitted on dev; {cure} does it")
+            raise InputError(f"--threshold: {FITTED}: no threshold has been fitted on dev; {cure} does it")
         return found
 
     @property
@@ -156,7 +129,7 @@ class FinishedRun:
         if self.max_new_tokens:
             limits = {s.name: self.max_new_tokens for s in self.data.sets}
         evaluator = Evaluator(self.config, self.data, load_tokenizer(self.config.model), limits)
-        evaluator.thresholds, evaluator.none_thresholds = self.label_thresholds, self.none_thresholds
+        evaluator.thresholds, evaluator.none_thresholds = self.thresholds.labels, self.thresholds.none
         return evaluator
 
     def _calibrate(self, dev: Evaluation | None = None) -> None:
@@ -194,8 +167,8 @@ class FinishedRun:
         """
         if constrained:
             self.constrains()
-        if split == "dev" and self._takes_fitted:
-            raise InputError(f"--threshold: {_FITTED} is what --constrained fits on dev; leave it out")
+        if split == "dev" and self.thresholds.fitted:
+            raise InputError(f"--threshold: {FITTED} is what --constrained fits on dev; leave it out")
         folder = output or self.folder.eval
         raw: Evaluation | None = None
         for noise in noises:
@@ -272,7 +245,7 @@ class FinishedRun:
 
         Raises InputError where no data set's can be.
         """
-        constrained = asked or bool(self.none_thresholds)
+        constrained = asked or bool(self.thresholds.none)
         if constrained and all(s.task is CLASSIFICATION for s in self.data.sets):
             raise InputError(
                 "--constrained: is for tasks with spans or several labels; one label has its probability anyway"

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from anit_ds.data.tasks import Parsed, score
-from anit_ds.errors import InputError
 
 # From a model twenty times too timid to one twenty times too bold, in steps of 1.5%. A dev split answered at random
 # would ask for infinity.
@@ -110,22 +109,3 @@ def temperatures_of(report: Mapping[str, Any]) -> dict[str, float]:
     reports = report.get("datasets") or {report.get("dataset"): report}
     found = {name: (of.get("labels") or {}).get("temperature") for name, of in reports.items()}
     return {name: temperature for name, temperature in found.items() if temperature}
-
-
-def read_thresholds(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """`LABEL=p` as a command line has them. Raises InputError for what is none, or names another label."""
-    thresholds: dict[str, float] = {}
-    for text in given:
-        label, equals, number = text.rpartition("=")
-        try:
-            probability = float(number)
-        except ValueError:
-            probability = -1.0
-        if not equals or not 0 < probability <= 1:
-            raise InputError(f"--threshold: {text!r} is no LABEL=p with a probability above 0 and up to 1")
-        if label not in names:
-            raise InputError(f"--threshold: no label is called {label!r}; there are {', '.join(names)}")
-        if label in thresholds:
-            raise InputError(f"--threshold: {label!r} has two; give one")
-        thresholds[label] = probability
-    return thresholds

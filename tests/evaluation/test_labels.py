@@ -12,7 +12,8 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
 from anit_ds.errors import InputError
-from anit_ds.evaluation.labels import Labels, fitted_temperature, labels_report, read_thresholds
+from anit_ds.evaluation.labels import Labels, fitted_temperature, labels_report
+from anit_ds.evaluation.thresholds import read_thresholds
 
 NAMES = ["ham", "spam", "news"]
 
