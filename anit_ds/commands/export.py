@@ -73,7 +73,7 @@ def _beside(folder: Path, run_path: Path, *, merged: bool) -> list[str]:
 
 def _scores(run: RunFolder) -> tuple[list[Measured], list[str]]:
     """What eval/ has of the test split, with intervals; and what it has no more."""
-    from anit_ds.evaluation.report import read_evaluation
+    from anit_ds.evaluation.report import read_evaluation, reports_of
     from anit_ds.experiments.statistics import example_counts, score
     from anit_ds.export import Measured
     from anit_ds.sealed import Damaged
@@ -87,8 +87,7 @@ def _scores(run: RunFolder) -> tuple[list[Measured], list[str]]:
             continue
         if evaluation is None or evaluation.report.get("constrained"):
             continue
-        reports = evaluation.report.get("datasets") or {evaluation.report["dataset"]: evaluation.report}
-        for name, report in reports.items():
+        for name, report in reports_of(evaluation.report).items():
             rows = [row for row in evaluation.predictions if row["dataset"] == name]
             interval = score([[example_counts(row) for row in rows]])
             found.append(Measured(name, report["noise"], interval.mean, interval.low, interval.high, len(rows)))

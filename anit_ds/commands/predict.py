@@ -71,7 +71,7 @@ def predict(
         count = cut = unread = scored = without = 0
         answers = asked.answer(
             _rows(source), probabilities=probabilities, least=min_score,
-            constrained=asked.constrains(constrained or min_score > 0),
+            constrained=constrained or min_score > 0,
         )  # fmt: skip
         with _written(output if main else os.devnull, source) as out:  # emptied, now that nothing is refused
             for answered in answers:

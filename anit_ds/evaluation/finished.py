@@ -85,15 +85,22 @@ class FinishedRun:
         self._columns = {portion.dataset: portion.own or Columns() for portion in portions(self.config.data)}
 
     def _fitted_on_dev(self) -> dict[str, float]:
-        file = self.folder.eval / f"{self._name('dev', constrained=True)}.json"
-        cure = f"`anit eval {self.folder.path} --split dev --constrained`"
-        try:
-            found = thresholds_of(read_sealed(file)) if file.is_file() else {}
-        except Damaged as error:
-            raise Damaged(f"{error}; {cure} writes it again") from error
+        found = thresholds_of(self._dev_report(constrained=True))
         if not found:
+            cure = self._line_of_dev(constrained=True)
             raise InputError(f"--threshold: {FITTED}: no threshold has been fitted on dev; {cure} does it")
         return found
+
+    def _dev_report(self, *, constrained: bool = False) -> dict[str, Any]:
+        """What an evaluation in eval/ says of dev; empty where there is none. Raises Damaged."""
+        file = self.folder.eval / f"{self._name('dev', constrained=constrained)}.json"
+        try:
+            return read_sealed(file) if file.is_file() else {}
+        except Damaged as error:
+            raise Damaged(f"{error}; {self._line_of_dev(constrained)} writes it again") from error
+
+    def _line_of_dev(self, constrained: bool = False) -> str:
+        return f"`anit eval {self.folder.path} --split dev{' --constrained' if constrained else ''}`"
 
     @property
     def _classified(self) -> list[DataSet]:
@@ -137,19 +144,14 @@ class FinishedRun:
 
         Raises Damaged.
         """
-        file = self.folder.eval / f"{self._name('dev')}.json"
-        if not self._classified or (dev is None and not file.is_file()):
-            return
-        try:
-            self.evaluator.temperatures = temperatures_of(dev.report if dev else read_sealed(file))
-        except Damaged as error:
-            raise Damaged(f"{error}; `anit eval {self.folder.path} --split dev` writes it again") from error
+        if self._classified and (report := dev.report if dev else self._dev_report()):
+            self.evaluator.temperatures = temperatures_of(report)
 
     def uncalibrated(self) -> str | None:
         """What to know of labels' probabilities where dev has found no temperature for them."""
         if all(s.name in self.evaluator.temperatures for s in self._classified):
             return None
-        return f"the probabilities are not calibrated; `anit eval {self.folder.path} --split dev` does it"
+        return f"the probabilities are not calibrated; {self._line_of_dev()} does it"
 
     def evaluate(
         self,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from anit_ds.data.tasks import Parsed, score
+from anit_ds.evaluation.report import reports_of
 
 # From a model twenty times too timid to one twenty times too bold, in steps of 1.5%. A dev split answered at random
 # would ask for infinity.
@@ -106,6 +107,5 @@ def labels_report(scores: Tensor, gold: Tensor, labels: Labels) -> dict[str, Any
 
 def temperatures_of(report: Mapping[str, Any]) -> dict[str, float]:
     """Of each data set the temperature that a report on dev has found, where it has."""
-    reports = report.get("datasets") or {report.get("dataset"): report}
-    found = {name: (of.get("labels") or {}).get("temperature") for name, of in reports.items()}
+    found = {name: (of.get("labels") or {}).get("temperature") for name, of in reports_of(report).items()}
     return {name: temperature for name, temperature in found.items() if temperature}

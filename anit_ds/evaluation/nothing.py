@@ -14,6 +14,7 @@ from typing import Any
 
 from anit_ds.data.examples import Item
 from anit_ds.data.tasks import Parsed, score
+from anit_ds.evaluation.report import reports_of
 
 
 def chosen(probability: float, threshold: float, something: Parsed) -> Parsed:
@@ -55,6 +56,5 @@ def nothing_report(said: Sequence[Parsed], gold: Sequence[Sequence[Item]], thres
 
 def thresholds_of(report: Mapping[str, Any]) -> dict[str, float]:
     """Of each data set the threshold that a report on dev has fitted, where it has."""
-    reports = report.get("datasets") or {report.get("dataset"): report}
-    found = {name: of.get("nothing") or {} for name, of in reports.items()}
+    found = {name: of.get("nothing") or {} for name, of in reports_of(report).items()}
     return {name: of["threshold"] for name, of in found.items() if of.get("fitted") and of["threshold"]}

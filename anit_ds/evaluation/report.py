@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ class Evaluation:
     def broken(self) -> bool:
         """Whether no gold answer has a finite probability: such a model's answers mean nothing."""
         return self.report["n"] > 0 and self.report["nonfinite"] == self.report["n"]
+
+
+def reports_of(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A report's parts by the data set's name; of one data set it is the only part."""
+    return report.get("datasets") or {report.get("dataset"): report}
 
 
 def write_evaluation(folder: Path, name: str, evaluation: Evaluation) -> None:

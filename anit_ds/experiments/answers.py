@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from anit_ds.evaluation import Evaluation
-from anit_ds.evaluation.report import read_evaluation
+from anit_ds.evaluation.report import read_evaluation, reports_of
 from anit_ds.evaluation.robustness import same_answer
 from anit_ds.experiments.statistics import example_counts
 
@@ -69,7 +69,7 @@ def _confusion(test: Evaluation | None, rows: Mapping[str, Sequence[Row]]) -> di
     if test is None:
         return {}
     found = {}
-    for name, report in (test.report.get("datasets") or {test.report["dataset"]: test.report}).items():
+    for name, report in reports_of(test.report).items():
         if not report.get("labels"):
             continue
         labels = report["labels"]["names"]

@@ -84,7 +84,7 @@ def test_once_saves_and_the_same_line_goes_on(
 
 
 RANK = """
-import os, signal, sys, time
+import os, signal, time
 told = []
 for which in (signal.SIGINT, signal.SIGTERM):
     signal.signal(which, lambda number, frame: told.append(number))
