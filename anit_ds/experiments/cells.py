@@ -63,6 +63,7 @@ class Cell:
             "omega": config.noise.omega,
             "phi": config.noise.phi,
             "fraction": config.data.fraction,
+            "max_train": config.data.max_train,
             "transfer_from": self.source.dataset if self.source else None,
             "seed": config.train.seed,
         }
@@ -130,6 +131,7 @@ class _Place:
     seed: int
     model: str | None
     fraction: float
+    size: int | None
     data: DataSpec
     distortion: str
     version: str
@@ -140,8 +142,9 @@ class _Place:
 def _places(config: CompareConfig, datasets: Sequence[DataSpec] | None = None) -> Iterator[_Place]:
     grid = config.grid
     models: list[str | None] = [*grid.models] or [None]
+    sizes: list[int | None] = [*grid.sizes] or [None]
     axes = itertools.product(
-        grid.seeds, models, grid.fractions, datasets or grid.datasets, grid.distortions,
+        grid.seeds, models, grid.fractions, sizes, datasets or grid.datasets, grid.distortions,
         grid.instructions, grid.omegas, grid.noises,
     )  # fmt: skip
     return itertools.starmap(_Place, axes)
@@ -201,7 +204,8 @@ def _cell(
         run.distortion.kind = "rbe"  # one cell for all measures
     digest = _hash(run, source)
     from_ = [f"from-{source.dataset}"] if source else []
-    parts = [place.data.name, arm or spec.label, *from_, noise, f"s{place.seed}", digest[:8]]
+    of = [f"n{place.size}"] if place.size else []
+    parts = [place.data.name, arm or spec.label, *from_, noise, *of, f"s{place.seed}", digest[:8]]
     name = "-".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts)
     run.out = str(Path(config.out) / "runs" / name)
     return Cell(run, place.data.name, arm or spec.label, name, digest, source)
@@ -212,6 +216,8 @@ def _raw_at(config: CompareConfig, place: _Place, spec: MethodSpec, noise: str, 
     raw, data = copy.deepcopy(config.base), place.data
     where = {"mix": [m.model_dump() for m in data.mix]} if data.mix else {"dataset": data.dataset, "path": data.path}
     raw["data"] = {**raw.get("data", {}), **where, "instructions": place.version, "fraction": place.fraction}
+    if place.size is not None:
+        raw["data"]["max_train"] = place.size
     raw["noise"] = {**raw.get("noise", {}), "kind": noise, "omega": place.omega}
     if noise == "none" and raw_only:
         raw["noise"] |= {"omega": 0.0, "phi": 0.0, "views": 1}

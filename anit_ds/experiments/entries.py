@@ -20,7 +20,7 @@ BASELINE = "sft"
 SIGNIFICANT = 0.05
 NOTHING = "–"
 # The baseline of a difference is the one trained with the same of these (sft feels no omega and no distortion).
-SHARED_WITH_BASELINE = ("instructions", "fraction", "model")
+SHARED_WITH_BASELINE = ("instructions", "fraction", "max_train", "model")
 
 
 def place_of(result: Result) -> tuple[Any, ...]:

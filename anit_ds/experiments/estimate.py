@@ -80,7 +80,7 @@ def _work(result: Mapping[str, Any]) -> float:
 
 
 def _alike(result: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:
-    same = all(result[key] == axes[key] for key in ("dataset", "fraction", "model"))
+    same = all(result[key] == axes[key] for key in ("dataset", "fraction", "max_train", "model"))
     return same and "seconds" in result and result["config"].get("train.max_steps") is None
 
 

@@ -118,6 +118,8 @@ class Grid(Section):
     """{dataset: ..., path: ...}, or {mix: [...]} for several in one run; `set: {...}` as with methods."""
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0], min_length=1)
     """Shares of the training split; with transfers, of the target's."""
+    sizes: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """Numbers of training examples, in place of data.max_train; the report draws the scores against them."""
     models: list[PathText] = Field(default_factory=list)
     """Models in place of base.model.name_or_path."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([42], min_length=1)
@@ -198,6 +200,8 @@ class CompareConfig(Section):
         size = math.prod(len(axis) for _, axis in self.grid if isinstance(axis, list) and axis)
         if size > MOST_CELLS:
             raise ValueError(f"grid: its axes span {size:,} cells; {MOST_CELLS:,} are the most")
+        if self.grid.sizes:
+            self._sizes_are_free()
         racing = sum(not spec.stays for spec in self.grid.methods)
         if self.survivors and self.survivors[0] < racing:
             raise ValueError(
@@ -219,6 +223,15 @@ class CompareConfig(Section):
             told = ", ".join(f"{label} {count}" for label, count in trials.items())
             raise ValueError(f"grid.methods: tuned methods need equally many trials, but they have {told}")
         return self
+
+    def _sizes_are_free(self) -> None:
+        if self.transfers:
+            raise ValueError("grid.sizes: a transfer's axis is grid.fractions; leave one of the two out")
+        fields = [f"base.data.{field}" for field in self.base.get("data", {})]
+        for settings in [spec.set for spec in self.grid.datasets] + [spec.set for spec in self.grid.methods]:
+            fields += [f"set: {field}" for field in settings]
+        if twice := [field for field in fields if field.endswith("data.max_train")]:
+            raise ValueError(f"{twice[0]}: grid.sizes decides it; leave one of the two out")
 
 
 def _refuse_twice(axis: str, names: list[str], why: str) -> None:

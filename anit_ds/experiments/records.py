@@ -44,7 +44,9 @@ class Cells:
         recorded = content["config"]
         if cell.config.lora is not None:  # the source's hash stands for where it lies
             recorded = {**recorded, "lora.init_from": cell.config.lora.init_from}
-        return content if content["config_hash"] == cell.hash and same_result(recorded, cell.config) else None
+        if content["config_hash"] != cell.hash or not same_result(recorded, cell.config):
+            return None
+        return {**cell.axes(), **content}  # the record of an earlier version lacks axes that came since
 
     def finished(self, cell: Cell) -> Result | None:
         """The result of a cell that is done, or None."""

@@ -28,12 +28,13 @@ from anit_ds.experiments.examples import telling_examples
 from anit_ds.experiments.grid import CompareConfig
 from anit_ds.experiments.overall import overall
 from anit_ds.experiments.screen import draw_screen, screen
+from anit_ds.experiments.sizes import draw_sizes
 from anit_ds.experiments.tables import TABLES, dev, methods
 from anit_ds.files import write_atomically
 from anit_ds.runfolder import versions
 
 _CELL_COLUMNS = (
-    "dataset", "arm", "noise", "omega", "instructions", "distortion", "fraction", "transfer_from", "seed",
+    "dataset", "arm", "noise", "omega", "instructions", "distortion", "fraction", "max_train", "transfer_from", "seed",
     "micro_f1", "dev_micro_f1", "parse_failures", "beta", "passes", "train_seconds",
 )  # fmt: skip
 
@@ -49,7 +50,9 @@ def write_report(config: CompareConfig, results: Sequence[Mapping[str, Any]], ou
         write_atomically(stem.with_suffix(".md"), to_markdown(table))
         write_atomically(stem.with_suffix(".tex"), to_latex(table))
         write_atomically(stem.with_suffix(".csv"), to_csv(table))
-    drawn = [figure for name in config.show if (figure := _figure(name, config, done, out)) is not None]
+    sizes = figures.draw_panels(draw_sizes, done, out / "figures" / "sizes", (3.2 * len(config.grid.datasets) + 1, 5))
+    asked = [_figure(name, config, done, out) for name in config.show]
+    drawn = [figure for figure in (sizes, *asked) if figure is not None]
     general = [note for note, times in Counter(note for t in tables for note in t.notes).items() if times > 1]
     constants, columns = _constant_and_varying(done)
     environment = jinja2.Environment(

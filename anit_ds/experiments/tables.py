@@ -167,7 +167,7 @@ TABLES: dict[str, Callable[[Sequence[Result]], Table]] = {
 
 
 # Axes beside data set, method, noise and seed: a row's name says those that vary, so that no row mixes two of them.
-_OTHER_AXES = ("omega", "distortion", "instructions", "fraction", "model")
+_OTHER_AXES = ("omega", "distortion", "instructions", "fraction", "max_train", "model")
 
 
 def row_names(results: Sequence[Result], without: Sequence[str] = ()) -> Callable[[Result], str]:

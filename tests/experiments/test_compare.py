@@ -132,7 +132,7 @@ def test_the_most_telling_examples_take_neither_side():
         kept = [{"place": at, "text": "abcdef"[at], "gold": [["yes"]], "answer": word} for at, word in enumerate(said)]
         return {
             "arm": arm, "noise": "none", "dataset": "set", "transfer_from": None, "model": "m", "fraction": 1.0,
-            "instructions": "concise", "answers": {"set": kept},
+            "max_train": None, "instructions": "concise", "answers": {"set": kept},
             "counts": {"set": [[int(word == "yes"), 1, 1] for word in said]},
         }  # fmt: skip
 

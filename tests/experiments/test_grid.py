@@ -70,6 +70,20 @@ def test_trials_are_as_long_as_the_cells_they_choose_for(write):
     }  # fmt: skip
 
 
+def test_sizes_are_numbers_of_training_examples_and_nothing_else_may_set_them(write):
+    planned = cells(load_compare_config(write(grid={"methods": ["sft", "fgsm"], "sizes": [2, 4]})))
+    assert [(c.arm, c.config.data.max_train, c.axes()["max_train"], c.name.split("-")[3]) for c in planned] == [
+        ("sft", 2, 2, "n2"), ("fgsm", 2, 2, "n2"), ("sft", 4, 4, "n4"), ("fgsm", 4, 4, "n4")
+    ]  # fmt: skip
+    of_two = [{"name": "sft", "set": {"data.max_train": 2}}]
+    one = cells(load_compare_config(write(grid={"methods": of_two})))
+    assert one[0].hash == planned[0].hash, "a size is the run that max_train makes"
+    for twice in ({"base": {"data": {"max_train": 2}}, "grid": {}}, {"grid": {"methods": of_two}}):
+        twice["grid"]["sizes"] = [2, 4]
+        with pytest.raises(InputError, match="data.max_train: grid.sizes decides it"):
+            load_compare_config(write(**twice))
+
+
 def test_init_prints_a_comparison_that_runs_as_it_stands(tmp_path: Path, anit: Callable[..., str]):
     printed = anit("compare", "--init")
     (tmp_path / "c.yaml").write_text(printed)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from scipy.stats import sem, t
 
 from anit_ds.experiments.figures import omega
 from anit_ds.experiments.overall import overall
 from anit_ds.experiments.screen import screen
-from anit_ds.experiments.tables import table4
+from anit_ds.experiments.sizes import draw_sizes
+from anit_ds.experiments.tables import methods, table4
 
 AXES: dict[str, Any] = {
     "dataset": "sst2", "model": "m", "distortion": "rbe", "instructions": "concise", "phi": 0.8, "fraction": 1.0,
-    "transfer_from": None, "seed": 1, "train_seconds": 1.0, "micro_f1": None, "attack": {},
+    "max_train": 100, "transfer_from": None, "seed": 1, "train_seconds": 1.0, "micro_f1": None, "attack": {},
 }  # fmt: skip
 
 
@@ -60,6 +62,27 @@ def test_table_4_has_a_row_for_each_direction_and_arm_and_a_column_for_each_shar
         ["a → b", "sft", "50.0", "70.0"], ["a → b", "anit", "60.0 +10.0", "65.0 -5.0"],
         ["b → a", "sft", "20.0", "30.0"], ["b → a", "anit", "20.0 +0.0", "45.0 +15.0"],
     ]  # fmt: skip
+
+
+def test_the_size_curve_is_a_line_through_the_means_and_sizes_are_not_mixed() -> None:
+    scores = {("sft", 50): (0.5, 0.7), ("sft", 200): (0.8,), ("anit", 50): (0.6, 0.7), ("anit", 200): (0.9,)}
+    made = [
+        {**result(arm, "none", 0.0, score), "max_train": size, "seed": seed, "nll": 2 * score}
+        for (arm, size), of_seeds in scores.items()
+        for seed, score in enumerate(of_seeds)
+    ]
+    figure = Figure()
+    assert draw_sizes(figure, made)
+    f1, nll = figure.axes
+    drawn = {line.get_label(): [list(map(float, axis)) for axis in line.get_data()] for line in f1.lines}
+    assert drawn == {"sft": [[50, 200], [60, 80]], "anit": [[50, 200], [65, 90]]}
+    assert list(nll.lines[1].get_ydata()) == pytest.approx([1.3, 1.8])
+    rows = {row[0]: row[1] for row in methods(made).texts()}
+    assert rows == {
+        "sft, max_train 50": "60.0", "sft, max_train 200": "80.0",
+        "anit, max_train 50": "65.0 +5.0", "anit, max_train 200": "90.0 +10.0",
+    }  # fmt: skip
+    assert not draw_sizes(Figure(), [r for r in made if r["max_train"] == 50])
 
 
 def test_over_the_data_sets_each_counts_once_and_plain_arms_are_baselines() -> None:

@@ -94,7 +94,7 @@ def test_holms_correction_on_a_worked_example():
 
 def test_a_mean_over_runs_with_and_without_counts_is_of_all_of_them():
     """Records of older versions kept no counts: then there is no interval, and every seed still counts once."""
-    shared = {"instructions": "concise", "fraction": 1.0, "model": "m", "dataset": "d"}
+    shared = {"instructions": "concise", "fraction": 1.0, "max_train": 9, "model": "m", "dataset": "d"}
 
     def run(seed: int, value: object) -> dict[str, object]:
         return {**shared, "seed": seed, "value": value}

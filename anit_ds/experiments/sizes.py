@@ -1,0 +1,56 @@
+"""The size curve: what each method's scores are after so many training examples, where `grid.sizes` has several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from anit_ds.experiments.entries import Result
+from anit_ds.experiments.tables import grouped, mean, row_names
+
+
+def draw_sizes(figure: Figure, results: Sequence[Result]) -> bool:
+    """Micro-F1 and NLL of the gold answers (rows) against the training examples, on test or else on dev, for each data
+    set (columns): a line through each method's means, a faint mark for each seed.
+
+    Returns whether there was anything to draw: results of two sizes or more.
+    """
+    sized = [r for r in results if r["max_train"] is not None and not r["transfer_from"]]
+    if len({r["max_train"] for r in sized}) < 2:
+        return False
+    name = row_names(sized, without=("max_train",))
+    split, prefix = ("test", "") if any(r["micro_f1"] is not None for r in sized) else ("dev", "dev_")
+    drawn = {f"{split} micro-F1 (%)": (f"{prefix}micro_f1", 100), f"{split} NLL": (f"{prefix}nll", 1)}
+    by_set = grouped(sized, lambda r: r["dataset"])
+    panels = figure.subplots(len(drawn), len(by_set), sharex="col", squeeze=False)
+    for (dataset, of_set), column in zip(by_set.items(), panels.T, strict=True):
+        for (arm, group), marker in zip(grouped(of_set, name).items(), cycle("osD^vPX<>"), strict=False):
+            for axes, (key, scale) in zip(column, drawn.values(), strict=True):
+                points = [(r["max_train"], scale * r[key]) for r in group if r.get(key) is not None]
+                _draw_line(axes, points, arm, marker)
+        column[0].set_title(dataset)
+        column[-1].set_xlabel("training examples")
+        _mark_sizes(column[-1], sorted({r["max_train"] for r in of_set}))
+    for axes, label in zip(panels[:, 0], drawn, strict=True):
+        axes.set_ylabel(label)
+    lines = {line.get_label(): line for line in panels.flat[0].get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    return True
+
+
+def _draw_line(axes: Axes, points: Sequence[tuple[int, float]], label: str, marker: str) -> None:
+    at = {size: mean([y for x, y in points if x == size]) for size in sorted({x for x, _ in points})}
+    (line,) = axes.plot(list(at), list(at.values()), marker=marker, markersize=4, label=label)
+    of_seeds = [x for x, _ in points], [y for _, y in points]
+    axes.scatter(*of_seeds, marker=marker, s=12, alpha=0.3, color=line.get_color())
+
+
+def _mark_sizes(axes: Axes, sizes: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(sizes)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
