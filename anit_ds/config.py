@@ -239,13 +239,17 @@ class MethodConfig(Section):
     tokens: Literal["prompt", "all", "instruction", "text"] = "prompt"
     """Which tokens may be perturbed: {I, C} (the paper), answers too (the authors' code), the instruction only, or the
     sample's text only (ours)."""
+    attack_none: bool = True
+    """Whether a sample in which nothing is to be found, its answer is None, is attacked like the others (the paper), or
+    counts as often and stays unperturbed (ours)."""
     beta_scope: Literal["dataset", "sample"] = "dataset"
     """One beta for the data set (the paper), or each sample's own distortion, 0 for a raw one (ours)."""
     beta: float | None = Field(None, ge=0, le=1)
     """Use this number in place of the measured distortion."""
-    gradient: Literal["attack", "clean"] = "attack"
-    """Where the attack's gradient is taken: at delta0 (a pass of its own), or at delta = 0 from the clean pass (two
-    passes, not three)."""
+    gradient: Literal["attack", "clean", "free"] = "attack"
+    """Where the attack's gradient is taken: at delta0 (a pass of its own, three in all), or at delta = 0 from the clean
+    pass (two). `free` (ours): the same, with an optimizer step for each of the two losses, one after the other on the
+    same minibatch; the epochs are divided by 2, so that a run makes as many steps, and passes, as sft."""
     passes: Literal["joined", "separate"] = "joined"
     """gradient: attack, clean and adversarial rows in one forward (faster), or one after the other (half the
     activations)."""
@@ -279,8 +283,10 @@ class MethodConfig(Section):
 
     @property
     def replays(self) -> int:
-        """Optimizer steps made on one minibatch before the next: m for `freeat`, else 1."""
-        return self.steps if self.name == "freeat" else 1
+        """Optimizer steps made on one minibatch before the next: m for `freeat`, 2 for a free gradient, else 1."""
+        if self.name == "freeat":
+            return self.steps
+        return 2 if (self.name, self.gradient) == ("anit", "free") else 1
 
     @model_validator(mode="before")
     @classmethod
@@ -456,10 +462,10 @@ class Config(Section):
             raise ValueError(f"noise.views: {self.noise.views} views of a sample need a noise; noise.kind is none")
         if set(self.eval.noises) - {"none", "opposite"} and not self.omega_at_evaluation:
             raise ValueError("eval.noises: at noise.omega 0 they change no instruction; give eval.omega a level")
-        if self.method.name == "freeat" and self.noise.rows < self.noise.views:
+        if self.method.replays > 1 and self.noise.rows < self.noise.views:
             raise ValueError(
-                "noise.train_on: worst picks a view anew at each of freeat's replays, whose delta belongs to the one "
-                "before; use train_on: all"
+                f"noise.train_on: worst picks a view anew at each of {self.method.name}'s replays of a minibatch, "
+                "whose delta belongs to the one before; use train_on: all"
             )
         if self.lora is None and self.model.load_in_4bit:
             raise ValueError(

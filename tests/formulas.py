@@ -124,6 +124,23 @@ def delta0(s: Step) -> Tensor:
     return s.settings.start * s.uniform_start(s.settings.eps, s.batch.scope, s.batch.beta)
 
 
+class Anit:
+    """`anit`; with `gradient: free` it has a memory, the clean gradient of the step before."""
+
+    def __init__(self) -> None:
+        self.g: Tensor | None = None
+
+    def __call__(self, s: Step) -> Tensor:
+        if s.settings.gradient != "free":
+            return anit(s)
+        if s.batch.step % 2 == 0:
+            self.g = s.gradient(torch.zeros_like(s.e))
+            return s.loss(s.e)
+        assert self.g is not None
+        way = self.g.sign() if s.settings.step == "sign" else self.g / norm(self.g)
+        return s.settings.lambda_ * s.loss(s.e + s.on_ball(delta0(s) + s.settings.alpha * way))
+
+
 def anit(s: Step) -> Tensor:
     start = delta0(s)
     g = s.gradient(start if s.settings.gradient == "attack" else torch.zeros_like(start))
@@ -135,6 +152,6 @@ def formulas() -> dict[str, Callable[[Step], Tensor]]:
     """A fresh set, so that no memory is shared between two runs."""
     by_name: dict[str, Any] = {
         "sft": sft, "noisy_sft": sft, "neftune": neftune, "random": random, "fgsm": fgsm, "fgm": fgm, "pgd": pgd,
-        "freelb": freelb, "freeat": FreeAT(), "anit": anit,
+        "freelb": freelb, "freeat": FreeAT(), "anit": Anit(),
     }  # fmt: skip
     return by_name

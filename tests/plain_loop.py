@@ -7,6 +7,7 @@ and a formula of tests/formulas.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from formulas import Step
 from torch import Tensor
 
 from anit_ds.config import Config
+from anit_ds.data.examples import sample_key
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData
 from anit_ds.modeling import load_model, load_tokenizer, make_trainable
@@ -37,6 +39,8 @@ def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[
     encoder = PromptEncoder(load_tokenizer(config.model), order=config.prompt.order)
     encoded = [encoder.encode(views) for views in data.train_samples(seed=train.seed, epoch=0)]
     lengths = [sum(len(view) for view in views) for views in encoded]
+    drawn = [view for views in data.train_samples(seed=train.seed, epoch=0) for view in views]
+    of_none = {sample_key(view.id) for view in drawn if view.answer == "None"}
 
     def loss_of(view: Encoded) -> float:
         ids = torch.tensor([[*view.prompt, *view.answer]])
@@ -55,6 +59,8 @@ def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[
             samples = [view for i in indices for view in encoded[i]]
         beta = [data.betas[s.dataset] for s in samples]
         batch = collate(samples, pad_id=0, tokens=method.tokens, beta=beta, step=step, denominator=1.0)
+        if not method.attack_none:
+            batch = replace(batch, scope=batch.scope & torch.tensor([[s.key not in of_none] for s in samples]))
         labels = torch.full_like(batch.input_ids, -100)
         labels[batch.target_rows, batch.target_positions + 1] = batch.target_ids
 

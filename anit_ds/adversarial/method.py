@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.free_nrm import FreeNRM
 from anit_ds.adversarial.methods.pipelined import PipelinedNRM
 from anit_ds.adversarial.methods.warm_up import WarmedUp
 from anit_ds.adversarial.perturb import PerturbableLM
@@ -45,13 +46,16 @@ def build_method(config: MethodConfig, *, seed: int, scale: float, total_steps: 
         return method
     if total_steps is None:
         raise ValueError("method.warmup is a share of the run's optimizer steps: build_method needs total_steps")
-    return WarmedUp(method, until=round(config.warmup * total_steps))
+    until = round(config.warmup * total_steps)
+    return WarmedUp(method, until=until - until % config.replays)  # not in between a minibatch's replays
 
 
 def _without_warmup(config: MethodConfig, *, seed: int, scale: float) -> Method:
     unit = 1.0 if config.eps_unit == "absolute" else scale
     if config.schedule == "pipelined":
         return PipelinedNRM.from_config(config, seed=seed, unit=unit)
+    if config.name == "anit" and config.gradient == "free":
+        return FreeNRM.from_config(config, seed=seed, unit=unit)
     module, _, name = METHODS[config.name].made_by.partition(":")
     kind = getattr(import_module(f"anit_ds.adversarial.methods.{module}"), name)
     method: Method = kind.from_config(config, seed=seed, unit=unit)

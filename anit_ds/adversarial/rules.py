@@ -32,16 +32,17 @@ def _rules(
     return Rules(made_by, frozenset((*reads, "schedule")), counted, presets or {})
 
 
-_BALL = ("eps", "eps_unit", "tokens")
+_BALL = ("eps", "eps_unit", "tokens", "attack_none")
 _NOISE = (*_BALL, "lambda_", "loss", "warmup", "ball", "start", "beta_scope", "beta", "passes")
 # `paper` is the published text, `authors` what their code ran, `ours` what two screens chose by their rules
-# (docs/results.md): small signs of the clean gradient on a sample's text, and raw instructions.
+# (docs/results.md): small signs of the clean gradient on a sample's text, and raw instructions. Where there is nothing
+# to find an attack only teaches the model to say None sooner.
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"ball": "frobenius", "tokens": "prompt", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3},
     "authors": {"ball": "none", "tokens": "all", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3, "beta": 0.0},
     "ours": {
         "step": "sign", "alpha": 0.01, "eps": 0.3, "eps_unit": "element", "gradient": "clean", "start": 0.0,
-        "ball": "none", "tokens": "text",
+        "ball": "none", "tokens": "text", "attack_none": False,
     },
 }  # fmt: skip
 
@@ -59,7 +60,7 @@ METHODS: dict[str, Rules] = {
     "freeat": _rules("freeat:FreeAT", *_BALL, "alpha", "ball", "steps", passes=1),
     "anit": _rules(
         "nrm:NRM", *_NOISE, "preset", "alpha", "step", "gradient", presets=_PRESETS,
-        passes=lambda method: 3 if method.gradient == "attack" else 2,
+        passes=lambda method: {"attack": 3, "clean": 2, "free": 1}[method.gradient],
     ),
 }  # fmt: skip
 

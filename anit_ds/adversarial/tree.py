@@ -127,7 +127,7 @@ class TreeBatch(Batch):
         limits = [min(first, n - 1) for first, n in zip(first_target, batch.lengths, strict=True)]
         runs, _ = grow(tokens, limits, batch.lengths)
         whole = _row(batch, runs, offsets)
-        starts = _scope_starts(batch, offsets)
+        starts = _scope_starts(batch, offsets, limits)
         trunk_runs, last = grow(tokens, [min(pair) for pair in zip(starts, limits, strict=True)], starts)
         if keeps_trunk is None:
             keeps_trunk = bool(trunk_runs)
@@ -153,12 +153,12 @@ class TreeBatch(Batch):
         return replace(moved, whole=self.whole.to(device), apart=self.apart.to(device), trunk=trunk)
 
 
-def _scope_starts(batch: Batch, offsets: Sequence[int]) -> list[int]:
-    """How many tokens of each sample stand before its first one in scope; none where it has no scope."""
+def _scope_starts(batch: Batch, offsets: Sequence[int], limits: Sequence[int]) -> list[int]:
+    """How many tokens of each sample stand before its first one in scope; all it may share where it has no scope."""
     assert batch.lengths is not None
     scope = batch.scope[0].numpy()
     parts = [scope[o : o + n] for o, n in zip(offsets, batch.lengths, strict=True)]
-    return [int(part.argmax()) if part.any() else 0 for part in parts]
+    return [int(part.argmax()) if part.any() else most for part, most in zip(parts, limits, strict=True)]
 
 
 def _row(batch: Batch, runs: Sequence[Run], offsets: Sequence[int], kept: tuple[int, ...] = ()) -> Row:

@@ -51,6 +51,7 @@ class Encoded:
 
     A run's ids are arrays: a list takes nine times the memory, on every rank. `answer` ends with EOS; tokens
     `instruction[0]` to `instruction[1]` of `prompt` are the instruction, and `text[0]` to `text[1]` the text.
+    `is_none`: there is nothing to find, the answer is None.
     """
 
     key: int
@@ -60,6 +61,7 @@ class Encoded:
     text: Span
     distortion: float
     dataset: str
+    is_none: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -154,7 +156,7 @@ class PromptEncoder:
                 self.cut["train"].add(of_text)
             yield Encoded(
                 sample_key(sample.id), array("i", prompt.ids), array("i", answer), prompt.instruction, prompt.text,
-                sample.distortion, sample.dataset,
+                sample.distortion, sample.dataset, not sample.items,
             )  # fmt: skip
 
     def _prompts(self, samples: list[Sample]) -> list[_Prompt]:

@@ -80,6 +80,7 @@ def collate(
     *,
     pad_id: int,
     tokens: str,
+    attack_none: bool = True,
     beta: Sequence[float],
     step: int,
     denominator: float,
@@ -88,8 +89,8 @@ def collate(
 ) -> Batch:
     """Batch of tokenised samples, padded or (`packed`) end to end in one row.
 
-    `tokens` is method.tokens (prompt, all, instruction or text), `beta` one a sample. Labels follow from lengths, never
-    from the pad id, which many models share with EOS.
+    `tokens` is method.tokens (prompt, all, instruction or text), `attack_none` method.attack_none, `beta` one a sample.
+    Labels follow from lengths, never from the pad id, which many models share with EOS.
     """
     width = max(len(s) for s in samples)
     width = math.ceil(width / pad_to_multiple_of) * pad_to_multiple_of
@@ -105,7 +106,7 @@ def collate(
         attended[row, :stop] = True
         spans = {"prompt": (0, answer), "all": (0, stop), "instruction": sample.instruction, "text": sample.text}
         first, last = spans[tokens]
-        scope[row, first:last] = bool(sample.answer)  # a filler row is not attacked
+        scope[row, first:last] = bool(sample.answer) and (attack_none or not sample.is_none)  # nor is a filler row
         rows += [row] * len(sample.answer)
         positions += range(answer - 1, stop - 1)
         targets += sample.answer

@@ -152,6 +152,7 @@ class Feed:
             views,
             pad_id=self.pad_id,
             tokens=self.config.method.tokens,
+            attack_none=self.config.method.attack_none,
             beta=[self.beta(view) for view in views],
             step=step,
             denominator=denominator,

@@ -46,7 +46,7 @@ class Length:
         return cls(steps, replays, interval, train.early_stopping_patience, train.checkpoint_every)
 
     def between_minibatches(self, step: int) -> bool:
-        """Where a run may stop: a minibatch's replays share a delta that no checkpoint holds."""
+        """Where a run may stop: a minibatch's replays share a delta, or its gradient, that no checkpoint holds."""
         return step % self.replays == 0 or step == self.steps
 
     def is_over(self, step: int, best: Best) -> bool:

@@ -129,11 +129,19 @@ def test_random_is_anits_start_without_its_step():
     assert torch.allclose((x - e).flatten(1).norm(dim=1), torch.tensor(EPS), rtol=1e-4)
 
 
-def test_freeat_carries_delta_from_replay_to_replay_and_starts_anew():
-    settings: dict[str, object] = {"eps": EPS, "alpha": ALPHA, "steps": 3}
-    (reference, step), (model, batch, _) = step_of("freeat", settings), model_and_batch()
-    method = build_method(MethodConfig(name="freeat", **settings), seed=1, scale=1.0)
-    lm, formula, off = PerturbableLM(model), formulas()["freeat"], 0.0
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("freeat", {"eps": EPS, "alpha": ALPHA, "steps": 3}),
+        ("anit", {**ANIT, "lambda": LAMBDA, "gradient": "free"}),
+        ("anit", {"lambda": LAMBDA, "gradient": "free", "eps_unit": "absolute", "alpha": ALPHA}),
+    ],
+    ids=["freeat", "anit", "anit, signs"],
+)
+def test_a_method_that_replays_carries_over_and_starts_anew_with_each_minibatch(name: str, settings: dict[str, object]):
+    (reference, step), (model, batch, _) = step_of(name, settings), model_and_batch()
+    method = build_method(MethodConfig(name=name, **settings), seed=1, scale=1.0)
+    lm, formula, off = PerturbableLM(model), formulas()[name], 0.0
     for number in range(6):
         for m in (model, reference):
             m.zero_grad()
@@ -141,7 +149,7 @@ def test_freeat_carries_delta_from_replay_to_replay_and_starts_anew():
         formula(replace(step, batch=replace(batch, step=number))).backward()
         got, expected = gradients(model), gradients(reference)
         off = max(off, max((got[n] - expected[n]).abs().max().item() for n in expected))
-    print(f"freeat: max gradient difference over 6 steps {off:.1e}")
+    print(f"{name}: max gradient difference over 6 steps {off:.1e}")
     assert off <= 1e-5
 
 

@@ -35,6 +35,7 @@ METHODS: dict[str, dict[str, object]] = {
     "anit-separate": {**LOUD_NRM, "passes": "separate"},
     "anit-sign": {**LOUD_NRM, "step": "sign", "alpha": 0.05},
     "anit-consistency": {**LOUD_NRM, "loss": "consistency"},
+    "anit-free": {**LOUD_NRM, "gradient": "free"},
     "anit-start": {**LOUD_NRM, "start": 0.2},
 }
 # (context, instruction, answer) tokens of each row; the first has no context, the second one token of it, the last
@@ -78,9 +79,11 @@ def batch_of(
 
 
 def step(kind: type[PerturbableLM], model: nn.Module, settings: dict, batch: Batch) -> tuple[dict, dict]:
-    """(LoRA gradients, statistics) of one step of a method."""
-    lm = kind(model)
-    stats = build_method(MethodConfig(**settings), seed=1, scale=1.0).backward(lm, lm.prepare(batch))
+    """(LoRA gradients, statistics) of one step of a method; of a free gradient those of a minibatch's two steps."""
+    lm, config = kind(model), MethodConfig(**settings)
+    method = build_method(config, seed=1, scale=1.0)
+    for number in (batch.step - 1, batch.step) if config.gradient == "free" else (batch.step,):
+        stats = method.backward(lm, lm.prepare(replace(batch, step=number)))
     lm.remove()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -94,8 +97,16 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max((a[k] - b[k]).abs().max().item() for k in a) / max(1.0, largest)
 
 
+def some_not_attacked() -> Batch:
+    """Rows 0 and 2 have no token in scope, as samples in which nothing is to be found."""
+    batch = batch_of(ALIKE)
+    return replace(batch, scope=batch.scope & torch.tensor([False, True, False, True])[:, None])
+
+
+UNATTACKED = {"some not attacked": some_not_attacked()}
 BATCHES = {
     "alike": batch_of(ALIKE),
+    **UNATTACKED,
     "alike, whole prompt": batch_of(ALIKE, whole_prompt=True),
     "ragged": batch_of(RAGGED),
     "left-padded": batch_of(RAGGED, left=True),
@@ -116,7 +127,8 @@ BATCHES = {
 def test_the_gradients_are_those_of_whole_sequences(family: str, method: str):
     model = lora_model(family)
     # NEFTune perturbs every token, so nothing before the scope may be a trunk.
-    for name in ("alike, whole prompt",) if method == "neftune" else ("alike", "alike, whole prompt", "ragged"):
+    names = ("alike, whole prompt",) if method == "neftune" else ("alike", "alike, whole prompt", "ragged", *UNATTACKED)
+    for name in names:
         whole, whole_stats = step(PerturbableLM, model, METHODS[method], BATCHES[name])
         tree, tree_stats = step(PrefixTreeLM, model, METHODS[method], BATCHES[name])
         off = largest_difference(whole, tree)

@@ -22,6 +22,7 @@ METHODS: dict[str, dict[str, object]] = {
     "freeat": {"eps": 1.0, "alpha": 0.4, "steps": 2},
     "anit": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
     "anit-ours": {"preset": "ours", "alpha": 0.02, "eps_unit": "absolute"},
+    "anit-free": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "free"},
     "anit-switches": {**FULL_NRM, "eps": 1.0, "alpha": 0.02, "eps_unit": "absolute", "ball": "frobenius", "start": 0.3,
                       "step": "sign", "loss": "consistency"},
     "noisy_sft-views": {"noise.views": 3},

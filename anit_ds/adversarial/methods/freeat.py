@@ -8,15 +8,14 @@ cannot be carried to the next one), and a step is Frobenius-normalised per sampl
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, moved, project
 from anit_ds.adversarial.methods.base import OneBatchAtATime
+from anit_ds.adversarial.methods.replays import Carried
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 
@@ -25,34 +24,21 @@ if TYPE_CHECKING:
 
 
 class FreeAT(OneBatchAtATime):
-    """eps, alpha: radius and step in the units of the embeddings; replays: m.
-
-    Replay number batch.step % m of a minibatch expects its micro-batches in the order of the replay before.
-    """
+    """eps, alpha: radius and step in the units of the embeddings; replays: m."""
 
     def __init__(self, *, eps: float, alpha: float, replays: int, ball: str = "frobenius") -> None:
         self.eps, self.alpha, self.replays, self.ball = eps, alpha, replays, ball
-        self._carried: deque[Tensor] = deque()  # the deltas of this step's micro-batches, first in first out
-        self._step = -1
+        self._deltas = Carried(replays)
 
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
         return cls(eps=config.eps * unit, alpha=config.alpha * unit, replays=config.steps, ball=config.ball)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        carried = self._carried_for(batch)
+        carried = self._deltas.take(batch)
         _, g, adversarial = lm.trained_input_gradient(
             batch, lambda e: e.clone() if carried is None else moved(e, carried), last=True
         )
         delta = torch.zeros_like(g, dtype=torch.float32) if carried is None else carried
-        self._carried.append(project(delta + self.alpha * direction(g, batch), self.eps, self.ball, batch))
+        self._deltas.keep(project(delta + self.alpha * direction(g, batch), self.eps, self.ball, batch))
         return StepStats.of(batch, adversarial=adversarial, delta=delta)
-
-    def _carried_for(self, batch: Batch) -> Tensor | None:
-        """The delta that the replay before left; None where a minibatch begins, whose delta is 0."""
-        if batch.step % self.replays:
-            return self._carried.popleft()
-        if batch.step != self._step:  # a new minibatch: what its predecessor left is of no use
-            self._carried.clear()
-            self._step = batch.step
-        return None

@@ -1,0 +1,31 @@
+"""What one replay of a minibatch leaves for the next, where each minibatch is stepped on several times in a row."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from torch import Tensor
+
+from anit_ds.adversarial.batch import Batch
+
+
+class Carried:
+    """A tensor for each micro-batch, first in first out; replay number batch.step % `replays` of a minibatch expects
+    its micro-batches in the order of the replay before."""
+
+    def __init__(self, replays: int) -> None:
+        self.replays = replays
+        self._kept: deque[Tensor] = deque()
+        self._step = -1
+
+    def keep(self, value: Tensor) -> None:
+        self._kept.append(value)
+
+    def take(self, batch: Batch) -> Tensor | None:
+        """What the replay before kept of this micro-batch; None where a minibatch begins."""
+        if batch.step % self.replays:
+            return self._kept.popleft()
+        if batch.step != self._step:  # a new minibatch: what its predecessor left is of no use
+            self._kept.clear()
+            self._step = batch.step
+        return None
