@@ -246,10 +246,12 @@ class MethodConfig(Section):
     """One beta for the data set (the paper), or each sample's own distortion, 0 for a raw one (ours)."""
     beta: float | None = Field(None, ge=0, le=1)
     """Use this number in place of the measured distortion."""
-    gradient: Literal["attack", "clean", "free"] = "attack"
-    """Where the attack's gradient is taken: at delta0 (a pass of its own, three in all), or at delta = 0 from the clean
-    pass (two). `free` (ours): the same, with an optimizer step for each of the two losses, one after the other on the
-    same minibatch; the epochs are divided by 2, so that a run makes as many steps, and passes, as sft."""
+    gradient: Literal["attack", "clean"] = "attack"
+    """Where the attack's gradient is taken: at delta0 (a pass of its own), or at delta = 0 from the clean pass (two
+    passes, not three)."""
+    updates: Literal["joint", "alternating"] = "joint"
+    """anit: an optimizer step on the sum of the two losses (the paper), or, with gradient: clean, one on the clean loss
+    and then one on the adversarial loss of the same minibatch (ours): as many passes, twice the steps in an epoch."""
     passes: Literal["joined", "separate"] = "joined"
     """gradient: attack, clean and adversarial rows in one forward (faster), or one after the other (half the
     activations)."""
@@ -283,10 +285,19 @@ class MethodConfig(Section):
 
     @property
     def replays(self) -> int:
-        """Optimizer steps made on one minibatch before the next: m for `freeat`, 2 for a free gradient, else 1."""
+        """Optimizer steps made on one minibatch before the next: m for `freeat`, 2 for alternating updates, else 1."""
         if self.name == "freeat":
             return self.steps
-        return 2 if (self.name, self.gradient) == ("anit", "free") else 1
+        return 2 if self.alternates else 1
+
+    @property
+    def epochs_divided_by(self) -> int:
+        """`freeat` trains on each minibatch m times in a row, but in 1 / m of the epochs, as its paper does."""
+        return self.steps if self.name == "freeat" else 1
+
+    @property
+    def alternates(self) -> bool:
+        return self.name == "anit" and self.updates == "alternating"
 
     @model_validator(mode="before")
     @classmethod
@@ -316,6 +327,15 @@ class MethodConfig(Section):
                 "schedule: pipelined is the attack of gradient: attack in the pass of passes: joined with loss: ce, "
                 f"not gradient: {self.gradient} with passes: {self.passes} and loss: {self.loss}; "
                 "use schedule: three_pass"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alternating_takes_the_clean_gradient(self) -> MethodConfig:
+        if self.alternates and self.gradient != "clean":
+            raise ValueError(
+                "updates: alternating steps on the clean loss first and takes the attack's gradient from there: use "
+                f"gradient: clean, not {self.gradient}"
             )
         return self
 

@@ -125,13 +125,13 @@ def delta0(s: Step) -> Tensor:
 
 
 class Anit:
-    """`anit`; with `gradient: free` it has a memory, the clean gradient of the step before."""
+    """`anit`; with `updates: alternating` it has a memory, the clean gradient of the step before."""
 
     def __init__(self) -> None:
         self.g: Tensor | None = None
 
     def __call__(self, s: Step) -> Tensor:
-        if s.settings.gradient != "free":
+        if s.settings.updates == "joint":
             return anit(s)
         if s.batch.step % 2 == 0:
             self.g = s.gradient(torch.zeros_like(s.e))

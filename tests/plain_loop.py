@@ -50,7 +50,7 @@ def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[
     plans = [plan_epoch(lengths, train.global_batch, seed=train.seed, epoch=e) for e in range(int(train.epochs))]
     minibatches = [indices for plan in plans for indices in plan]
     steps = [m for m in minibatches for _ in range(method.replays)]
-    steps = steps[: train.max_steps or len(minibatches)]
+    steps = steps[: train.max_steps or len(steps) // method.epochs_divided_by]
     losses = []
     for step, indices in enumerate(steps):
         if config.noise.train_on == "worst":

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.free_nrm import FreeNRM
+from anit_ds.adversarial.methods.alternating import AlternatingNRM
 from anit_ds.adversarial.methods.pipelined import PipelinedNRM
 from anit_ds.adversarial.methods.warm_up import WarmedUp
 from anit_ds.adversarial.perturb import PerturbableLM
@@ -54,8 +54,8 @@ def _without_warmup(config: MethodConfig, *, seed: int, scale: float) -> Method:
     unit = 1.0 if config.eps_unit == "absolute" else scale
     if config.schedule == "pipelined":
         return PipelinedNRM.from_config(config, seed=seed, unit=unit)
-    if config.name == "anit" and config.gradient == "free":
-        return FreeNRM.from_config(config, seed=seed, unit=unit)
+    if config.alternates:
+        return AlternatingNRM.from_config(config, seed=seed, unit=unit)
     module, _, name = METHODS[config.name].made_by.partition(":")
     kind = getattr(import_module(f"anit_ds.adversarial.methods.{module}"), name)
     method: Method = kind.from_config(config, seed=seed, unit=unit)

@@ -59,8 +59,8 @@ METHODS: dict[str, Rules] = {
     ),
     "freeat": _rules("freeat:FreeAT", *_BALL, "alpha", "ball", "steps", passes=1),
     "anit": _rules(
-        "nrm:NRM", *_NOISE, "preset", "alpha", "step", "gradient", presets=_PRESETS,
-        passes=lambda method: {"attack": 3, "clean": 2, "free": 1}[method.gradient],
+        "nrm:NRM", *_NOISE, "preset", "alpha", "step", "gradient", "updates", presets=_PRESETS,
+        passes=lambda method: 3 if method.gradient == "attack" else 1 if method.alternates else 2,
     ),
 }  # fmt: skip
 

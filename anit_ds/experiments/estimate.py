@@ -52,7 +52,7 @@ def seconds(cell: Cell, finished: Sequence[Mapping[str, Any]], device: Device) -
     `finished` are results of the comparison's other cells.
     """
     train, rows = cell.config.train, cell.config.noise.rows
-    passes = passes_of(cell.config) * rows
+    passes = passes_of(cell.config) * _steps_of_minibatch(cell.config.method.updates) * rows
     alike = [r["seconds"] / _work(r) for r in finished if _alike(r, cell.axes())]
     if alike and train.max_steps is None:
         return median(alike) * passes * train.epochs
@@ -72,11 +72,17 @@ def passes_of(config: Config) -> int:
     return METHODS[config.method.name].passes(config.method)
 
 
+def _steps_of_minibatch(updates: str) -> int:
+    """Optimizer steps on each minibatch of an epoch, from method.updates."""
+    return 2 if updates == "alternating" else 1
+
+
 def _work(result: Mapping[str, Any]) -> float:
     """Passes over the training samples that a cell has made."""
     config = result["config"]
     rows = config.get("noise.views", 1) if config.get("noise.train_on", "all") == "all" else 1
-    return float(result["passes"] * config["train.epochs"] * rows)
+    steps = _steps_of_minibatch(config.get("method.updates", "joint"))
+    return float(result["passes"] * steps * config["train.epochs"] * rows)
 
 
 def _alike(result: Mapping[str, Any], axes: Mapping[str, Any]) -> bool:

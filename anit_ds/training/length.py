@@ -33,17 +33,19 @@ class Length:
 
     @classmethod
     def of(cls, config: Config, per_epoch: int) -> Self:
-        """per_epoch: global batches of an epoch. A minibatch that is stepped on m times takes m steps out of the
-        epochs, so every method makes as many. Raises InputError where early stopping could never stop the run."""
-        train, every, replays = config.train, config.eval.every, config.method.replays
-        steps = train.max_steps or math.ceil(train.epochs * per_epoch / replays) * replays
-        interval = steps if every is None else max(1, round(every * per_epoch))
+        """per_epoch: global batches of an epoch, each of which may be stepped on several times in a row. Raises
+        InputError where early stopping could never stop the run."""
+        train, every, method = config.train, config.eval.every, config.method
+        minibatches = math.ceil(train.epochs * per_epoch / method.epochs_divided_by)
+        steps = train.max_steps or minibatches * method.replays
+        of_epoch = per_epoch * method.replays / method.epochs_divided_by
+        interval = steps if every is None else max(1, round(every * of_epoch))
         if train.early_stopping_patience and interval >= steps:
             raise InputError(
                 f"train.early_stopping_patience: counts evaluations on dev, and eval.every makes the first at step "
                 f"{interval} of {steps}; make eval.every smaller, or leave train.early_stopping_patience out"
             )
-        return cls(steps, replays, interval, train.early_stopping_patience, train.checkpoint_every)
+        return cls(steps, method.replays, interval, train.early_stopping_patience, train.checkpoint_every)
 
     def between_minibatches(self, step: int) -> bool:
         """Where a run may stop: a minibatch's replays share a delta, or its gradient, that no checkpoint holds."""

@@ -133,8 +133,8 @@ def test_random_is_anits_start_without_its_step():
     ("name", "settings"),
     [
         ("freeat", {"eps": EPS, "alpha": ALPHA, "steps": 3}),
-        ("anit", {**ANIT, "lambda": LAMBDA, "gradient": "free"}),
-        ("anit", {"lambda": LAMBDA, "gradient": "free", "eps_unit": "absolute", "alpha": ALPHA}),
+        ("anit", {**ANIT, "lambda": LAMBDA, "gradient": "clean", "updates": "alternating"}),
+        ("anit", {"lambda": LAMBDA, "updates": "alternating", "eps_unit": "absolute", "alpha": ALPHA}),
     ],
     ids=["freeat", "anit", "anit, signs"],
 )

@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, object]] = {
     "anit-separate": {**LOUD_NRM, "passes": "separate"},
     "anit-sign": {**LOUD_NRM, "step": "sign", "alpha": 0.05},
     "anit-consistency": {**LOUD_NRM, "loss": "consistency"},
-    "anit-free": {**LOUD_NRM, "gradient": "free"},
+    "anit-alternating": {**LOUD_NRM, "gradient": "clean", "updates": "alternating"},
     "anit-start": {**LOUD_NRM, "start": 0.2},
 }
 # (context, instruction, answer) tokens of each row; the first has no context, the second one token of it, the last
@@ -79,10 +79,10 @@ def batch_of(
 
 
 def step(kind: type[PerturbableLM], model: nn.Module, settings: dict, batch: Batch) -> tuple[dict, dict]:
-    """(LoRA gradients, statistics) of one step of a method; of a free gradient those of a minibatch's two steps."""
+    """(LoRA gradients, statistics) of one step of a method, or of alternating updates of both."""
     lm, config = kind(model), MethodConfig(**settings)
     method = build_method(config, seed=1, scale=1.0)
-    for number in (batch.step - 1, batch.step) if config.gradient == "free" else (batch.step,):
+    for number in (batch.step - 1, batch.step) if config.alternates else (batch.step,):
         stats = method.backward(lm, lm.prepare(replace(batch, step=number)))
     lm.remove()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

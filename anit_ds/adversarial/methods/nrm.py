@@ -67,7 +67,6 @@ class NRM(OneBatchAtATime):
 
     @classmethod
     def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
-        assert config.gradient != "free", "that is FreeNRM's"
         return cls(
             eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball,
             step=config.step, start=config.start, loss=config.loss, seed=seed, passes=config.passes,

@@ -1,10 +1,10 @@
-"""`method.gradient: free`: the two losses of eq. 8 in two optimizer steps on one minibatch, one pass each (ours).
+"""`method.updates: alternating`: NRM with an optimizer step for each of eq. 8's losses, on the same minibatch (ours).
 
     step 2i        L(e)                     whose backward gives g, the gradient at e
     step 2i + 1    lambda * L(e + delta1)   delta1 from that g, eq. 5
 
-As free adversarial training (Shafahi et al., NeurIPS 2019) steps on a minibatch several times in a row, so that no
-backward is for an attack alone. The trainer divides the epochs by 2: a run makes as many steps, and passes, as `sft`.
+One pass a step, so the two passes that `gradient: clean` spends on one step make two. Free adversarial training
+(Shafahi et al., NeurIPS 2019) steps on a minibatch several times in a row too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
 
 
-class FreeNRM(NRM):
+class AlternatingNRM(NRM):
     """NRM whose g is one optimizer step old; arguments as NRM's."""
 
     replays = 2
@@ -62,7 +62,7 @@ class _Step:
     e: Tensor
     stats: NrmStats
 
-    def __init__(self, nrm: FreeNRM, g: Tensor, batch: Batch) -> None:
+    def __init__(self, nrm: AlternatingNRM, g: Tensor, batch: Batch) -> None:
         self._nrm, self._g, self._batch = nrm, g, batch
 
     def __call__(self, e: Tensor) -> Tensor:
