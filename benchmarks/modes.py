@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +52,8 @@ class Mode:
 
 
 _ANIT = {"name": "anit", "preset": "paper"}
-_OURS = {"name": "anit", "preset": "ours"}
+_JOINT = {"name": "anit", "preset": "ours", "updates": "joint"}
+_OURS = {"name": "anit", "preset": "ours", "updates": "alternating"}
 _SFT = {"name": "noisy_sft"}
 _LAST = {**_ANIT, "tokens": "instruction"}
 _TREE = {"schedule": "prefix_tree"}
@@ -90,6 +91,9 @@ MODES = (
     Mode("anit_clean_last_tree", "anit, gradient: clean, instruction last, tree",
          method={**_LAST, **_TREE, "gradient": "clean"}, order="instruction_last", sft="sft_last",
          reference="anit_clean_last"),
+    Mode("joint_last", "anit, text, joint, instruction last", method=_JOINT, order="instruction_last", sft="sft_last"),
+    Mode("joint_last_tree", "anit, text, joint, instruction last, tree", method={**_JOINT, **_TREE},
+         order="instruction_last", sft="sft_last", reference="joint_last"),
     Mode("ours_last", "anit, preset ours, instruction last", method=_OURS, order="instruction_last", sft="sft_last"),
     Mode("ours_last_tree", "anit, preset ours, instruction last, tree", method={**_OURS, **_TREE},
          order="instruction_last", sft="sft_last", reference="ours_last"),
@@ -196,16 +200,17 @@ class Stepper:
         tokens = sum(len(s) for s in samples)
         return Ready(inputs, tokens, 1 - tokens / places)
 
-    def gradients(self, ready: Ready) -> Tensor:
+    def gradients(self, ready: Ready, replay: int = 0) -> Tensor:
         """Leave the adapter's gradients in place; returns the mean loss of an answer token, the clean one if there is
         one."""
         self.optimizer.zero_grad(set_to_none=True)
-        return self.passes.backward(ready.inputs)
+        return self.passes.backward(ready.inputs, replay)
 
     def step(self, ready: Ready) -> None:
-        """One optimizer step."""
-        self.gradients(ready)
-        self.optimizer.step()
+        """The optimizer steps that are made on a minibatch: one, or with `updates: alternating` two."""
+        for replay in range(self.config.method.replays):
+            self.gradients(ready, replay)
+            self.optimizer.step()
 
     def settle(self) -> None:
         """Let AdamW allocate its moments, as after the first step of a run, and move no weight."""
@@ -247,8 +252,9 @@ class _Ours:
             batches.append(self.lm.prepare(batch).to(self.foundation.device))
         return batches, sum(batch.attended.numel() for batch in batches)
 
-    def backward(self, batches: list[Batch]) -> Tensor:
+    def backward(self, batches: list[Batch], replay: int) -> Tensor:
         stats = StepStats()
+        batches = [replace(batch, step=replay) for batch in batches]
         for batch, upcoming in zip(batches, [*batches[1:], None], strict=True):
             self.method.foresee(upcoming)
             stats.merge(self.method.backward(self.lm, batch))
@@ -267,7 +273,7 @@ class _NaiveAnit(_Ours):
         self.lm.remove()
         self.model: Any = model
 
-    def backward(self, batches: list[Batch]) -> Tensor:
+    def backward(self, batches: list[Batch], replay: int) -> Tensor:
         (batch,) = batches
         labels = torch.full_like(batch.input_ids, IGNORE)
         labels[batch.target_rows, batch.target_positions + 1] = batch.target_ids
@@ -341,6 +347,6 @@ class _TransformersTrainer:
         inputs = {k: v.to(self.trainer.args.device) for k, v in self.trainer.data_collator(rows).items()}
         return inputs, inputs["attention_mask"].numel()
 
-    def backward(self, inputs: dict[str, Tensor]) -> Tensor:
+    def backward(self, inputs: dict[str, Tensor], replay: int) -> Tensor:
         answer_tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
         return self.trainer.training_step(self.model, dict(inputs), num_items_in_batch=answer_tokens)

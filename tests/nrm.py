@@ -11,6 +11,7 @@ FULL_NRM: dict[str, Any] = {
     "alpha": 0.1,
     "step": "frobenius",
     "gradient": "attack",
+    "updates": "joint",
     "start": 1.0,
     "ball": "linf",
     "tokens": "instruction",

@@ -23,7 +23,7 @@ METHODS: dict[str, dict[str, object]] = {
     "anit": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
     "anit-ours": {"preset": "ours", "alpha": 0.02, "eps_unit": "absolute"},
     "anit-alternating": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "clean",
-                         "updates": "alternating"},
+                         "updates": "alternating", "ball": "frobenius"},
     "anit-switches": {**FULL_NRM, "eps": 1.0, "alpha": 0.02, "eps_unit": "absolute", "ball": "frobenius", "start": 0.3,
                       "step": "sign", "loss": "consistency"},
     "noisy_sft-views": {"noise.views": 3},
