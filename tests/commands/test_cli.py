@@ -71,7 +71,7 @@ def line_of(file: Path, text: str) -> int:
         ({"noise.omega": 1.7}, "noise.omega: input should be less than or equal to 1, not 1.7"),
         ({"noise.kind": "shufle"}, "noise.kind: input should be 'none', 'truncation', 'shuffle'"),
         ({"method": {"name": "anitt"}}, "no method is called 'anitt'"),
-        ({"method": {"name": "fgsm", "alpha": 3.0}}, "fgsm does not use 'alpha'; it reads attack_none, eps, eps_unit, lambda"),
+        ({"method": {"name": "fgsm", "alpha": 3.0}}, "fgsm does not use 'alpha'; it reads attack_none, eps, eps_unit"),
         ({"modle": {}}, "modle: unknown key; did you mean model?"),
     ],
 )
