@@ -252,7 +252,7 @@ class _Ours:
             batches.append(self.lm.prepare(batch).to(self.foundation.device))
         return batches, sum(batch.attended.numel() for batch in batches)
 
-    def backward(self, batches: list[Batch], replay: int) -> Tensor:
+    def backward(self, batches: list[Batch], replay: int = 0) -> Tensor:
         stats = StepStats()
         batches = [replace(batch, step=replay) for batch in batches]
         for batch, upcoming in zip(batches, [*batches[1:], None], strict=True):
@@ -273,7 +273,7 @@ class _NaiveAnit(_Ours):
         self.lm.remove()
         self.model: Any = model
 
-    def backward(self, batches: list[Batch], replay: int) -> Tensor:
+    def backward(self, batches: list[Batch], replay: int = 0) -> Tensor:
         (batch,) = batches
         labels = torch.full_like(batch.input_ids, IGNORE)
         labels[batch.target_rows, batch.target_positions + 1] = batch.target_ids
@@ -347,6 +347,6 @@ class _TransformersTrainer:
         inputs = {k: v.to(self.trainer.args.device) for k, v in self.trainer.data_collator(rows).items()}
         return inputs, inputs["attention_mask"].numel()
 
-    def backward(self, inputs: dict[str, Tensor], replay: int) -> Tensor:
+    def backward(self, inputs: dict[str, Tensor], replay: int = 0) -> Tensor:
         answer_tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
         return self.trainer.training_step(self.model, dict(inputs), num_items_in_batch=answer_tokens)
