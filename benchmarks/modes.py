@@ -52,8 +52,8 @@ class Mode:
 
 
 _ANIT = {"name": "anit", "preset": "paper"}
-_JOINT = {"name": "anit", "preset": "ours", "updates": "joint"}
-_OURS = {"name": "anit", "preset": "ours", "updates": "alternating"}
+_OURS = {"name": "anit", "preset": "ours"}
+_ALTERNATING = {**_OURS, "updates": "alternating"}
 _SFT = {"name": "noisy_sft"}
 _LAST = {**_ANIT, "tokens": "instruction"}
 _TREE = {"schedule": "prefix_tree"}
@@ -91,12 +91,13 @@ MODES = (
     Mode("anit_clean_last_tree", "anit, gradient: clean, instruction last, tree",
          method={**_LAST, **_TREE, "gradient": "clean"}, order="instruction_last", sft="sft_last",
          reference="anit_clean_last"),
-    Mode("joint_last", "anit, text, joint, instruction last", method=_JOINT, order="instruction_last", sft="sft_last"),
-    Mode("joint_last_tree", "anit, text, joint, instruction last, tree", method={**_JOINT, **_TREE},
-         order="instruction_last", sft="sft_last", reference="joint_last"),
     Mode("ours_last", "anit, preset ours, instruction last", method=_OURS, order="instruction_last", sft="sft_last"),
     Mode("ours_last_tree", "anit, preset ours, instruction last, tree", method={**_OURS, **_TREE},
          order="instruction_last", sft="sft_last", reference="ours_last"),
+    Mode("alternating_last", "anit, updates: alternating, both steps, instruction last", method=_ALTERNATING,
+         order="instruction_last", sft="sft_last"),
+    Mode("alternating_last_tree", "anit, updates: alternating, both steps, instruction last, tree",
+         method={**_ALTERNATING, **_TREE}, order="instruction_last", sft="sft_last", reference="alternating_last"),
 )
 # fmt: on
 

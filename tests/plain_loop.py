@@ -37,10 +37,10 @@ def plain_loop(config: Config, formula: Callable[[Step], Tensor]) -> tuple[dict[
         )
     data = RunData.load(config, None)
     encoder = PromptEncoder(load_tokenizer(config.model), order=config.prompt.order)
-    encoded = [encoder.encode(views) for views in data.train_samples(seed=train.seed, epoch=0)]
+    drawn = data.train_samples(seed=train.seed, epoch=0)
+    encoded = [encoder.encode(views) for views in drawn]
     lengths = [sum(len(view) for view in views) for views in encoded]
-    drawn = [view for views in data.train_samples(seed=train.seed, epoch=0) for view in views]
-    of_none = {sample_key(view.id) for view in drawn if view.answer == "None"}
+    of_none = {sample_key(view.id) for views in drawn for view in views if view.answer == "None"}
 
     def loss_of(view: Encoded) -> float:
         ids = torch.tensor([[*view.prompt, *view.answer]])
