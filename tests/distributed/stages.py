@@ -56,9 +56,10 @@ def assert_plain_loops(
     run_ranks(ranks, *runs.values())
     for (case, way), config in runs.items():
         weights, losses = expected[case]
-        assert [line["step"] for line in steps(config)] == list(range(1, len(losses) + 1))
-        recorded = [(line["loss/clean"], losses[line["step"] - 1]) for line in steps(config) if "loss/clean" in line]
-        off, loss_off = difference(config, weights), max((abs(a - b) for a, b in recorded), default=0.0)
+        off, loss_off = difference(config, weights), 0.0
+        if recorded := [line["loss/clean"] for line in steps(config) if "loss/clean" in line]:
+            clean = losses[::2] if config.method.alternates else losses  # every second step has none
+            loss_off = max(abs(a - b) for a, b in zip(recorded, clean, strict=True))
         what = f"{case}, {way}, {ranks} ranks"
         print(f"{what}: dparam {off:.1e} dloss {loss_off:.1e}")
         assert off <= 1e-5 and loss_off <= 1e-5, what
