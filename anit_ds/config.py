@@ -372,9 +372,9 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1, le=1 << 40)
     """Stop after this many optimizer steps; the schedule ends there."""
     global_batch: int = Field(32, ge=1, le=_MANY)
-    """Samples an optimizer step over all ranks; accumulation follows from ranks x micro_batch."""
+    """Samples an optimizer step over all ranks, which share them as evenly as they go."""
     micro_batch: int = Field(4, ge=1, le=_MANY)
-    """Samples a forward pass on one rank (with method.passes: joined and gradient: attack, twice as many rows)."""
+    """Samples a forward pass on one rank, at most (with passes: joined and gradient: attack, twice as many rows)."""
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -160,6 +160,7 @@ def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _rows_of_rank(ranks: int, settings: dict[str, Any], steps: int) -> list[dict[str, Any]]:
     from anit_ds.ranks import distributed
+    from anit_ds.training.batching import Split
     from anit_ds.training.ds_config import deepspeed_config
     from anit_ds.training.engine import build_engine
 
@@ -172,7 +173,7 @@ def _rows_of_rank(ranks: int, settings: dict[str, Any], steps: int) -> list[dict
         stepper = Stepper(mode, foundation)
         config = run_config(settings, mode)
         stepper.passes.lm.remove()
-        ds_config = deepspeed_config(config, accumulation=1, dtype=foundation.dtype)
+        ds_config = deepspeed_config(config, split=Split.of(config.train, ranks), dtype=foundation.dtype)
         lm = stepper.passes.lm = build_engine(stepper.passes.lm.module, config, ds_config)
         samples = synthetic(micro_batch, length, context=0, vocabulary=foundation.vocabulary)
         batch = stepper.prepare(samples, beta=0.3)

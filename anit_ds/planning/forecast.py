@@ -7,7 +7,6 @@ ZeRO's partitions and buffers by DeepSpeed's settings. What is assumed, and said
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from anit_ds.planning.footprint import EMBEDDINGS, LAYER, Footprint, Weights, fo
 from anit_ds.planning.simulation import GB, Cluster, Step, play
 from anit_ds.planning.workload import Workload
 from anit_ds.training.auto_schedule import candidates, cheapest
+from anit_ds.training.batching import Split
 from anit_ds.training.ds_config import read_deepspeed_json, zero_stage
 
 _FLOAT32 = 4
@@ -66,10 +66,11 @@ class Forecaster:
 
     def forecast(self, config: Config, cluster: Cluster) -> Forecast:
         """A run as its configuration has it. Raises InputError for what the trainer would refuse of model or method."""
-        rows = config.train.micro_batch * config.noise.rows  # choosing the worst of several views is not counted
-        ahead = _micro_batches(config, cluster) > 1
-        train = config.train.model_dump_json(exclude={"global_batch"})
-        key = config.model.model_dump_json(), config.method.model_dump_json(), train, ahead
+        split = _split(config, cluster)
+        rows = split.samples * config.noise.rows  # choosing the worst of several views is not counted
+        ahead = split.micro_batches > 1
+        train = config.train.model_dump_json(exclude={"global_batch", "micro_batch"})
+        key = config.model.model_dump_json(), config.method.model_dump_json(), train, rows, ahead
         if key not in self._counted:
             batch = self.workload.micro_batch(config, rows)
             self._counted[key] = footprint(config, batch, self.dtype, ahead=ahead)
@@ -90,10 +91,9 @@ class Forecaster:
         if config.method.schedule != "auto":
             return config
         _, settings = read_deepspeed_json(config.deepspeed)
-        step = [self.workload.micro_batch(config, config.train.micro_batch * config.noise.rows)]
-        counted = candidates(
-            config, step * _micro_batches(config, cluster), sharded=zero_stage(settings) == 3, on_gpu=True
-        )
+        split = _split(config, cluster)
+        step = [self.workload.micro_batch(config, split.samples * config.noise.rows)]
+        counted = candidates(config, step * split.micro_batches, sharded=zero_stage(settings) == 3, on_gpu=True)
         possible = set(self.schedules(config, cluster)) - ({"prefix_tree"} if config.lora_dropout > 0 else set())
         chosen = cheapest([c for c in counted if c.schedule in possible], nodes=cluster.nodes)
         return _changed(config, {"method": {"schedule": chosen}})
@@ -102,7 +102,7 @@ class Forecaster:
         """What could be changed to need less memory, each alone."""
         _, settings = read_deepspeed_json(config.deepspeed)
         tried: list[tuple[str, dict[str, Any]]] = []
-        if (half := config.train.micro_batch // 2) > 0:
+        if (half := _split(config, cluster).samples // 2) > 0:
             tried.append((f"train.micro_batch: {half}", {"train": {"micro_batch": half}}))
         if not config.train.activation_checkpointing:
             tried.append(("train.activation_checkpointing: true", {"train": {"activation_checkpointing": True}}))
@@ -117,13 +117,13 @@ class Forecaster:
                 yield Change(told, self.forecast(_changed(config, fields), cluster))
 
 
-def _micro_batches(config: Config, cluster: Cluster) -> int:
-    """Micro-batches of a rank in a step; a global batch too small for so many ranks is one of each."""
-    return max(1, math.ceil(config.train.global_batch / (config.train.micro_batch * cluster.ranks)))
+def _split(config: Config, cluster: Cluster) -> Split:
+    """As the trainer has it; where it would refuse so many ranks, a sample a rank."""
+    return Split.of(config.train, min(cluster.ranks, config.train.global_batch))
 
 
 def _on_ranks(config: Config, counted: Footprint, workload: Workload, cluster: Cluster, dtype: torch.dtype) -> Forecast:
-    micro_batches, size = _micro_batches(config, cluster), config.train.micro_batch
+    micro_batches, size = _split(config, cluster)
     _, settings = read_deepspeed_json(config.deepspeed)
     stage, zero = zero_stage(settings), settings.get("zero_optimization", {})
     return Forecast(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.config import TrainConfig
 from anit_ds.data.prompts import Encoded
 from anit_ds.errors import InputError
 
@@ -22,19 +24,23 @@ from anit_ds.errors import InputError
 _GROUPED_BATCHES = 32
 
 
-def accumulation(global_batch: int, micro_batch: int, ranks: int) -> int:
-    """Micro-batches a rank runs for one optimizer step. Raises InputError where the numbers do not divide."""
-    if global_batch % (micro_batch * ranks) == 0:
-        return global_batch // (micro_batch * ranks)
-    per_rank = [m for m in range(1, global_batch + 1) if global_batch % (m * ranks) == 0]
-    cure = (
-        f"micro_batch may be {', '.join(map(str, per_rank))}"
-        if per_rank
-        else f"global_batch must be a multiple of the {ranks} ranks"
-    )
-    raise InputError(
-        f"train.global_batch: {global_batch} is no multiple of {ranks} ranks x micro_batch {micro_batch}; {cure}"
-    )
+class Split(NamedTuple):
+    """How a rank runs its share of a global batch: in so many micro-batches, of `samples` each or fewer."""
+
+    micro_batches: int
+    samples: int
+
+    @classmethod
+    def of(cls, train: TrainConfig, ranks: int) -> Split:
+        """As few micro-batches as `train.micro_batch` allows, as even as they go. Raises InputError where there are
+        more ranks than samples in a global batch."""
+        if ranks > train.global_batch:
+            raise InputError(
+                f"train.global_batch: {train.global_batch} is less than a sample for each of {ranks} ranks; make it "
+                f"{ranks} or more, or take fewer ranks"
+            )
+        micro_batches = math.ceil(train.global_batch / (train.micro_batch * ranks))
+        return cls(micro_batches, math.ceil(train.global_batch / (micro_batches * ranks)))
 
 
 def steps_per_epoch(samples: int, global_batch: int) -> int:

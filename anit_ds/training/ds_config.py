@@ -18,23 +18,24 @@ from anit_ds.config import Config
 from anit_ds.errors import InputError, shown
 from anit_ds.files import json_problem
 from anit_ds.modeling import dtype_name
+from anit_ds.training.batching import Split
 from anit_ds.training.ds_fields import check_deepspeed_config
 
 
-def deepspeed_config(config: Config, *, accumulation: int, dtype: torch.dtype) -> dict[str, Any]:
+def deepspeed_config(config: Config, *, split: Split, dtype: torch.dtype) -> dict[str, Any]:
     """The dictionary given to `deepspeed.initialize`, with every "auto" decided.
 
     Raises InputError: no such file, not JSON, a value that contradicts the YAML, ZeRO 0 in half precision.
     """
     source, given = read_deepspeed_json(config.deepspeed)
-    result = _decided(source, given, config, accumulation, dtype)
-    check_deepspeed_config(source, {key: value for key, value in result.items() if key != "train_batch_size"})
+    result = _decided(source, given, config, split, dtype)
+    check_deepspeed_config(source, result)
     _refuse_combinations(source, result, config, dtype)
     return _with_our_defaults(result, dtype)
 
 
 def _decided(
-    source: str, json_config: dict[str, Any], config: Config, accumulation: int, dtype: torch.dtype
+    source: str, json_config: dict[str, Any], config: Config, split: Split, dtype: torch.dtype
 ) -> dict[str, Any]:
     """The JSON with what the YAML says of it. Raises InputError where the two disagree."""
     for key in ("bf16", "fp16", "zero_optimization", "data_types", "timers"):
@@ -42,7 +43,7 @@ def _decided(
             raise InputError(f"{source}: {key} is {shown(json_config[key])}, not an object")
     decided = {
         "train_micro_batch_size_per_gpu": (config.train.micro_batch, "train.micro_batch"),
-        "gradient_accumulation_steps": (accumulation, "train.global_batch / (ranks x train.micro_batch)"),
+        "gradient_accumulation_steps": (split.micro_batches, "global_batch / (ranks x micro_batch), rounded up"),
         "train_batch_size": (config.train.global_batch, "train.global_batch"),
         # DeepSpeed clips to 1.0 when this is absent, so it is always said.
         "gradient_clipping": (config.train.grad_clip, "train.grad_clip"),
@@ -55,6 +56,9 @@ def _decided(
                 f'{source}: {key} is {shown(given)}, but the run\'s YAML says {value} ({field}); use "auto"'
             )
         result[key] = value
+    # DeepSpeed wants micro-batches that multiply to a global batch, and ours need not; only its log counts samples.
+    result["train_micro_batch_size_per_gpu"] = split.samples
+    del result["train_batch_size"]
     for key, field in (("optimizer", "train.optimizer"), ("scheduler", "train.lr_schedule")):
         if key in result:
             raise InputError(f"{source}: {key} is decided by the run's YAML ({field}); remove it from the JSON")

@@ -33,7 +33,7 @@ from anit_ds.ranks import distributed
 from anit_ds.ranks.signals import Signals
 from anit_ds.runfolder import RunFolder, log_to
 from anit_ds.sealed import write_sealed
-from anit_ds.training.batching import accumulation
+from anit_ds.training.batching import Split
 from anit_ds.training.best import read_best, save_best
 from anit_ds.training.cautions import caution
 from anit_ds.training.checkpoint import (
@@ -126,18 +126,18 @@ class Trainer:
     ) -> None:  # fmt: skip
         """shorter: what the run in the folder was asked for, where it is to go on for longer."""
         self.config, self.run, self.watchdog, self.step = config, run, watchdog, 0
-        micro_batches = accumulation(config.train.global_batch, config.train.micro_batch, distributed.world_size())
+        split = Split.of(config.train, distributed.world_size())
         device = distributed.device()
         self.dtype = resolve_dtype(config.model.dtype, device.type)
         if config.lora is not None:
             peft_config(config.lora)  # what is wrong with it is said before any work
         check_installed(config.train.report_to)
-        ds_config = deepspeed_config(config, accumulation=micro_batches, dtype=self.dtype)
+        ds_config = deepspeed_config(config, split=split, dtype=self.dtype)
         tokenizer = load_tokenizer(config.model)
         encoder = PromptEncoder.of(config, tokenizer)
         self.feed = Feed(
-            config, encoder, self._load_data, accumulation=micro_batches, pad_id=tokenizer.pad_token_id,
-            device=device,
+            config, encoder, self._load_data, accumulation=split.micro_batches,
+            pad_id=tokenizer.pad_token_id, device=device,
         )  # fmt: skip
         self.length = Length.of(config, self.feed.per_epoch)
         was = Length.of(shorter, self.feed.per_epoch) if shorter else None

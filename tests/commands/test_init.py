@@ -78,11 +78,13 @@ def test_where_most_answers_are_none_it_trains_without_an_attack(
 def test_what_init_writes_trains_in_half_precision_too(anit: Anit, tiny_folder: Path):
     """`model.dtype: auto` is bfloat16 on most GPUs."""
     from anit_ds.configfile import load_config
+    from anit_ds.training.batching import Split
     from anit_ds.training.ds_config import deepspeed_config
 
     Path("mails.csv").write_text(spam())
     anit("init", "spam", "--data", "mails.csv", "--model", tiny_folder)
-    made = deepspeed_config(load_config("spam/mails.yaml"), accumulation=1, dtype=torch.bfloat16)
+    config = load_config("spam/mails.yaml")
+    made = deepspeed_config(config, split=Split.of(config.train, ranks=2), dtype=torch.bfloat16)
     assert made["bf16"]["enabled"]
 
 

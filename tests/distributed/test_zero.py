@@ -20,12 +20,15 @@ OPTIMIZERS: dict[str, Changes] = {
 }
 RECOMPUTED: Changes = {"train.activation_checkpointing": True}  # and accumulated, over two micro-batches
 AT_ONCE: Changes = {"train.micro_batch": 8}
+UNEVEN: Changes = {"train.micro_batch": 3}  # six micro-batches for 16 samples
 SHARED = {zero: {**ZERO[zero], **RECOMPUTED} for zero in ("zero0", "zero2", "zero3-partitioned")}
 
 WAYS: dict[int, dict[str, dict[str, Changes]]] = {
     1: {"sgd": SHARED},
     2: {
-        "sgd": SHARED | {zero: {**ZERO[zero], **AT_ONCE} for zero in ("zero1", "zero2_offload", "zero3_offload")},
+        "sgd": SHARED
+        | {"zero1": {**ZERO["zero1"], **UNEVEN}}
+        | {zero: {**ZERO[zero], **AT_ONCE} for zero in ("zero2_offload", "zero3_offload")},
         # Where AdamW's moments lie: whole, in parts, on the host; test_kill.py has them beside weights in parts.
         "adamw": {zero: {**ZERO[zero], **AT_ONCE} for zero in ("zero0", "zero2", "zero3_offload")},
     },

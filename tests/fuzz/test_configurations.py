@@ -140,6 +140,7 @@ def test_deepspeed_json(fuzz_cases: int, tmp_path: Path, capsys: pytest.CaptureF
     pytest.importorskip("deepspeed")
     import torch
 
+    from anit_ds.training.batching import Split
     from anit_ds.training.ds_config import deepspeed_config
 
     config = make_config(deepspeed=str(tmp_path / "ds.json"))
@@ -147,7 +148,7 @@ def test_deepspeed_json(fuzz_cases: int, tmp_path: Path, capsys: pytest.CaptureF
     def read(odd: Odd, folder: Path) -> None:
         content = json.dumps(odd.changed(odd.changed(DEEPSPEED))).encode()
         (folder / "ds.json").write_bytes(odd.damaged(content) if odd.rng.random() < 0.3 else content)
-        deepspeed_config(config, accumulation=1, dtype=torch.float32)
+        deepspeed_config(config, split=Split.of(config.train, ranks=1), dtype=torch.float32)
 
     outcomes = _loop("DeepSpeed", read, fuzz_cases // 8, tmp_path)
     assert min(outcomes["read"], outcomes["refused"]) > fuzz_cases / 400, outcomes

@@ -11,19 +11,20 @@ import torch
 
 from anit_ds.config import Config
 from anit_ds.errors import InputError
+from anit_ds.training.batching import Split
 from anit_ds.training.ds_config import deepspeed_config, read_deepspeed_json
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def check(config: Config, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    return deepspeed_config(config, accumulation=1, dtype=dtype)
+    return deepspeed_config(config, split=Split.of(config.train, ranks=1), dtype=dtype)
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
 def test_what_is_shipped_is_taken(file: Path, make_config: Callable[..., Config]) -> None:
-    made = check(make_config(deepspeed=str(file), **{"train.global_batch": 16}))
-    assert made["train_batch_size"] == 16
+    made = check(make_config(deepspeed=str(file), **{"train.global_batch": 16, "train.micro_batch": 6}))
+    assert (made["train_micro_batch_size_per_gpu"], made["gradient_accumulation_steps"]) == (6, 3)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_zero_3_refuses_weights_in_4_bits(make_config: Callable[..., Config]) ->
 def test_zero_0_counts_steps_twice_in_half_precision(dtype: torch.dtype, make_config: Callable[..., Config]) -> None:
     config = make_config(deepspeed={"zero_optimization": {"stage": 0}})
     with pytest.raises(InputError, match="ZeRO stage 0 with .*float16 counts AdamW's steps twice"):
-        deepspeed_config(config, accumulation=1, dtype=dtype)
+        deepspeed_config(config, split=Split.of(config.train, ranks=1), dtype=dtype)
 
 
 @pytest.mark.parametrize(
