@@ -14,44 +14,31 @@ other ranks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.join import tokens_in_join
-from anit_ds.adversarial.methods.nrm import NRM, Ball
+from anit_ds.adversarial.methods.nrm import NRM
 from anit_ds.adversarial.partly_trained import PartlyTrainedLora
 from anit_ds.adversarial.perturb import AttackPoint, PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 
-if TYPE_CHECKING:
-    from anit_ds.config import MethodConfig
-
 
 class PipelinedNRM(NRM):
-    """NRM with joined passes and a gradient of its own. Call `attach(lm)` once and `foresee(batch)` before each
-    `backward`.
+    """NRM with joined passes and a gradient of its own: arguments as NRM's, those two at their defaults.
 
+    Call `attach(lm)` once and `foresee(batch)` before each `backward`.
     LoRA's dropout is on in the training rows and off in the attack rows, as in NRM.
     """
 
-    def __init__(
-        self, *, eps: float, alpha: float, lambda_: float = 1.0, ball: Ball = "frobenius",
-        step: Literal["frobenius", "sign"] = "frobenius", start: float = 1.0, seed: int = 42,
-    ) -> None:  # fmt: skip
-        super().__init__(eps=eps, alpha=alpha, lambda_=lambda_, ball=ball, step=step, start=start, seed=seed)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         self._lora: PartlyTrainedLora | None = None
         self._upcoming: Batch | None = None
         self._attacked: tuple[Batch, Tensor, Tensor] | None = None
-
-    @classmethod
-    def from_config(cls, config: MethodConfig, *, seed: int, unit: float) -> Self:
-        return cls(
-            eps=config.eps * unit, alpha=config.alpha * unit, lambda_=config.lambda_, ball=config.ball,
-            step=config.step, start=config.start, seed=seed,
-        )  # fmt: skip
 
     def attach(self, lm: PerturbableLM) -> None:
         """Teach the model's LoRA layers which rows to learn from. Raises InputError where they cannot."""
