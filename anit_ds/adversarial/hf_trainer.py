@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.freeat import FreeAT
 from anit_ds.adversarial.methods.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
@@ -36,7 +35,7 @@ class AdversarialTrainerMixin:
     A batch may hold `beta` and `sample_ids` [B] of its own (without the latter, delta0's random numbers follow from a
     sample's place in its batch). Attacked is the prompt: every attended token whose label is -100.
     Raises ValueError for a trainer under DeepSpeed or FSDP (`anit train` is for these), for packed batches, and for
-    FreeAT.
+    a method that steps on each minibatch several times (`freeat`, `updates: alternating`).
     """
 
     def __init__(self, *args: Any, method: Any = None, beta: float = 0.0, **kwargs: Any) -> None:
@@ -47,9 +46,12 @@ class AdversarialTrainerMixin:
                 f"{type(self).__name__} knows one process and DDP, not {accelerator.distributed_type.value}; for ZeRO "
                 "use anit train"
             )
-        if isinstance(method, FreeAT):
-            raise ValueError("FreeAT steps several times on each minibatch, and this trainer takes a new one each time")
         self.method, self.beta = method or NRM(), beta
+        if self.method.replays > 1:
+            raise ValueError(
+                f"{type(self.method).__name__} steps {self.method.replays} times on each minibatch, and this trainer "
+                "takes a new one each time"
+            )
         self._lm = _AcceleratedLM(self.model, accelerator)  # type: ignore[attr-defined]
         self._stats = StepStats()
 

@@ -24,6 +24,11 @@ class Method(Protocol):
     the first two; a loop that knows its method may leave them out.
     """
 
+    @property
+    def replays(self) -> int:
+        """Optimizer steps that each minibatch is given for, in a row; nearly always 1."""
+        ...
+
     def attach(self, lm: PerturbableLM) -> None:
         """Make the model ready. Raises InputError for a model that the method cannot train."""
 

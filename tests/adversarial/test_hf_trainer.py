@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from trl import SFTConfig, SFTTrainer
 
-from anit_ds.adversarial import NRM, Batch, PerturbableLM
+from anit_ds.adversarial import NRM, Batch, PerturbableLM, build_method
 from anit_ds.adversarial.hf_trainer import AdversarialTrainerMixin
-from anit_ds.adversarial.methods.freeat import FreeAT
+from anit_ds.config import MethodConfig
 from anit_ds.tiny import tiny_model, tiny_tokenizer
 
 STEPS, ACCUMULATION, LR = 3, 2, 1e-2
@@ -114,12 +114,18 @@ def test_a_packed_collator_is_refused(tmp_path: Path):
         trainer.training_step(trainer.model, {"input_ids": ids, "labels": ids})
 
 
-def test_a_method_that_replays_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="FreeAT steps several times on each minibatch"):
+@pytest.mark.parametrize(
+    "settings",
+    [{"name": "freeat", "steps": 2}, {"gradient": "clean", "updates": "alternating", "warmup": 0.5}],
+    ids=str,
+)
+def test_a_method_that_replays_is_refused(settings: dict[str, Any], tmp_path: Path):
+    method = build_method(MethodConfig(**settings), seed=42, scale=1.0, total_steps=4)
+    with pytest.raises(ValueError, match="steps 2 times on each minibatch"):
         NRMTrainer(
             model=lora_model(), args=SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False),
             train_dataset=Dataset.from_list([{"prompt": "a", "completion": " b"}]), processing_class=tiny_tokenizer(),
-            method=FreeAT(eps=0.3, alpha=0.1, replays=2),
+            method=method,
         )  # fmt: skip
 
 

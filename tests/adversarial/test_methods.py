@@ -153,6 +153,17 @@ def test_a_method_that_replays_carries_over_and_starts_anew_with_each_minibatch(
     assert off <= 1e-5
 
 
+@pytest.mark.parametrize("settings", [{"name": "freeat"}, {"gradient": "clean", "updates": "alternating"}], ids=str)
+def test_a_method_that_replays_refuses_another_minibatch(settings: dict[str, object]):
+    model, batch, _ = model_and_batch()
+    lm, method = PerturbableLM(model), build_method(MethodConfig(**settings), seed=1, scale=1.0)
+    with pytest.raises(ValueError, match="step 5: a method with . replays is given the same minibatch"):
+        method.backward(lm, replace(batch, step=5))
+    method.backward(lm, replace(batch, step=6))
+    with pytest.raises(ValueError, match="step 7: a method with . replays is given the same minibatch"):
+        method.backward(lm, replace(batch, step=7).packed())
+
+
 def test_every_method_of_the_configuration_can_be_built():
     for name in METHODS:
         assert callable(build_method(MethodConfig(name=name), seed=1, scale=1.0).backward)

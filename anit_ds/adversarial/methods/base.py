@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class OneBatchAtATime(ABC):
-    """A method that needs no more than the batch at hand."""
+    """A method that needs no more than the batch at hand.
+
+    replays: the optimizer steps in a row that it is to have on each minibatch, the r-th of them with
+    `batch.step % replays == r`; more than 1 where one hands something on to the next.
+    """
+
+    replays = 1
 
     @classmethod
     @abstractmethod

@@ -22,8 +22,14 @@ class Carried:
         self._kept.append(value)
 
     def take(self, batch: Batch) -> Tensor | None:
-        """What the replay before kept of this micro-batch; None where a minibatch begins."""
+        """What the replay before kept of this micro-batch; None where a minibatch begins. Raises ValueError where that
+        is plainly another one (asking the device whether it has the same tokens would make it wait)."""
         if batch.step % self.replays:
+            if not self._kept or self._kept[0].shape[:2] != batch.input_ids.shape:
+                raise ValueError(
+                    f"step {batch.step}: a method with {self.replays} replays is given the same minibatch for "
+                    f"{self.replays} steps in a row, from a multiple of {self.replays} on"
+                )
             return self._kept.popleft()
         if batch.step != self._step:  # a new minibatch: what its predecessor left is of no use
             self._kept.clear()

@@ -23,6 +23,10 @@ class WarmedUp:
         self.method, self.until = method, until
         self._plain = SFT()
 
+    @property
+    def replays(self) -> int:
+        return self.method.replays
+
     def attach(self, lm: PerturbableLM) -> None:
         self.method.attach(lm)
 
