@@ -212,6 +212,11 @@ def _line_of(tree: yaml.Node | None, keys: list[str]) -> int | None:
     return line
 
 
+_ABOVE = """\
+# A key after a # is at what the preset `ours` of `anit` fills in; another preset or method has its own value there.
+"""
+
+
 def annotated_yaml() -> str:
     """Every field with its documentation as a comment and its default: a YAML to start from."""
     required = {"model": {"name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}}
@@ -219,7 +224,7 @@ def annotated_yaml() -> str:
         {**required, "data": {"dataset": "14lap", "path": "data/14lap"}, "out": "runs/14lap-anit"}, source="example"
     )
     # What the preset says is shown and not set: another preset or method must find it unsaid.
-    return annotated(Config, example.model_dump(mode="json", by_alias=True), commented=example.filled_in)
+    return _ABOVE + annotated(Config, example.model_dump(mode="json", by_alias=True), commented=example.filled_in)
 
 
 def annotated(schema: type[BaseModel], values: dict[str, Any], *, commented: frozenset[str] = frozenset()) -> str:

@@ -16,7 +16,7 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
 
     Shows counts of examples and labels, lengths against data.max_length, three noisy instructions, one whole prompt.
 
-    Overrides are written section.key=value, such as noise.omega=0.3.
+    Overrides are written section.key=value, such as noise.kind=replacement noise.omega=0.3.
     """
     from anit_ds.commands.describe import describe_data
     from anit_ds.configfile import load_config

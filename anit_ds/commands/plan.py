@@ -60,6 +60,12 @@ def plan(
             click.echo(f"  {change.told:40} {then.bytes / _GB:8.2f} GB, a step {_seconds(then.step.seconds)}")
     if len(clusters) > 1:
         click.echo(_by_ranks(settings, plans, clusters))
+    samples = settings.train.global_batch
+    if idle := [f"{cluster.ranks:,}" for cluster in clusters if cluster.ranks > samples]:
+        click.echo(
+            f"\ntrain.global_batch is {samples}, so `anit train` refuses {' and '.join(idle)} ranks; "
+            "here each of them has a sample."
+        )
 
 
 def _by_ranks(settings: Config, plans: Forecaster, clusters: list[Cluster]) -> str:

@@ -167,11 +167,12 @@ def test_the_command_says_what_does_not_fit_and_what_would(
     })  # fmt: skip
     file = tmp_path / "plan.yaml"
     file.write_text(config.to_yaml())
-    monkeypatch.setattr(sys, "argv", ["anit", "plan", str(file), "--gpus", "1,8", "--gpu-memory", "0.001"])
+    monkeypatch.setattr(sys, "argv", ["anit", "plan", str(file), "--gpus", "1,8,64", "--gpu-memory", "0.001"])
     main()
     said = capsys.readouterr().out
     assert "does not fit" in said and "train.activation_checkpointing: true" in said
-    assert "| 8 | " in said and "data.max_length; the data are not here" in said
+    assert "`anit train` refuses 64 ranks" in said and "| 8 | " in said
+    assert "data.max_length; the data are not here" in said
     monkeypatch.setattr(sys, "argv", ["anit", "plan", str(file), "--gpus", "none"])
     with pytest.raises(SystemExit) as exit:
         main()
