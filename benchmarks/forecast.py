@@ -106,7 +106,7 @@ def main() -> None:
                 method = attach_method(lm, config, scale=1.0, total_steps=1)
                 for samples, length in asked.batch:
                     made = [made_up(number, length) for number in range(samples)]
-                    batch = Workload(made, known=False).micro_batch(config, samples)
+                    batch = Workload(made).micro_batch(config, samples)
                     predicted = footprint(config, batch, dtype, ahead=True).peak / 2**20
                     row = {"shape": shape, "mode": mode, "size": f"{samples} x {length}", "predicted_mb": predicted}
                     row |= _measured(method, lm, batch, asked.steps)
@@ -137,7 +137,7 @@ def _saved(shape: str, batch: tuple[int, int], dropout: float) -> dict[str, Any]
         with tempfile.TemporaryDirectory() as folder:
             settings.save_pretrained(folder)
             config = _config(folder, _ANIT, r=16, dropout=dropout)
-            made = Workload([made_up(n, length) for n in range(samples)], known=False).micro_batch(config, samples)
+            made = Workload([made_up(n, length) for n in range(samples)]).micro_batch(config, samples)
             kept = _Kept()
             with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
                 peaks = footprint(config, made, torch.bfloat16).peaks

@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings.save_pretrained(folder)
         for samples, length in SIZES:
-            workload = Workload([made_up(number, length) for number in range(samples)], known=False)
+            workload = Workload([made_up(number, length) for number in range(samples)])
             plans = Forecaster(workload, torch.bfloat16)
             for network, bandwidth in NETWORKS.items():
                 for micro_batches in MICRO_BATCHES:

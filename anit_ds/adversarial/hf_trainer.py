@@ -47,9 +47,9 @@ class AdversarialTrainerMixin:
                 "use anit train"
             )
         self.method, self.beta = method or NRM(), beta
-        if self.method.replays > 1:
+        if (replays := getattr(self.method, "replays", 1)) > 1:
             raise ValueError(
-                f"{type(self.method).__name__} steps {self.method.replays} times on each minibatch, and this trainer "
+                f"{type(self.method).__name__} steps {replays} times on each minibatch, and this trainer "
                 "takes a new one each time"
             )
         self._lm = _AcceleratedLM(self.model, accelerator)  # type: ignore[attr-defined]

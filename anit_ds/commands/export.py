@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from anit_ds.config import Config
     from anit_ds.export import Measured
     from anit_ds.runfolder import RunFolder
 
@@ -60,7 +61,7 @@ def _beside(folder: Path, run_path: Path, *, merged: bool) -> list[str]:
     run = RunFolder(run_path)
     config = run.load_config()
     data = RunData.stored(config, run.data)
-    scores, notes = _scores(run)
+    scores, notes = _scores(run, config)
     try:
         tokenizer = load_tokenizer(config.model)
     except InputError as error:
@@ -71,14 +72,16 @@ def _beside(folder: Path, run_path: Path, *, merged: bool) -> list[str]:
     return notes
 
 
-def _scores(run: RunFolder) -> tuple[list[Measured], list[str]]:
+def _scores(run: RunFolder, config: Config) -> tuple[list[Measured], list[str]]:
     """What eval/ has of the test split, with intervals; and what it has no more."""
-    from anit_ds.evaluation.report import read_evaluation, reports_of
+    from anit_ds.evaluation.report import AnsweredBy, read_evaluation, reports_of
     from anit_ds.experiments.statistics import example_counts, score
     from anit_ds.export import Measured
+    from anit_ds.modeling import weights_about
     from anit_ds.sealed import Damaged
 
     found, problems = [], []
+    step = weights_about(run.best(config)).get("step")
     for file in sorted(run.eval.glob("test*.json")):
         try:
             evaluation = read_evaluation(run.eval, file.stem)
@@ -86,6 +89,9 @@ def _scores(run: RunFolder) -> tuple[list[Measured], list[str]]:
             problems.append(f"a score is left out of the card: {error}")
             continue
         if evaluation is None or evaluation.report.get("constrained"):
+            continue
+        if (theirs := AnsweredBy.of(evaluation.report).step) != step:
+            problems.append(f"a score is left out of the card: {file} is of step {theirs}, the weights of {step}")
             continue
         for name, report in reports_of(evaluation.report).items():
             rows = [row for row in evaluation.predictions if row["dataset"] == name]

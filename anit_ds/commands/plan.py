@@ -78,7 +78,7 @@ def _by_ranks(settings: Config, plans: Forecaster, clusters: list[Cluster]) -> s
         one = found[settings.method.schedule]
         alone = f"{_seconds(one.step.compute_seconds)} | {_seconds(one.step.network_seconds)}"
         rows.append(
-            f"| {cluster.ranks:,} | {one.micro_batches} | {' | '.join(steps)} | {alone} | {one.bytes / _GB:.2f} |"
+            f"| {cluster.ranks:,} | {one.split.micro_batches} | {' | '.join(steps)} | {alone} | {one.bytes / _GB:.2f} |"
         )
     this = settings.method.schedule
     head = f"| ranks | micro-batches | {' | '.join(found)} | {this} computes | {this} on the network | GB a rank |"
@@ -98,9 +98,12 @@ def _numbers(given: str) -> list[int]:
 
 
 def _head(settings: Config, workload: Workload, cluster: Cluster, made: Forecast, dtype: str) -> str:
-    where = "the longest of the data" if workload.known else "data.max_length; the data are not here"
+    where = (
+        f"data.max_length; the data are not here: {workload.missing}" if workload.missing else "the longest of the data"
+    )
     ranks = f"{cluster.ranks:,} rank{'s' if cluster.ranks > 1 else ''}"
-    batches = f"{made.micro_batches} micro-batch{'es' if made.micro_batches > 1 else ''} of {made.micro_batch} samples"
+    number, samples = made.split
+    batches = f"{number} micro-batch{'es' if number > 1 else ''} of up to {samples} sample{'s' if samples > 1 else ''}"
     method = settings.method
     return (
         f"{method.name} ({method.schedule}) on {settings.model.name_or_path} in {dtype}, {ranks} at ZeRO {made.stage}: "

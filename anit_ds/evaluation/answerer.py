@@ -90,7 +90,7 @@ class Answerer:
             if question.grammar:
                 row["none"] = none_probability(first)
                 scored = list(zip(parsed.items, item_scores(reply, self.tokenizer), strict=False))
-                kept = [(item, round(score, _DIGITS)) for item, score in scored if score >= least]
+                kept = [(item, round(score, _DIGITS)) for item, score in scored if not score < least]  # NaN stays
                 row |= {"items": [item for item, _ in kept], "scores": [score for _, score in kept]}
             if data_set.task is MULTILABEL:
                 row["labels"] = [item[0] for item in row["items"]]
@@ -155,11 +155,12 @@ class Answerer:
         ask: Ask,
         threshold: float,
     ) -> list[tuple[str, Reply]]:
-        """Answers and replies with `None` where it is as probable as the threshold, and only there."""
+        """Answers and replies with `None` where it is as probable as the threshold, and only there, but where no
+        probability is finite, which leaves the answer."""
         replies, parsed = [reply for _, reply in answered], [data_set.parse(answer) for answer, _ in answered]
         found = dict(enumerate(answered)) | self._somethings(asked, replies, parsed, ask, below=threshold)
         for place, (question, reply) in enumerate(zip(asked, replies, strict=True)):
-            if question.grammar and (none_probability(reply) or 0.0) >= threshold:
+            if question.grammar and (likely := none_probability(reply)) is not None and likely >= threshold:
                 found[place] = NONE, Reply()
         return [found[place] for place in range(len(answered))]
 
@@ -172,7 +173,7 @@ class Answerer:
         again = {
             place: Question(question.prompt, (), question.grammar.without_none())
             for place, (question, reply, said) in enumerate(answered)
-            if question.grammar and not said.items and (none_probability(reply) or 0.0) < below
+            if question.grammar and not said.items and (p := none_probability(reply)) is not None and p < below
         }
         if not again:
             return {}

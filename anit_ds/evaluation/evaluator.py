@@ -46,7 +46,7 @@ class Evaluator(Answerer):
 
         Beside the score of greedy answers the report has `nll` and `nll_per_token`, the gold answers' mean negative
         log-likelihood, and for classification `labels`, what `labels_report` says, and its `ece`. `nonfinite` counts
-        gold answers whose likelihood is NaN or infinite; then these four are None.
+        gold answers whose likelihood is NaN or infinite: then the first two are None; the others, where a label is.
         Several data sets: each is scored, and `micro_f1` is their mean. `heartbeat` is called after every
         batch. All ranks call this together.
         """
@@ -117,16 +117,16 @@ class Evaluator(Answerer):
         no threshold it is the best for these texts, which takes an answer with an item to each."""
         likely, threshold = [none_probability(reply) for reply in replies], self.none_thresholds.get(data_set.name)
         told: list[dict[str, Any]] = [{"none": p} for p in likely]
-        if None in likely or (threshold is None and not fits):
+        if threshold is None and not fits:
             return {"nothing": None}, told
-        probabilities, somethings = [p or 0.0 for p in likely], list(parsed)
+        somethings = list(parsed)
         for place, (answer, _) in self._somethings(asked, replies, parsed, ask, below=threshold or math.inf).items():
             somethings[place] = data_set.parse(answer)
         fitted = threshold is None
-        threshold = threshold or fitted_threshold(probabilities, somethings, gold)
+        threshold = threshold or fitted_threshold(likely, somethings, gold)
         if threshold is None:
             return {"nothing": {"threshold": None, "fitted": True}}, told
-        said = [chosen(p, threshold, parsed) for p, parsed in zip(probabilities, somethings, strict=True)]
+        said = [chosen(p, threshold, parsed) for p, parsed in zip(likely, somethings, strict=True)]
         rows = [row | {"at_threshold": parsed.items} for row, parsed in zip(told, said, strict=True)]
         return {"nothing": {**nothing_report(said, gold, threshold), "fitted": fitted}}, rows
 

@@ -28,10 +28,10 @@ from anit_ds.errors import InputError
 from anit_ds.evaluation.evaluator import Evaluator
 from anit_ds.evaluation.labels import temperatures_of
 from anit_ds.evaluation.nothing import thresholds_of
-from anit_ds.evaluation.report import Evaluation, read_evaluation, write_evaluation
+from anit_ds.evaluation.report import AnsweredBy, Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.evaluation.thresholds import FITTED, Thresholds
-from anit_ds.modeling import load_model, load_tokenizer, load_trained, resolve_dtype, weights_about
+from anit_ds.modeling import dtype_name, load_model, load_tokenizer, load_trained, resolve_dtype, weights_about
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
 from anit_ds.sealed import Damaged, read_sealed
@@ -92,15 +92,26 @@ class FinishedRun:
         return found
 
     def _dev_report(self, *, constrained: bool = False) -> dict[str, Any]:
-        """What an evaluation in eval/ says of dev; empty where there is none. Raises Damaged."""
+        """What an evaluation in eval/ says of these weights' dev; empty where there is none. Raises Damaged."""
         file = self.folder.eval / f"{self._name('dev', constrained=constrained)}.json"
         try:
-            return read_sealed(file) if file.is_file() else {}
+            report = read_sealed(file) if file.is_file() else {}
+            return report if AnsweredBy.of(report).step == self._step else {}
         except Damaged as error:
             raise Damaged(f"{error}; {self._line_of_dev(constrained)} writes it again") from error
 
     def _line_of_dev(self, constrained: bool = False) -> str:
         return f"`anit eval {self.folder.path} --split dev{' --constrained' if constrained else ''}`"
+
+    @cached_property
+    def _step(self) -> int | None:
+        """The optimizer step of the weights; None where an older version did not say."""
+        return 0 if self.base else weights_about(self.folder.best(self.config)).get("step")
+
+    @cached_property
+    def _answers(self) -> AnsweredBy:
+        dtype = resolve_dtype(self.dtype or self.config.model.dtype, distributed.device().type)
+        return AnsweredBy(self._step, dtype_name(dtype), dict(self.evaluator.answer_limits))
 
     @property
     def _classified(self) -> list[DataSet]:
@@ -190,16 +201,23 @@ class FinishedRun:
                 raw = evaluation
             else:
                 try:
-                    raw = raw or read_evaluation(folder, self._name(split, constrained=constrained))
+                    raw = raw or self._raw_in(folder, self._name(split, constrained=constrained))
                     evaluation = beside_raw(evaluation, raw) if raw else evaluation
                 except (Damaged, ValueError) as error:
                     remarks.append(f"no gap and no share of equal answers: {error}")
             try:
-                write_evaluation(folder, name, evaluation)
+                write_evaluation(folder, name, evaluation, self._answers)
                 remarks.append(f"written to {folder / name}.json and predictions-{name}.jsonl beside it")
             except InputError as error:
                 remarks.append(f"not written: {error}; --output DIR writes it elsewhere")
             yield Scored(name, evaluation, remarks)
+
+    def _raw_in(self, folder: Path, name: str) -> Evaluation | None:
+        """Earlier answers to raw instructions, None where there are none. Raises ValueError for another model's."""
+        raw = read_evaluation(folder, name)
+        if raw and (theirs := AnsweredBy.of(raw.report)) != self._answers:
+            raise ValueError(f"{folder / name}.json is of {theirs}, and this of {self._answers}")
+        return raw
 
     def _name(self, split: str, noise: str = "none", constrained: bool = False) -> str:
         parts = {"base": self.base, split: True, noise: noise != "none", "constrained": constrained}

@@ -17,26 +17,27 @@ from anit_ds.data.tasks import Parsed, score
 from anit_ds.evaluation.report import reports_of
 
 
-def chosen(probability: float, threshold: float, something: Parsed) -> Parsed:
-    """What is said of a text whose `None` has this probability, and whose best answer with an item is `something`."""
-    return Parsed(()) if probability >= threshold else something
+def chosen(probability: float | None, threshold: float, something: Parsed) -> Parsed:
+    """What is said of a text whose `None` has this probability, and whose best answer with an item is `something`; of
+    one whose probability is not finite (None), which no threshold decides, that answer."""
+    return something if probability is None or probability < threshold else Parsed(())
 
 
 def fitted_threshold(
-    probabilities: Sequence[float], somethings: Sequence[Parsed], gold: Sequence[Sequence[Item]]
+    probabilities: Sequence[float | None], somethings: Sequence[Parsed], gold: Sequence[Sequence[Item]]
 ) -> float | None:
     """The threshold in (0, 1] with the best micro-F1; of equals the lowest, with which `None` is said most often.
 
-    Of each text: the probability of `None`, the best answer with an item, the gold items. None where no threshold gets
-    an item right.
+    Of each text: the probability of `None` as in `chosen`, the best answer with an item, the gold items. None where no
+    threshold gets an item right.
     """
-    texts = sorted(zip(probabilities, somethings, gold, strict=True), key=lambda text: text[0])
+    rising = sorted(zip((p or 0.0 for p in probabilities), somethings, gold, strict=True), key=lambda text: text[0])
     hits, stated, best, found = 0, sum(map(len, gold)), 0.0, None
-    for place, (probability, something, items) in enumerate(texts):  # this text and all before it state an item
+    for place, (probability, something, items) in enumerate(rising):  # this text and all before it state an item
         hits += (Counter(something.items) & Counter(items)).total()
         stated += len(something.items) + something.malformed
-        following = texts[place + 1][0] if place + 1 < len(texts) else 1.0
-        if probability < following and 2 * hits / stated > best:
+        following = rising[place + 1][0] if place + 1 < len(rising) else 1.0
+        if probability < following and hits and 2 * hits / stated > best:
             best, found = 2 * hits / stated, _between(probability, following)
     return found
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anit_ds.errors import InputError
 from anit_ds.files import json_line, read_json_lines, replacing
@@ -38,8 +38,28 @@ def reports_of(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return report.get("datasets") or {report.get("dataset"): report}
 
 
-def write_evaluation(folder: Path, name: str, evaluation: Evaluation) -> None:
-    """eval/predictions-NAME.jsonl and then eval/NAME.json, which knows its checksum, on rank 0.
+class AnsweredBy(NamedTuple):
+    """Whose answers an evaluation is of: a report in eval/ outlives the adapter that it was made with."""
+
+    step: int | None
+    """The optimizer step of the weights; 0 of the base, None where an older version did not say."""
+    dtype: str
+    limits: dict[str, int]
+    """Of each data set the tokens that an answer may have."""
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any]) -> AnsweredBy:
+        """That of a report; of nothing in particular where it does not say."""
+        said = report.get("answered_by") or {}
+        return cls(said.get("step"), said.get("dtype", ""), said.get("limits", {}))
+
+    def __str__(self) -> str:
+        return f"step {self.step} in {self.dtype}, {', '.join(f'{n} tokens for {s}' for s, n in self.limits.items())}"
+
+
+def write_evaluation(folder: Path, name: str, evaluation: Evaluation, by: AnsweredBy) -> None:
+    """eval/predictions-NAME.jsonl and then eval/NAME.json, which knows its checksum and whose answers they are, on
+    rank 0.
 
     Raises InputError when the folder cannot be written to.
     """
@@ -56,7 +76,8 @@ def write_evaluation(folder: Path, name: str, evaluation: Evaluation) -> None:
             line = json_line(row)
             file.write(line)
             digest.update(line)
-    write_sealed(folder / f"{name}.json", {**evaluation.report, _PREDICTIONS: digest.hexdigest()})
+    beside = {"answered_by": by._asdict(), _PREDICTIONS: digest.hexdigest()}
+    write_sealed(folder / f"{name}.json", {**evaluation.report, **beside})
 
 
 def read_evaluation(folder: Path, name: str) -> Evaluation | None:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 RESAMPLES = 2000
 _AT_ONCE = 250  # weightings of ten thousand examples are 20 MB
@@ -67,18 +67,21 @@ def combination(terms: Sequence[tuple[float, Runs]]) -> Interval:
 
     Raises ValueError when the terms have not equally many seeds.
     """
-    weights, counts = [weight for weight, _ in terms], [np.asarray(runs, dtype=np.float64) for _, runs in terms]
-    if len({len(each) for each in counts}) > 1:
-        raise ValueError(f"a sum needs equal seeds, not {' and '.join(str(len(each)) for each in counts)}")
-    drawn = sum(weight * _resampled(each).mean(axis=1) for weight, each in zip(weights, counts, strict=True))
-    mean = plain_sum(list(zip(weights, counts, strict=True)))
+    if len({len(runs) for _, runs in terms}) > 1:
+        raise ValueError(f"a sum needs equal seeds, not {' and '.join(str(len(runs)) for _, runs in terms)}")
+    drawn = sum(weight * _resampled(runs).mean(axis=1) for weight, runs in terms)
+    mean = sum(weight * sum(map(_plain, runs)) / len(runs) for weight, runs in terms)
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return Interval(mean, *_percentiles(drawn), p=float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))))
 
 
-def plain_sum(terms: Sequence[tuple[float, ArrayLike]]) -> float:
-    """The sum of weight x mean micro-F1 over terms, counts [..., examples, 3], without an interval."""
-    return sum(weight * float(micro_f1(np.asarray(counts, dtype=np.float64)).mean()) for weight, counts in terms)
+def plain_sum(terms: Sequence[tuple[float, Sequence[Sequence[int]]]]) -> float:
+    """The sum of weight x micro-F1 over terms of one run, counts [examples, 3], without an interval."""
+    return sum(weight * _plain(counts) for weight, counts in terms)
+
+
+def _plain(counts: Sequence[Sequence[int]]) -> float:
+    return float(micro_f1(np.asarray(counts, dtype=np.float64)))
 
 
 def score(runs: Runs) -> Interval:
@@ -107,32 +110,30 @@ def student(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def _resampled(counts: Floats) -> Floats:
-    """Micro-F1 [RESAMPLES, seeds] of drawn seeds on drawn examples. Equal shapes draw equally, so differences pair."""
-    small = counts.astype(np.int32)
-    return _resampled_once(small.tobytes(), *small.shape[:2])
+def _resampled(runs: Runs) -> Floats:
+    """Micro-F1 [RESAMPLES, seeds] of drawn seeds on drawn examples. Seeds and runs of equally many draw equally, so
+    differences pair."""
+    seeds = len(runs)
+    drawn = np.random.default_rng([_SEED, seeds]).integers(seeds, size=(RESAMPLES, seeds))
+    of_each = [_resampled_run(np.asarray(run, dtype=np.int32).tobytes(), seeds, len(run)) for run in runs]
+    return np.take_along_axis(np.stack(of_each, axis=1), drawn, axis=1)
 
 
-@lru_cache(maxsize=64)  # a method's counts stand in its score, its differences and its gaps
-def _resampled_once(content: bytes, seeds: int, examples: int) -> Floats:
-    counts = np.frombuffer(content, dtype=np.int32).reshape(seeds, examples, 3).astype(np.float64)
-    drawn_seeds, weights = _draws(seeds, examples)
-    result = np.empty((RESAMPLES, seeds))
-    for first in range(0, RESAMPLES, _AT_ONCE):
-        sums = np.einsum("re,sec->rsc", weights[first : first + _AT_ONCE].astype(np.float64), counts, optimize=True)
-        rows = np.take_along_axis(sums, drawn_seeds[first : first + _AT_ONCE, :, None], axis=1)
-        result[first : first + _AT_ONCE] = _f1(*np.moveaxis(rows, -1, 0))
-    return result
+@lru_cache(maxsize=256)  # a run's counts stand in its score, its differences and its gaps
+def _resampled_run(content: bytes, seeds: int, examples: int) -> Floats:
+    counts = np.frombuffer(content, dtype=np.int32).reshape(examples, 3).astype(np.float64)
+    weights = _weights(seeds, examples)
+    parts = [weights[first : first + _AT_ONCE] @ counts for first in range(0, RESAMPLES, _AT_ONCE)]
+    return _f1(*np.moveaxis(np.concatenate(parts), -1, 0))
 
 
 @lru_cache(maxsize=8)
-def _draws(seeds: int, examples: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
-    """(drawn seeds [RESAMPLES, seeds], how often each example is drawn [RESAMPLES, examples])."""
-    drawn_seeds = np.random.default_rng([_SEED, seeds]).integers(seeds, size=(RESAMPLES, seeds))
+def _weights(seeds: int, examples: int) -> NDArray[np.uint16]:
+    """How often each example is drawn [RESAMPLES, examples]."""
     rng = np.random.default_rng([_SEED, seeds, examples])
     even = np.full(examples, 1 / examples)
     parts = [rng.multinomial(examples, even, size=_AT_ONCE).astype(np.uint16) for _ in range(0, RESAMPLES, _AT_ONCE)]
-    return drawn_seeds, np.concatenate(parts)
+    return np.concatenate(parts)
 
 
 def _percentiles(drawn: Floats) -> tuple[float, float]:

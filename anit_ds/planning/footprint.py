@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
     UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -152,6 +153,13 @@ def _at_depth(visits: tuple[Visit, ...], layers: int) -> Iterator[Visit]:
         at += _MANY
 
 
+# What torch says of an operator that has no result without values.
+_NEEDS_VALUES = (
+    DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)  # fmt: skip
+
+
 class _FakeRun:
     """A configuration's model and method on fake tensors; `of` counts a micro-batch."""
 
@@ -162,7 +170,8 @@ class _FakeRun:
         if config.train.activation_checkpointing:
             use_activation_checkpointing(model)
         self._lm = perturbable(model, config)
-        self._method = attach_method(self._lm, config, scale=1.0, total_steps=1)
+        warm = config.method.model_copy(update={"warmup": 0.0})  # a step of the method, not one before it begins
+        self._method = attach_method(self._lm, config.model_copy(update={"method": warm}), scale=1.0, total_steps=1)
         model.train()
 
     def of(self, batch: Batch, *, ahead: bool) -> Footprint:
@@ -178,7 +187,7 @@ class _FakeRun:
                     self._method.foresee(after)
                     self._method.backward(self._lm, now)
                     counted.append(ledger.take_visits())
-        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+        except _NEEDS_VALUES as error:
             raise InputError(
                 f"model.name_or_path: {self.config.model.name_or_path!r} computes what depends on the values of a "
                 f"tensor ({error}); a step of it cannot be counted without them"

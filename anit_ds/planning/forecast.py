@@ -36,8 +36,7 @@ class Forecast:
     """An optimizer step. `holds`: part -> bytes a rank holds at its worst moment."""
 
     stage: int
-    micro_batch: int
-    micro_batches: int
+    split: Split
     holds: dict[str, int]
     step: Step
 
@@ -102,7 +101,8 @@ class Forecaster:
         """What could be changed to need less memory, each alone."""
         _, settings = read_deepspeed_json(config.deepspeed)
         tried: list[tuple[str, dict[str, Any]]] = []
-        if (half := _split(config, cluster).samples // 2) > 0:
+        if (samples := _split(config, cluster).samples) > 1:
+            half = (samples + 1) // 2
             tried.append((f"train.micro_batch: {half}", {"train": {"micro_batch": half}}))
         if not config.train.activation_checkpointing:
             tried.append(("train.activation_checkpointing: true", {"train": {"activation_checkpointing": True}}))
@@ -123,18 +123,18 @@ def _split(config: Config, cluster: Cluster) -> Split:
 
 
 def _on_ranks(config: Config, counted: Footprint, workload: Workload, cluster: Cluster, dtype: torch.dtype) -> Forecast:
-    micro_batches, size = _split(config, cluster)
+    split = _split(config, cluster)
     _, settings = read_deepspeed_json(config.deepspeed)
     stage, zero = zero_stage(settings), settings.get("zero_optimization", {})
+    samples = config.train.global_batch
     return Forecast(
         stage=stage,
-        micro_batch=size,
-        micro_batches=micro_batches,
+        split=split,
         holds=_holds(config, counted, zero, stage, cluster.ranks, dtype),
         step=play(
-            counted.step(micro_batches), counted.weights, cluster, zero, stage=stage, itemsize=dtype.itemsize,
-            share=workload.slowest_share(size, cluster.ranks, micro_batches, lockstep=stage == 3),
-            reductions=micro_batches if stage >= 2 else 1,
+            counted.step(split.micro_batches), counted.weights, cluster, zero, stage=stage, itemsize=dtype.itemsize,
+            share=workload.slowest_share(samples, split, min(cluster.ranks, samples), lockstep=stage == 3),
+            reductions=split.micro_batches if stage >= 2 else 1,
         ),
     )  # fmt: skip
 

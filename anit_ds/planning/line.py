@@ -8,7 +8,7 @@ import torch
 
 from anit_ds.config import Config
 from anit_ds.data.prompts import Encoded
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, first_line
 from anit_ds.planning.footprint import model_settings
 from anit_ds.planning.forecast import Forecaster
 from anit_ds.planning.simulation import BANDWIDTH, GB, TFLOPS, Cluster
@@ -33,6 +33,8 @@ def forecast_line(
         made = Forecaster(Workload.of_samples(samples), dtype).forecast(config, cluster)
     except InputError as error:
         return f"no forecast: {error}"
+    except Exception as error:  # a model's own code on tensors without values: what it dies of here ends no training
+        return f"no forecast: {type(error).__name__}: {first_line(error)}"
     where = "a GPU" if gpu else "a rank's share of this machine"
     told = f"forecast: {made.bytes / GB:.1f} GB a rank, most of it {max(made.holds, key=made.holds.__getitem__)}"
     if config.method.schedule == "auto":  # to count each schedule takes longer than such a line may

@@ -68,17 +68,17 @@ def plan_epoch(
     return grouped if short is None else [*grouped, short]
 
 
-def deal(indices: np.ndarray, lengths: Sequence[int], *, rank: int, ranks: int, accumulation: int) -> list[np.ndarray]:
-    """This rank's `accumulation` micro-batches of a global batch: rows of like length together, work even over ranks.
+def deal(indices: np.ndarray, lengths: Sequence[int], *, ranks: int, micro_batches: int) -> list[list[np.ndarray]]:
+    """A global batch as [micro-batch][rank] of sample indices: rows of like length together, work even over ranks.
 
-    A short last global batch leaves some micro-batches smaller or empty (every rank must still take part in each).
+    Where samples do not go round, some micro-batches are smaller, or empty: every rank still takes part in each.
     """
     tokens = np.asarray([lengths[i] for i in indices])
     ordered = indices[np.argsort(-tokens, kind="stable")]
-    parts = np.array_split(ordered, ranks * accumulation)
+    parts = np.array_split(ordered, ranks * micro_batches)
     # Longest to shortest, back and forth over the ranks, so that no rank gets the long end of every round.
-    rounds = [parts[i * ranks : (i + 1) * ranks] for i in range(accumulation)]
-    return [parts_[rank if i % 2 == 0 else ranks - 1 - rank] for i, parts_ in enumerate(rounds)]
+    rounds = [parts[i * ranks : (i + 1) * ranks] for i in range(micro_batches)]
+    return [round_ if i % 2 == 0 else round_[::-1] for i, round_ in enumerate(rounds)]
 
 
 def collate(
@@ -112,7 +112,7 @@ def collate(
         attended[row, :stop] = True
         spans = {"prompt": (0, answer), "all": (0, stop), "instruction": sample.instruction, "text": sample.text}
         first, last = spans[tokens]
-        scope[row, first:last] = bool(sample.answer) and (attack_none or not sample.is_none)  # nor is a filler row
+        scope[row, first:last] = bool(sample.answer) and (attack_none or not sample.is_none)  # a filler has no answer
         rows += [row] * len(sample.answer)
         positions += range(answer - 1, stop - 1)
         targets += sample.answer

@@ -137,14 +137,9 @@ class Feed:
         return [of_sample for of_sample in found if of_sample]
 
     def _micro_batches(self, indices: np.ndarray) -> list[list[list[Encoded]]]:
-        dealt = deal(
-            indices,
-            self.lengths,
-            rank=distributed.rank(),
-            ranks=distributed.world_size(),
-            accumulation=self.accumulation,
-        )
-        return [[self.samples[i] for i in micro] or [[filler(self.samples[indices[0]][0])]] for micro in dealt]
+        dealt = deal(indices, self.lengths, ranks=distributed.world_size(), micro_batches=self.accumulation)
+        mine = [of_ranks[distributed.rank()] for of_ranks in dealt]
+        return [[self.samples[i] for i in micro] or [[filler(self.samples[indices[0]][0])]] for micro in mine]
 
     def _batch(self, micro: list[list[Encoded]], step: int, denominator: float) -> Batch:
         views = [view for sample in micro for view in sample]

@@ -145,7 +145,8 @@ class Trainer:
             distributed.from_main(lambda: check_longer(run, was, self.length))
         self.truncated, self.left_out = self.feed.count_what_is_cut()
         limits = distributed.from_main(lambda: Evaluator(config, self.feed.data, tokenizer).answer_limits)
-        self.scores = Scores(Evaluator(config, self.feed.data, tokenizer, limits), run, self._beat_in_evaluation)
+        evaluator = Evaluator(config, self.feed.data, tokenizer, limits)
+        self.scores = Scores(evaluator, run, self._beat_in_evaluation, dtype_name(self.dtype))
         data, was_steps = self.feed.data.identities, was.steps if was else None
         distributed.from_main(lambda: run.note(config, data=data, answer_limits=dict(limits), was=was_steps))
         self.earlier = distributed.from_main(lambda: [one["steps"] for one in run.earlier()])
@@ -266,7 +267,7 @@ class Trainer:
             self.monitor.close()
 
     def _go_on_only_with_hope(self) -> None:
-        hopeless = self.lost.hopeless(an_epoch=self.feed.per_epoch, total=self.length.steps)
+        hopeless = self.lost.hopeless(an_epoch=self.feed.per_epoch * self.feed.replays, total=self.length.steps)
         if hopeless and not self.scores.best.step:
             raise RunFailed(self._why_it_failed())
 

@@ -61,12 +61,13 @@ class Monitor:
                 mininterval=0.1 if terminal else 15.0,
             )  # fmt: skip
 
-    def _cut_back(self, start: int) -> int:
+    def _cut_back(self, start: int) -> dict[str, int]:
         """Keep the record of steps up to `start`, and show it in TensorBoard, line by line: it may be a million.
 
-        A line that cannot be read costs itself alone. Returns the last step that the record had.
+        A line that cannot be read costs itself alone. Returns of each figure the last step that the record
+        had it for.
         """
-        last = 0
+        last: dict[str, int] = {}
         if not self.run.metrics.exists():
             return last
         broken: list[int] = []
@@ -75,7 +76,7 @@ class Monitor:
                 if not isinstance(line, dict) or not _is_number(line.get("step")):
                     broken.append(number)
                     continue
-                last = max(last, int(line["step"]))
+                last |= {name: max(last.get(name, 0), int(line["step"])) for name in line}
                 if line["step"] <= start:
                     kept.write(_as_json(line))
                     self._to_tensorboard(line)

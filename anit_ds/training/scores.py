@@ -13,6 +13,7 @@ from torch import nn
 from anit_ds.data.noise import NoSource
 from anit_ds.evaluation import Evaluation, Evaluator, beside_raw, write_evaluation
 from anit_ds.evaluation.labels import temperatures_of
+from anit_ds.evaluation.report import AnsweredBy
 from anit_ds.modeling import adapter_off
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
@@ -34,18 +35,19 @@ class Best:
 @dataclass
 class Scores:
     """The evaluations of a run; all ranks call its methods together. `beat` is called after every batch of answers
-    and may raise Interrupted, which they pass on."""
+    and may raise Interrupted, which they pass on. `dtype` is the model's."""
 
     evaluator: Evaluator
     run: RunFolder
     beat: Callable[[], None]
+    dtype: str
     best: Best = field(default_factory=Best)
 
     def untouched(self, model: nn.Module) -> float:
         """The base model's micro-F1 on test."""
         with adapter_off(model):
             evaluation = self.evaluator.evaluate(model, "test", progress=True, heartbeat=self.beat)
-        write_evaluation(self.run.eval, "before", evaluation)
+        self._write("before", evaluation, step=0)
         return evaluation.micro_f1
 
     def dev(self, model: nn.Module, step: int, *, usable: bool) -> tuple[Evaluation, bool]:
@@ -57,7 +59,7 @@ class Scores:
         better = usable and not evaluation.broken and evaluation.micro_f1 > self.best.micro_f1
         if better:
             self.best = Best(evaluation.micro_f1, step)
-            write_evaluation(self.run.eval, "dev", evaluation)
+            self._write("dev", evaluation, step)
         else:
             self.best.since += 1
         return evaluation, better
@@ -66,7 +68,7 @@ class Scores:
         """(report on the test split, what each noise of `eval.noises` does to it)."""
         self.evaluator.temperatures = temperatures_of(self.dev_of_best() or self.dev_again(model))
         raw = self.evaluator.evaluate(model, "test", progress=True, heartbeat=self.beat)
-        write_evaluation(self.run.eval, "test", raw)
+        self._write("test", raw, self.best.step)
         robustness: dict[str, dict[str, float]] = {}
         for noise in self.evaluator.config.eval.noises:
             try:
@@ -75,7 +77,7 @@ class Scores:
                 logger.warning("test-%s is not scored: %s", noise, error)
                 continue
             bent = beside_raw(bent, raw)
-            write_evaluation(self.run.eval, f"test-{noise}", bent)
+            self._write(f"test-{noise}", bent, self.best.step)
             robustness[noise] = {key: bent.report[key] for key in ("micro_f1", "gap", "consistency")}
         return raw.report, robustness
 
@@ -89,12 +91,17 @@ class Scores:
             except Damaged as error:
                 logger.warning("%s; dev is scored again", error)
                 return None
-            return report if report.get("micro_f1") == self.best.micro_f1 else None
+            same = AnsweredBy.of(report).step == self.best.step and report.get("micro_f1") == self.best.micro_f1
+            return report if same else None
 
         return distributed.from_main(read)
 
     def dev_again(self, best: nn.Module) -> dict[str, Any]:
         """Score dev with the best adapter and write it; returns the report."""
         evaluation = self.evaluator.evaluate(best, "dev", heartbeat=self.beat)
-        write_evaluation(self.run.eval, "dev", evaluation)
+        self._write("dev", evaluation, self.best.step)
         return evaluation.report
+
+    def _write(self, name: str, evaluation: Evaluation, step: int) -> None:
+        by = AnsweredBy(step, self.dtype, dict(self.evaluator.answer_limits))
+        write_evaluation(self.run.eval, name, evaluation, by)

@@ -37,8 +37,11 @@ def check_installed(names: Sequence[str]) -> None:
 class Trackers:
     """The open trackers of a run, on rank 0. One that fails is left out with a warning: it must not end a training."""
 
-    def __init__(self, run: RunFolder, names: Sequence[str], settings: Mapping[str, Any], *, told: int) -> None:
-        """`settings` are the configuration's fields. `told`: the last step that an earlier start has told them of.
+    def __init__(
+        self, run: RunFolder, names: Sequence[str], settings: Mapping[str, Any], *, told: Mapping[str, int]
+    ) -> None:
+        """`settings` are the configuration's fields. `told`: of each figure the last step whose value an
+        earlier start has told.
 
         Raises InputError for a tracker that does not start.
         """
@@ -60,9 +63,11 @@ class Trackers:
             write_json(run.trackers, ids)
 
     def log(self, line: Mapping[str, float]) -> None:
-        """A line of the record; one that an earlier start has told is passed over."""
-        if line["step"] > self._told:
-            self._each("log", {name: value for name, value in line.items() if name != "step"}, step=int(line["step"]))
+        """A line of the record; what an earlier start has told of it is passed over."""
+        step = int(line["step"])
+        new = {name: value for name, value in line.items() if name != "step" and step > self._told.get(name, 0)}
+        if new:
+            self._each("log", new, step=step)
 
     def conclude(self, step: int, scores: Mapping[str, float]) -> None:
         """The final scores."""

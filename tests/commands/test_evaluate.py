@@ -23,7 +23,9 @@ from anit_ds.commands.cli import main
 from anit_ds.config import Config
 from anit_ds.data.prompts import render_prompt
 from anit_ds.data.rundata import RunData
+from anit_ds.modeling import WEIGHTS_SEAL, weights_about
 from anit_ds.runfolder import RunFolder
+from anit_ds.sealed import seal_folder
 from anit_ds.tiny import save_tiny, tiny_tokenizer
 from anit_ds.training import train
 
@@ -168,6 +170,24 @@ def test_eval_under_a_noise_bends_every_instruction(run: Config, monkeypatch: py
     assert json.loads((folder / "dev-replacement.json").read_text())["noise"] == "replacement"
     assert [row["text"] for row in bent] == [row["text"] for row in raw] and len(raw) == 6
     assert all(one["instruction"] != other["instruction"] for one, other in zip(raw, bent, strict=True))
+
+
+def test_scores_of_earlier_weights_are_none_of_these(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As where training went on after somebody had evaluated, and has a better adapter since."""
+    folder, adapter = Path(run.out) / "eval", Path(run.out) / "adapter"
+    about = weights_about(adapter)
+    (adapter / WEIGHTS_SEAL).unlink()
+    seal_folder(adapter, WEIGHTS_SEAL, {"step": about["step"] + 1, "configuration": about["configuration"]})
+    anit(monkeypatch, "eval", run.out, "--noise", "shuffle")
+    said = capsys.readouterr()
+    assert f"test.json is of step {about['step']} in float32" in said.out + said.err
+    assert "gap" not in json.loads((folder / "test-shuffle.json").read_text())
+    anit(monkeypatch, "export", run.out, tmp_path / "adapter")
+    assert f"test.json is of step {about['step']}, the weights of {about['step'] + 1}" in capsys.readouterr().out
+    card = ModelCard.load(tmp_path / "adapter" / "README.md").text
+    assert "| jsonl | bent by shuffle |" in card and "| jsonl | raw |" not in card
 
 
 def test_what_noises_do_to_known_answers_is_in_the_summary_in_eval_and_on_the_card(

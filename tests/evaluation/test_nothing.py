@@ -12,27 +12,28 @@ from anit_ds.evaluation.nothing import chosen, fitted_threshold, nothing_report,
 
 ITEMS = [("PER", "Ada"), ("PER", "Bo"), ("LOC", "Bern")]
 items = st.lists(st.sampled_from(ITEMS), max_size=3).map(tuple)
-somethings = st.builds(Parsed, st.lists(st.sampled_from(ITEMS), min_size=1, max_size=3).map(tuple), st.integers(0, 1))
-texts = st.lists(st.tuples(st.floats(0, 1), somethings, items), min_size=1, max_size=8)
+somethings = st.builds(Parsed, items, st.integers(0, 1))
+texts = st.lists(st.tuples(st.floats(0, 1) | st.none(), somethings, items), min_size=1, max_size=8)
 WORDS = {"PER": "person", "LOC": "place", "X": "Norse"}
 
 
 @given(texts)
-def test_no_threshold_scores_better_than_the_fitted_one(drawn: list[tuple[float, Parsed, tuple]]):
+def test_no_threshold_scores_better_than_the_fitted_one(drawn: list[tuple[float | None, Parsed, tuple]]):
     likely, said, gold = zip(*drawn, strict=True)
+    finite = [p for p in likely if p]  # a threshold is above 0
 
     def at(threshold: float) -> float:
-        answers = [s if p < threshold else Parsed(()) for p, s in zip(likely, said, strict=True)]
+        answers = [s if p is None or p < threshold else Parsed(()) for p, s in zip(likely, said, strict=True)]
         return score(gold, answers).micro_f1
 
-    found, best = fitted_threshold(likely, said, gold), max(at(threshold) for threshold in [*likely, 1.0])
+    found, best = fitted_threshold(likely, said, gold), max(at(threshold) for threshold in [*finite, 1.0])
     if found is None:
         assert best == 0
     else:
         assert 0 < found <= 1
         answers = [chosen(p, found, s) for p, s in zip(likely, said, strict=True)]
         assert nothing_report(answers, gold, found)["micro_f1"] == at(found) == pytest.approx(best)
-        assert all(at(lower) < at(found) for lower in likely if lower < found)
+        assert all(at(lower) < at(found) for lower in finite if lower < found)
 
 
 def test_each_set_of_a_mixture_has_the_threshold_that_was_fitted_on_it():
@@ -51,6 +52,9 @@ def test_a_threshold_is_as_short_as_it_may_be():
     both = [(ITEMS[0],), (), (ITEMS[1],)]
     assert fitted_threshold([0.1, 0.3, 0.5], [right, Parsed((ITEMS[2], ITEMS[2])), wrong], both) == 0.2
     assert fitted_threshold([0.5], [wrong], [(ITEMS[0],)]) is None, "nothing is right at any"
+    assert fitted_threshold([0.1, 0.2], [Parsed(()), Parsed(())], [(), ()]) is None, "nothing is said, nothing is gold"
+    assert fitted_threshold([None, 0.9], [right, wrong], [(ITEMS[0],), ()]) == 0.45, "the first is decided by none"
+    assert chosen(None, 0.1, right) is right
 
 
 def test_from_the_threshold_on_it_is_none():

@@ -80,6 +80,15 @@ def test_nothing_gained_is_not_significant_and_a_large_gain_is():
     assert combination([(1, [classified(0.95), classified(0.95)]), (-1, base)]).p < 0.01
 
 
+def test_seeds_with_unequal_numbers_of_examples():
+    """A test split carved from training by document has another length with each seed."""
+    runs = [classified(0.8, 170), classified(0.8, 250)]
+    ours = score(runs)
+    assert ours.mean == pytest.approx(np.mean([np.array(run)[:, 0].mean() for run in runs]))
+    assert ours.low < ours.mean < ours.high and ours.high - ours.low < 0.2
+    assert combination([(1, runs), (-1, runs)]).p == 1.0
+
+
 def test_arms_of_unequal_seeds_are_refused():
     with pytest.raises(ValueError, match="equal seeds"):
         combination([(1, [classified(0.7)]), (-1, [classified(0.7)] * 2)])

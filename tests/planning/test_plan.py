@@ -22,6 +22,7 @@ from anit_ds.planning.footprint import Visit, Weights, footprint
 from anit_ds.planning.forecast import Forecaster
 from anit_ds.planning.simulation import Cluster, gathered, play
 from anit_ds.planning.workload import Workload, made_up
+from anit_ds.training.batching import Split
 
 REPOSITORY = Path(__file__).parents[2]
 PIPELINED = {"method.schedule": "pipelined", "lora.dropout": 0.0}
@@ -52,7 +53,7 @@ def _written(folder: Path, *, layers: int) -> Path:
 
 
 def _batch(config: Config):
-    return Workload([made_up(n, 64) for n in range(2)], known=False).micro_batch(config, 2)
+    return Workload([made_up(n, 64) for n in range(2)]).micro_batch(config, 2)
 
 
 @pytest.mark.parametrize("changes", [PIPELINED, TREE], ids=["pipelined", "tree"])
@@ -72,7 +73,7 @@ def test_two_depths_give_every_depth(
 
 
 def _holds(config: Config) -> dict[str, int]:
-    workload = Workload([made_up(n, 64) for n in range(4)], known=False)
+    workload = Workload([made_up(n, 64) for n in range(4)])
     cluster = Cluster(ranks=1, memory=80, bandwidth=50, tflops=1)
     return Forecaster(workload, torch.float32).forecast(config, cluster).holds
 
@@ -143,17 +144,21 @@ def test_a_step_takes_what_its_parts_take_and_no_less_than_either():
 def test_ranks_that_wait_for_each_other_take_longer():
     samples = [made_up(n, 64 + 8 * (n % 25)) for n in range(100)]
     share = Workload.of_samples(samples).slowest_share
-    alone = share(1, 1, 64, lockstep=True)
+    alone = share(64, Split(64, 1), 1, lockstep=True)
     mean = sum(len(sample) for sample in samples) / 100 / 256
     assert alone == pytest.approx(mean, rel=0.1)
-    assert alone < share(4, 64, 4, lockstep=False) < share(4, 64, 4, lockstep=True) <= 1
+    even = 1024, Split(4, 4), 64
+    assert alone < share(*even, lockstep=False) < share(*even, lockstep=True) <= 1
+    alike = Workload([made_up(n, 64) for n in range(4)]).slowest_share
+    assert alike(*even, lockstep=True) == 1
+    assert alike(33, Split(3, 2), 8, lockstep=False) == pytest.approx(5 / 6), "five samples in room for six"
 
 
 def test_auto_takes_a_tree_where_the_trainer_would(shallow_folder: Path, make_config: Callable[..., Config]):
     auto = {**TREE, "method.schedule": "auto", "method.name": "anit", "model.name_or_path": str(shallow_folder),
             "train.micro_batch": 2, "lora.target_modules": ["q_proj"]}  # fmt: skip
     cluster = Cluster(ranks=1, memory=80, bandwidth=50, tflops=1)
-    plans = Forecaster(Workload([made_up(n, 64) for n in range(4)], known=False), torch.float32)
+    plans = Forecaster(Workload([made_up(n, 64) for n in range(4)]), torch.float32)
     assert plans.decided(make_config(**auto), cluster).method.schedule == "prefix_tree"
     assert plans.decided(make_config(**{**auto, "lora.dropout": 0.1}), cluster).method.schedule != "prefix_tree"
 

@@ -120,6 +120,19 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_a_tracker_and_tells_no_step_tw
     assert [json.loads(line)["step"] for line in record] == [1, 2, 3, 4]
 
 
+def test_a_dev_score_that_a_signal_put_off_is_told_after_the_restart(make_config: MakeConfig, service: type[Service]):
+    config = make_config(**{"train.report_to": "wandb", "train.log_every": 1})
+    monitor(config).step(*step(1))  # interrupted in the evaluation on dev that belongs to the step
+    second = monitor(config, start=1)
+    second.scalar(1, "dev/micro_f1", 0.5)
+    second.close()
+    third = monitor(config, start=1)
+    third.scalar(1, "dev/micro_f1", 0.5)
+    third.close()
+    told = next(iter(service.told.values()))
+    assert [at for at, _ in told] == [None, 1, 1] and told[-1][1] == {"dev/micro_f1": 0.5}
+
+
 def test_a_tracker_that_fails_ends_no_training(
     make_config: MakeConfig, service: type[Service], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
