@@ -150,17 +150,21 @@ class PerturbableLM:
 
     def trained_input_gradient(
         self, batch: Batch, start: Callable[[Tensor], Tensor] = lambda e: e.clone(), *, weight: float = 1.0, last: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A training pass, backpropagated, that gives the input's gradient as well.
 
         `start` as in `input_gradient`. What is backpropagated is weight * (sum of the answer losses) / batch.mean_over;
-        `last` as in `backward`. Returns (e [B, T, D], g [B, T, D], each sample's summed loss [S]).
+        `last` as in `backward`. Returns (e [B, T, D], g [B, T, D], each sample's summed loss [S], a scalar that g is
+        multiplied by): beside weight / mean_over an engine scales by accumulation and, in float16, for range.
         """
         point = AttackPoint(start)
+        scale: list[Tensor] = []
         (losses,) = self.losses(batch, (point,))
-        self.backward(weight * losses.sum() / batch.mean_over, last=last)
+        total = losses.sum()
+        total.register_hook(scale.append)
+        self.backward(weight * total / batch.mean_over, last=last)
         assert point.x.grad is not None
-        return point.e, point.x.grad, losses
+        return point.e, point.x.grad, losses, scale[0]
 
     def _trained_through(self) -> Any:
         """What a training pass calls."""

@@ -237,8 +237,10 @@ def test_gradient_clean_takes_two_passes_and_steps_along_the_clean_gradient():
     x1, _ = method._step(g, e, batch)
     (clean,), (adversarial,) = lm.losses(batch), lm.losses(batch, (x1,))
     ((clean.sum() + adversarial.sum()) / batch.mean_over).backward()
-    gradients, _ = gradients_after(method, batch, model)
+    gradients, stats = gradients_after(method, batch, model)
     assert largest_difference(gradients, lora_gradients(reference)) <= 1e-6
+    norms = batch.norm_per_sample(g * batch.scope.unsqueeze(-1))[batch.attended.any(1)]
+    assert stats["nrm/grad_norm"] == pytest.approx(norms.mean().item(), rel=1e-4), "as with gradient: attack"
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])

@@ -34,16 +34,18 @@ class AlternatingNRM(NRM):
         """One micro-batch of the term of eq. 8 whose turn it is, backpropagated."""
         before = self._gradients.take(batch)
         if before is None:
-            _, g, clean = lm.trained_input_gradient(batch, last=True)
-            self._gradients.keep(g)
+            _, g, clean, scale = lm.trained_input_gradient(batch, last=True)
+            self._gradients.keep(g, scale)
             return StepStats.of(batch, clean=clean)
-        seen: list[tuple[Tensor, NrmStats]] = []  # activation checkpointing may ask twice
+        g, scale = before
+        seen: list[tuple[Tensor, NrmStats]] = []
 
         def stepped(e: Tensor) -> Tensor:
-            x1, nrm = self._step(before, e, batch)
+            x1, nrm = self._step(g, e, batch)
             seen.append((e, nrm))
             return x1
 
         (adversarial,) = lm.losses(batch, (stepped,))
         lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
-        return self._stats(lm, batch, {"adversarial": adversarial}, *seen[0])
+        ((e, nrm),) = seen
+        return self._stats(batch, {"adversarial": adversarial}, e, nrm, scale)

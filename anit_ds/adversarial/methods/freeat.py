@@ -35,8 +35,9 @@ class FreeAT(OneBatchAtATime):
         return cls(eps=config.eps * unit, alpha=config.alpha * unit, replays=config.steps, ball=config.ball)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        carried = self._deltas.take(batch)
-        _, g, adversarial = lm.trained_input_gradient(
+        before = self._deltas.take(batch)
+        carried = before[0] if before else None
+        _, g, adversarial, _ = lm.trained_input_gradient(
             batch, lambda e: e.clone() if carried is None else moved(e, carried), last=True
         )
         delta = torch.zeros_like(g, dtype=torch.float32) if carried is None else carried

@@ -45,7 +45,7 @@ class FreeLB(OneBatchAtATime):
             def point(e: Tensor, delta: Tensor | None = delta) -> Tensor:
                 return moved(e, self._start(e, batch) if delta is None else delta)
 
-            e, g, loss = lm.trained_input_gradient(batch, point, weight=1 / self.steps, last=step == self.steps - 1)
+            e, g, loss, _ = lm.trained_input_gradient(batch, point, weight=1 / self.steps, last=step == self.steps - 1)
             if delta is None:
                 delta = self._start(e, batch)
             delta = delta + self.alpha * direction(g, batch)

@@ -76,4 +76,4 @@ class RandomStart(NRM):
 
         losses = self._train(lm, batch, projected_start)
         ((e, nrm),) = made
-        return self._stats(lm, batch, losses, e, nrm)
+        return self._stats(batch, losses, e, nrm)

@@ -75,8 +75,9 @@ class NRM(OneBatchAtATime):
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
         """One micro-batch of eq. 8, backpropagated; the statistics name every quantity above."""
+        scale: Tensor | float
         if self.gradient == "clean":
-            e, g, clean = lm.trained_input_gradient(batch, last=False)
+            e, g, clean, scale = lm.trained_input_gradient(batch, last=False)
             x1, nrm = self._step(g, e, batch)
             (adversarial,) = lm.losses(batch, (x1,))
             lm.backward(self.lambda_ * adversarial.sum() / batch.mean_over)
@@ -84,12 +85,14 @@ class NRM(OneBatchAtATime):
         else:
             e, _, g = lm.input_gradient(batch, lambda e: self._start(e, batch))
             x1, nrm = self._step(g, e, batch)
-            losses = self._train(lm, batch, x1)
-        return self._stats(lm, batch, losses, e, nrm)
+            losses, scale = self._train(lm, batch, x1), lm.attack_scale(e.dtype)
+        return self._stats(batch, losses, e, nrm, scale)
 
-    def _stats(self, lm: PerturbableLM, batch: Batch, losses: dict[str, Tensor], e: Tensor, nrm: NrmStats) -> StepStats:
+    def _stats(
+        self, batch: Batch, losses: dict[str, Tensor], e: Tensor, nrm: NrmStats, grad_scale: Tensor | float = 1.0
+    ) -> StepStats:
         stats = StepStats.of(batch, **losses)
-        describe_attack(stats, nrm, e, batch, grad_scale=lm.attack_scale(e.dtype))
+        describe_attack(stats, nrm, e, batch, grad_scale=grad_scale)
         return stats
 
     def _start(self, e: Tensor, batch: Batch) -> Tensor:
@@ -125,10 +128,13 @@ class NRM(OneBatchAtATime):
         return {"clean": clean, "adversarial": adversarial, "consistency": apart}
 
 
-def describe_attack(stats: StepStats, nrm: NrmStats, e: Tensor, batch: Batch, *, grad_scale: float = 1.0) -> None:
+def describe_attack(
+    stats: StepStats, nrm: NrmStats, e: Tensor, batch: Batch, *, grad_scale: Tensor | float = 1.0
+) -> None:
     """Norms, clipping and direction of an attack as `nrm/...` statistics, means over the samples with tokens in scope.
 
     nrm/cosine is the cosine of delta1 and g: how much of the perturbation is the attack and not the random start.
+    nrm/grad_norm is of a sample's summed loss, `grad_scale` what g is multiplied by beside that.
     nrm/delta_to_embedding is ||delta1|| / ||e||, both over the tokens in scope. nrm/nonfinite is a share of samples.
     """
     attacked = batch.attacked

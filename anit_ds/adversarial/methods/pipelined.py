@@ -53,7 +53,7 @@ class PipelinedNRM(NRM):
         x1, nrm = self._step(g, e, batch)
         upcoming, self._upcoming = self._upcoming, None
         losses = self._train(lm, batch, x1) if upcoming is None else self._train_and_attack(lm, batch, x1, upcoming)
-        return self._stats(lm, batch, losses, e, nrm)
+        return self._stats(batch, losses, e, nrm, lm.attack_scale(e.dtype))
 
     def _attack(self, lm: PerturbableLM, batch: Batch) -> tuple[Tensor, Tensor]:
         """(e, g) of the batch: those that the last training pass brought along, or from a pass of their own."""

@@ -29,7 +29,7 @@ class SingleStep(OneBatchAtATime):
         return cls(eps=config.eps * unit, lambda_=config.lambda_, step="sign" if config.name == "fgsm" else "norm")
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        e, g, clean = lm.trained_input_gradient(batch, last=False)
+        e, g, clean, _ = lm.trained_input_gradient(batch, last=False)
         way = direction(g, batch)
         delta = self.eps * (way.sign() if self.step == "sign" else way)
         (adversarial,) = lm.losses(batch, (moved(e, delta),))
