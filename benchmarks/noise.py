@@ -45,7 +45,7 @@ def write_examples(path: Path, count: int, prefix: str) -> RecordFile[Example]:
 def build(folder: Path, samples: int, workers: int, result: Any) -> None:
     """One build in this process; puts seconds, peak memory in MB and the manifest's beta into `result`."""
     train = RecordFile(folder / f"train-{samples}.jsonl", Example.from_json)
-    corpus = Corpus("sst2", "classification", train, train[:100], train[:100], ("0", "1"))
+    corpus = Corpus("sst2", "classification", train, train[:100], train[:100])
     noise = NoiseConfig(kind="replacement", omega=0.2, phi=0.8)
     recipe = Recipe(load_instructions("sst2"), "detailed", noise, DistortionConfig(), seed=42)
     out = folder / f"out-{samples}-{workers}"

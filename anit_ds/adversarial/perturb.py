@@ -266,7 +266,7 @@ def embedding_scale(model: nn.Module, unit: Literal["relative", "element"] = "re
     """What `eps_unit` multiplies eps and alpha by, from what the embedding module returns for the whole vocabulary.
 
     `relative`: the mean L2 norm of a row. `element`: the root mean square of an element. Counted on the module's
-    OUTPUT, so Gemma's scaling is in it. Call it once, before ZeRO-3 partitions the table.
+    OUTPUT, so Gemma's scaling is in it. Call it while the table is whole.
     """
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     weight = embedding.weight

@@ -76,7 +76,9 @@ def _ratio(group: Sequence[Result], sft: Mapping[tuple[Any, ...], Result]) -> st
     if not logs:
         return NOTHING
     ratio = math.exp(mean(logs))
-    return f"{ratio:.3f}" + (f" ± {ratio * stdev(logs) / math.sqrt(len(logs)):.3f}" if any(logs[1:]) else "")
+    return f"{ratio:.3f}" + (
+        f" ± {ratio * stdev(logs) / math.sqrt(len(logs)):.3f}" if len(logs) > 1 and any(logs) else ""
+    )
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -101,6 +101,8 @@ def _meet(timeout_seconds: float) -> Ranks:
 def _join(ranks: Ranks, timeout_seconds: float) -> None:
     global _cpu_group
     if dist.is_initialized():
+        if _cpu_group is None and dist.get_backend() != "gloo":  # a program of its own has made the group
+            _cpu_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         return
     import deepspeed
 

@@ -22,9 +22,9 @@ FEW_FOR_DEV = 50
 class Corpus:
     """A data set's examples, and what a reader of its scores must know about how the splits came to be.
 
-    `labels` are the raw labels that occur, sorted; `notes` say in words what was carved, replaced or left out;
-    `skipped` counts broken lines, `left_out` what was sound but of no use (documents without a layer of names);
-    `sources` maps a split to {"path", "files", "sha256"}: its first file, how many it has, the hash of them all.
+    `notes` say in words what was carved, replaced or left out; `skipped` counts broken lines, `left_out` what was sound
+    but of no use (documents without a layer of names); `sources` maps a split to {"path", "files", "sha256"}: its first
+    file, how many it has, the hash of them all.
     """
 
     dataset: str
@@ -32,7 +32,6 @@ class Corpus:
     train: Sequence[Example]
     dev: Sequence[Example]
     test: Sequence[Example]
-    labels: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     skipped: int = 0
     left_out: int = 0
@@ -92,7 +91,6 @@ def load_corpus(
         train,
         dev,
         test,
-        labels=tuple(sorted({item[0] for split in whole.values() for e in split for item in e.items})),
         notes=notes,
         skipped=faults.skipped,
         left_out=sum(faults.left_out.values()),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpora import labels_of
 
 from anit_ds.data.corpora import load_corpus
 from anit_ds.errors import InputError
@@ -38,7 +39,7 @@ def test_sst2_with_its_unlabelled_test_split(tmp_path: Path) -> None:
     path = splits(tmp_path, rows, [{"idx": 0, "sentence": "hidden", "label": -1}], features)
     corpus = load_corpus("sst2", path)
     assert [e.text for e in corpus.test] == ["sentence 0"]
-    assert corpus.labels == ("0", "1")
+    assert labels_of(corpus) == ("0", "1")
     assert len(corpus.train) + len(corpus.dev) == 40
 
 

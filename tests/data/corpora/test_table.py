@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpora import labels_of
 
 from anit_ds.config import Columns
 from anit_ds.data.corpora import load_corpus
@@ -63,7 +64,7 @@ def test_each_kind_of_file_holds_the_same_rows(name: str, tmp_path: Path) -> Non
         for example in split
     }
     assert found == {f"mails/train/{row['no']}": (row["msg"], ((str(row["is_spam"]),),)) for row in TABLE}
-    assert (len(corpus.train), len(corpus.dev), len(corpus.test)) == (32, 4, 4) and corpus.labels == ("0", "1")
+    assert (len(corpus.train), len(corpus.dev), len(corpus.test)) == (32, 4, 4) and labels_of(corpus) == ("0", "1")
 
 
 def test_a_tsv_has_no_quotation_marks_and_a_folder_has_splits(tmp_path: Path) -> None:
@@ -90,7 +91,8 @@ def test_entities_by_their_places(tmp_path: Path) -> None:
 def test_labels_of_any_kind(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": value} for value in (1, 1.0, True, " high ", "010", "null")] * 3
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert load_corpus("own", tmp_path / "a.jsonl", own=Columns()).labels == ("010", "1", "high", "null", "true")
+    corpus = load_corpus("own", tmp_path / "a.jsonl", own=Columns())
+    assert labels_of(corpus) == ("010", "1", "high", "null", "true")
 
 
 @pytest.mark.parametrize(
