@@ -41,24 +41,25 @@ def _decided(
     for key in ("bf16", "fp16", "zero_optimization", "data_types", "timers"):
         if not isinstance(json_config.get(key, {}), dict):
             raise InputError(f"{source}: {key} is {shown(json_config[key])}, not an object")
-    decided = {
+    yaml = {
         "train_micro_batch_size_per_gpu": (config.train.micro_batch, "train.micro_batch"),
         "gradient_accumulation_steps": (split.micro_batches, "global_batch / (ranks x micro_batch), rounded up"),
         "train_batch_size": (config.train.global_batch, "train.global_batch"),
-        # DeepSpeed clips to 1.0 when this is absent, so it is always said.
         "gradient_clipping": (config.train.grad_clip, "train.grad_clip"),
     }
-    result = dict(json_config)
-    for key, (value, field) in decided.items():
+    for key, (value, field) in yaml.items():
         given = json_config.get(key, "auto")
         if given != "auto" and given != value:
             raise InputError(
                 f'{source}: {key} is {shown(given)}, but the run\'s YAML says {value} ({field}); use "auto"'
             )
-        result[key] = value
-    # DeepSpeed wants micro-batches that multiply to a global batch, and ours need not; only its log counts samples.
-    result["train_micro_batch_size_per_gpu"] = split.samples
-    del result["train_batch_size"]
+    result = {key: value for key, value in json_config.items() if key not in yaml} | {
+        # Without a global batch, which must be a multiple of these for DeepSpeed, and need not be for us.
+        "train_micro_batch_size_per_gpu": split.samples,
+        "gradient_accumulation_steps": split.micro_batches,
+        # DeepSpeed clips to 1.0 when this is absent, so it is always said.
+        "gradient_clipping": config.train.grad_clip,
+    }
     for key, field in (("optimizer", "train.optimizer"), ("scheduler", "train.lr_schedule")):
         if key in result:
             raise InputError(f"{source}: {key} is decided by the run's YAML ({field}); remove it from the JSON")

@@ -69,6 +69,7 @@ def _is_no_skipped_step(record: logging.LogRecord) -> bool:
 def take_step(engine: Any) -> float:
     """`engine.step()` behind a micro-batch's backward; returns the gradient's global norm behind the last one, else 0.
 
+    Which one is the last `PerturbableLM.backward` tells the engine, as only a method knows how many passes it makes.
     Infinite or NaN where the gradient is not finite: such a gradient is thrown away and neither weights nor moments
     move. All ranks find the same. Raises RunFailed where float16's loss scale has nowhere left to go.
     """

@@ -127,6 +127,11 @@ class Feed:
             self.lengths, train.global_batch, seed=train.seed, epoch=epoch, group_by_length=train.group_by_length
         )
         self._epoch = epoch
+        if epoch and len(self.plan) > self.per_epoch:
+            logger.warning(
+                "epoch %d: the noise drawn for it leaves room for %d samples, and only the %d batches of the first epoch "
+                "are made of them", epoch + 1, len(self.samples), self.per_epoch,
+            )  # fmt: skip
 
     def _encode(self, samples: list[list[Sample]]) -> list[list[Encoded]]:
         """Each sample's views as tokens, but for views, and samples, that do not fit."""

@@ -208,7 +208,7 @@ class Trainer:
             torch.manual_seed(_mix(self.config.train.seed, self.step, number, distributed.rank()))
             self.method.foresee(batches[number + 1] if number + 1 < len(batches) else None)
             stats.merge(self.method.backward(self.lm, batch))
-            grad_norm = take_step(engine)
+            grad_norm = take_step(engine)  # which moves the weights behind the last micro-batch alone
         self.step += 1
         seconds = time.perf_counter() - started
         self.monitor.step(self.step, stats, {
