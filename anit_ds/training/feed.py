@@ -129,8 +129,8 @@ class Feed:
         self._epoch = epoch
         if epoch and len(self.plan) > self.per_epoch:
             logger.warning(
-                "epoch %d: the noise drawn for it leaves room for %d samples, more than the %d batches take that an epoch "
-                "has since the first", epoch + 1, len(self.samples), self.per_epoch,
+                "epoch %d: the noise drawn for it leaves room for %d samples, more than the %d batches take that an "
+                "epoch has since the first", epoch + 1, len(self.samples), self.per_epoch,
             )  # fmt: skip
 
     def _encode(self, samples: list[list[Sample]]) -> list[list[Encoded]]:
