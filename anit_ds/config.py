@@ -316,7 +316,10 @@ class MethodConfig(Section):
                 reads = ", ".join(sorted(k.rstrip("_") for k in rules.reads))
                 raise ValueError(f"{name} does not use {key!r}; it reads {reads}")
         preset = raw.get("preset", "ours")
-        return {**(rules.presets.get(preset, {}) if isinstance(preset, str) else {}), **raw}
+        filled = {**(rules.presets.get(preset, {}) if isinstance(preset, str) else {}), **raw}
+        if "updates" not in raw and filled.get("gradient") != "clean":
+            filled.pop("updates", None)  # a preset's alternating updates go with its gradient
+        return filled
 
     @model_validator(mode="after")
     def _pipelined_is_joined(self) -> MethodConfig:

@@ -53,7 +53,7 @@ class Mode:
 
 _ANIT = {"name": "anit", "preset": "paper"}
 _OURS = {"name": "anit", "preset": "ours"}
-_ALTERNATING = {**_OURS, "updates": "alternating"}
+_JOINT = {**_OURS, "updates": "joint"}
 _SFT = {"name": "noisy_sft"}
 _LAST = {**_ANIT, "tokens": "instruction"}
 _TREE = {"schedule": "prefix_tree"}
@@ -91,13 +91,14 @@ MODES = (
     Mode("anit_clean_last_tree", "anit, gradient: clean, instruction last, tree",
          method={**_LAST, **_TREE, "gradient": "clean"}, order="instruction_last", sft="sft_last",
          reference="anit_clean_last"),
-    Mode("ours_last", "anit, preset ours, instruction last", method=_OURS, order="instruction_last", sft="sft_last"),
-    Mode("ours_last_tree", "anit, preset ours, instruction last, tree", method={**_OURS, **_TREE},
+    Mode("ours_last", "anit, preset ours, both steps, instruction last", method=_OURS, order="instruction_last",
+         sft="sft_last"),
+    Mode("ours_last_tree", "anit, preset ours, both steps, instruction last, tree", method={**_OURS, **_TREE},
          order="instruction_last", sft="sft_last", reference="ours_last"),
-    Mode("alternating_last", "anit, updates: alternating, both steps, instruction last", method=_ALTERNATING,
-         order="instruction_last", sft="sft_last"),
-    Mode("alternating_last_tree", "anit, updates: alternating, both steps, instruction last, tree",
-         method={**_ALTERNATING, **_TREE}, order="instruction_last", sft="sft_last", reference="alternating_last"),
+    Mode("joint_last", "anit, preset ours, joint updates, instruction last", method=_JOINT, order="instruction_last",
+         sft="sft_last"),
+    Mode("joint_last_tree", "anit, preset ours, joint updates, instruction last, tree", method={**_JOINT, **_TREE},
+         order="instruction_last", sft="sft_last", reference="joint_last"),
 )
 # fmt: on
 

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def count(arguments: argparse.Namespace, name: str, batch: int, scope: str) -> tuple[float, float]:
     """Mean tokens of a step: (whole prompts, padded; a prefix tree)."""
-    method: dict[str, Any] = {"name": "sft"} if scope == "sft" else {"name": "anit", "preset": "ours", "tokens": scope}
+    joint = {"name": "anit", "preset": "ours", "updates": "joint", "tokens": scope}
+    method: dict[str, Any] = {"name": "sft"} if scope == "sft" else joint
     with tempfile.TemporaryDirectory() as folder:
         config = validate({
             "model": {"name_or_path": str(arguments.model)},

@@ -46,6 +46,7 @@ class Monitor:
         self._writer: SummaryWriter | None = None
         self._trackers: Trackers | None = None
         self._bar: tqdm[Any] | None = None
+        self._shown: dict[str, str] = {}  # of each loss the last one: a step may have one of the two alone
         if distributed.rank() == 0:
             shutil.rmtree(run.tensorboard, ignore_errors=True)
             if "tensorboard" in config.train.report_to:
@@ -104,7 +105,7 @@ class Monitor:
             line |= scalars
             self.lost.note(step, line, datasets)
             self._write({"step": step, **line})
-        self._show(line)
+            self._show(line)
         self._pending.clear()
 
     def scalar(self, step: int, name: str, value: float) -> None:
@@ -152,8 +153,9 @@ class Monitor:
 
     def _show(self, line: dict[str, float]) -> None:
         if self._bar is not None:
-            shown = {"loss": line.get("loss/clean"), "adv": line.get("loss/adversarial")}
-            self._bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None}, refresh=False)
+            losses = {"loss": line.get("loss/clean"), "adv": line.get("loss/adversarial")}
+            self._shown |= {name: f"{loss:.3f}" for name, loss in losses.items() if loss is not None}
+            self._bar.set_postfix(self._shown, refresh=False)
 
 
 def _is_number(value: object) -> bool:

@@ -174,7 +174,7 @@ def test_fgsm_in_the_unit_of_an_element(tokens: str):
     """Each element in scope moves by 3% of the table's root mean square, and it is anit's sign step without a start."""
     settings: dict[str, object] = {"eps_unit": "element", "eps": 0.03, "lambda": LAMBDA, "tokens": tokens}
     e, x, batch = seen_inputs("fgsm", **settings)
-    as_anit = {"step": "sign", "alpha": 0.03, "start": 0.0, "gradient": "clean", "ball": "none"}
+    as_anit = {"step": "sign", "alpha": 0.03, "start": 0.0, "gradient": "clean", "ball": "none", "updates": "joint"}
     _, anit, _ = seen_inputs("anit", **settings, **as_anit)
     table = model_and_batch()[0].get_input_embeddings().weight.detach()
     size = 0.03 * table.square().mean().sqrt()
@@ -186,7 +186,8 @@ def test_fgsm_in_the_unit_of_an_element(tokens: str):
 @pytest.mark.parametrize("name", [name for name, rules in METHODS.items() if "warmup" in rules.reads])
 def test_a_method_begins_when_its_warm_up_ends(name: str):
     """Of 6 steps, 2 on the clean loss alone: the second is sft to the bit, in its one pass, the third the method."""
-    plain, begun = MethodConfig(name=name), MethodConfig(name=name, warmup=0.3)
+    joint = {"updates": "joint"} if name == "anit" else {}
+    plain, begun = MethodConfig(name=name, **joint), MethodConfig(name=name, warmup=0.3, **joint)
     passes = METHODS[name].passes(plain)
     for number in (1, 2):
         seen = {}

@@ -75,11 +75,13 @@ def ragged_batch(*, left: bool = False) -> Batch:
 def outcome(
     method: MethodConfig, batch: Batch, model: nn.Module, *, spare_masks: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Gradients and statistics of one micro-batch."""
+    """Gradients and statistics of one micro-batch, and of the steps before it on the same one."""
     lm = PerturbableLM(model)
     if spare_masks:
         lm.spare_masks()
-    stats = build_method(method, seed=1, scale=1.0).backward(lm, batch)
+    built = build_method(method, seed=1, scale=1.0)
+    for step in range(batch.step - batch.step % built.replays, batch.step + 1):
+        stats = built.backward(lm, replace(batch, step=step))
     lm.remove()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return gradients, {k: (v[0] / v[1]).item() for k, v in stats.items()}

@@ -27,7 +27,7 @@ def corpus(size: int = 300) -> Corpus:
     def split(name: str, count: int) -> list[Example]:
         return [Example(f"sst2/{name}/{i}", f"text number {i} of {name}", ((str(i % 2),),)) for i in range(count)]
 
-    return Corpus("sst2", "classification", split("train", size), split("dev", 20), split("test", 30), ("0", "1"))
+    return Corpus("sst2", "classification", split("train", size), split("dev", 20), split("test", 30))
 
 
 def build(
