@@ -109,7 +109,7 @@ def _config(found: Beginning, name: str, source: str, model: str, instructions: 
 
 
 def _method(found: Beginning) -> dict[str, str]:
-    """The default attack; plain fine-tuning where most answers are `None`, where the attack loses (docs/results.md)."""
+    """The default attack; plain fine-tuning where most answers are `None`, where attacks were seen to lose."""
     return {"name": "sft"} if found.empty > found.rows / 2 else {"name": "anit", "preset": "ours"}
 
 
