@@ -169,6 +169,24 @@ def test_every_method_of_the_configuration_can_be_built():
         assert callable(build_method(MethodConfig(name=name), seed=1, scale=1.0).backward)
 
 
+@pytest.mark.parametrize(
+    ("settings", "updates"),
+    [
+        ({}, "alternating"),
+        ({"gradient": "attack"}, "joint"),
+        ({"updates": "joint"}, "joint"),
+        ({"preset": "paper"}, "joint"),
+    ],
+    ids=str,
+)
+def test_the_default_has_a_step_for_each_loss_where_the_clean_pass_gives_the_gradient(
+    settings: dict[str, object], updates: str
+):
+    assert MethodConfig(**settings).updates == updates
+    with pytest.raises(ValueError, match="use gradient: clean, not attack"):
+        MethodConfig(gradient="attack", updates="alternating")
+
+
 @pytest.mark.parametrize("tokens", ["prompt", "instruction"])
 def test_fgsm_in_the_unit_of_an_element(tokens: str):
     """Each element in scope moves by 3% of the table's root mean square, and it is anit's sign step without a start."""
