@@ -10,7 +10,8 @@ held before the step (or of the GPU's allocator), the least of some steps. Both 
 CPU the C library has to hand freed memory back at once, or the peak has in it what it kept. Models are random: `small`
 is wide enough for activations to outweigh what a process takes for itself, the others have their namesakes' shape and
 are made on the GPU, in bfloat16. A step has two micro-batches where `schedule: pipelined` attacks the second in the
-pass of the first. `seconds` is the median of as many steps more.
+pass of the first; where a method makes several steps on a minibatch, they are measured together. `seconds` is the
+median of as many steps more.
 
 With `--saved` nothing is measured: beside the predicted peaks of an `anit` step in bfloat16 stands what autograd keeps
 for the backward of its joined pass, counted by its own hooks (`torch.autograd.graph.saved_tensors_hooks`).
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import gc
 import statistics
 import tempfile
@@ -53,6 +55,8 @@ MODES: dict[str, dict[str, Any]] = {
     "anit, pipelined": {**_ANIT, "schedule": "pipelined"},
     "anit, tree": {**_ANIT, **_TREE},
     "anit, clean, tree": {**_ANIT, "gradient": "clean", **_TREE},
+    "anit, default": {"name": "anit", "schedule": "three_pass"},
+    "anit, default, tree": {"name": "anit", "schedule": "prefix_tree"},
     "fgsm": {"name": "fgsm"},
     "pgd": {"name": "pgd", "steps": 3},
     "freelb": {"name": "freelb", "steps": 3},
@@ -107,7 +111,7 @@ def main() -> None:
                 for samples, length in asked.batch:
                     made = [made_up(number, length) for number in range(samples)]
                     batch = Workload(made).micro_batch(config, samples)
-                    predicted = footprint(config, batch, dtype, ahead=True).peak / 2**20
+                    predicted = footprint(config, batch, dtype, ahead=True).peak(1) / 2**20
                     row = {"shape": shape, "mode": mode, "size": f"{samples} x {length}", "predicted_mb": predicted}
                     row |= _measured(method, lm, batch, asked.steps)
                     row["ratio"] = predicted / row["measured_mb"]
@@ -192,6 +196,7 @@ def _model(config: Config, settings: transformers.PretrainedConfig, dtype: torch
 def _measured(method: Method, lm: PerturbableLM, batch: Batch, steps: int) -> dict[str, float]:
     """The peak in MiB, and on a GPU the median seconds, of a step's forward and backward passes."""
     batches = [lm.prepare(batch.to(device())) for _ in range(2 if isinstance(method, PipelinedNRM) else 1)]
+    batches += [dataclasses.replace(batches[0], step=replay) for replay in range(1, method.replays)]
 
     def step() -> None:
         for now, after in zip(batches, [*batches[1:], None], strict=True):

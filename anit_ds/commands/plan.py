@@ -120,7 +120,8 @@ def _memory(made: Forecast, cluster: Cluster) -> str:
 
 def _time(made: Forecast, cluster: Cluster) -> str:
     step = made.step
-    told = f"A step computes {_seconds(step.compute_seconds)} at {cluster.tflops:g} TFLOP/s"
+    which = f", the mean of the {made.replays} on a minibatch," if made.replays > 1 else ""
+    told = f"A step{which} computes {_seconds(step.compute_seconds)} at {cluster.tflops:g} TFLOP/s"
     if step.network_seconds:
         told += f" and is {_seconds(step.network_seconds)} on the network"
     if step.gathered:

@@ -85,23 +85,28 @@ class Footprint:
 
     peaks: pass -> its peak; `attack` passes come before the `training` ones. first: the units in the order that a
     step's first micro-batch visits them. last: those of the last one, where a micro-batch takes part in the one before.
+    again: those of a micro-batch in each later of the `replays` steps in a row on one minibatch, and carried: the bytes
+    that each micro-batch keeps from one of them to the next.
     """
 
     peaks: dict[str, int]
     first: tuple[Visit, ...]
     last: tuple[Visit, ...]
     weights: Weights
+    replays: int = 1
+    again: tuple[Visit, ...] = ()
+    carried: int = 0
 
-    @property
-    def peak(self) -> int:
-        return max(self.peaks.values())
+    def peak(self, micro_batches: int) -> int:
+        """Of a step, in which every other micro-batch's carried tensors wait for their turn."""
+        return max(self.peaks.values()) + self.carried * (micro_batches - 1)
 
-    def step(self, micro_batches: int) -> tuple[Visit, ...]:
-        """The visits of an optimizer step."""
+    def steps(self, micro_batches: int) -> tuple[tuple[Visit, ...], ...]:
+        """The visits of each optimizer step on a minibatch."""
         if not self.last or micro_batches == 1:
-            return self.first * micro_batches
+            return (self.first * micro_batches, *[self.again * micro_batches] * (self.replays - 1))
         between = tuple(visit for visit in self.first if not visit.attack)
-        return self.first + between * (micro_batches - 2) + self.last
+        return (self.first + between * (micro_batches - 2) + self.last,)
 
 
 def footprint(config: Config, batch: Batch, dtype: torch.dtype, *, ahead: bool = False) -> Footprint:
@@ -124,6 +129,9 @@ def footprint(config: Config, batch: Batch, dtype: torch.dtype, *, ahead: bool =
         peaks={name: at_full_depth(few.peaks[name], many.peaks[name]) for name in many.peaks},
         first=tuple(_at_depth(many.first, layers)),
         last=tuple(_at_depth(many.last, layers)),
+        replays=many.replays,
+        again=tuple(_at_depth(many.again, layers)),
+        carried=many.carried,
         weights=dataclasses.replace(
             many.weights,
             frozen=at_full_depth(few.weights.frozen, many.weights.frozen),
@@ -178,25 +186,51 @@ class _FakeRun:
         ledger = _Ledger(self._lm.module)
         self._lm.input_gradient = ledger.as_attack(type(self._lm).input_gradient.__get__(self._lm))  # type: ignore[method-assign]
         first, upcoming = (_faked(self._lm.prepare(batch), self._mode) for _ in range(2))
+        replays = self._method.replays
+        order: list[tuple[Batch, Batch | None]] = [(first, None)]
+        if ahead:
+            order = [(first, upcoming), (upcoming, None)]
+        elif replays > 1:  # the later ones are alike
+            order.append((dataclasses.replace(first, step=1), None))
         counted: list[tuple[Visit, ...]] = []
         try:
             with ExitStack() as inside:
                 for context in (shapes_only(), torch.random.fork_rng(devices=[]), self._mode, ledger):
                     inside.enter_context(context)
-                for now, after in ((first, upcoming), (upcoming, None)) if ahead else ((first, None),):
+                before = ledger.alive
+                carried = 0
+                for now, after in order:
                     self._method.foresee(after)
                     self._method.backward(self._lm, now)
                     counted.append(ledger.take_visits())
+                    if replays > 1 and now is first:
+                        self._forget_gradients()
+                        carried = ledger.alive - before
         except _NEEDS_VALUES as error:
             raise InputError(
                 f"model.name_or_path: {self.config.model.name_or_path!r} computes what depends on the values of a "
                 f"tensor ({error}); a step of it cannot be counted without them"
             ) from error
-        gradients = sum(p.grad.nbytes for p in self._lm.module.parameters() if p.grad is not None)
-        for parameter in self._lm.module.parameters():
-            parameter.grad = None
+        gradients = self._forget_gradients()
         peaks = {name: max(0, peak - gradients * (name == "training")) for name, peak in ledger.peaks.items()}
-        return Footprint(peaks, counted[0], counted[1] if ahead else (), self.weights)
+        first_visits, *others = counted
+        return Footprint(
+            peaks,
+            first=first_visits,
+            last=others[0] if ahead else (),
+            weights=self.weights,
+            replays=replays,
+            again=others[0] if replays > 1 else (),
+            carried=carried,
+        )
+
+    def _forget_gradients(self) -> int:
+        """As an optimizer step does; the bytes they had."""
+        size = 0
+        for parameter in self._lm.module.parameters():
+            size += 0 if parameter.grad is None else parameter.grad.nbytes
+            parameter.grad = None
+        return size
 
 
 class _Ledger(TorchDispatchMode):
@@ -208,7 +242,7 @@ class _Ledger(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.peaks: dict[str, int] = defaultdict(int)
-        self._alive, self._pass = 0, "training"
+        self.alive, self._pass = 0, "training"
         self._units = {p.untyped_storage()._cdata: unit for unit, p in _by_unit(model)}
         self._storages = {*self._units, *(b.untyped_storage()._cdata for b in model.buffers())}
         self._visits: list[Visit] = []
@@ -253,13 +287,13 @@ class _Ledger(TorchDispatchMode):
         if key in self._storages:
             return
         self._storages.add(key)
-        self._alive += size
-        self.peaks[self._pass] = max(self.peaks[self._pass], self._alive)
+        self.alive += size
+        self.peaks[self._pass] = max(self.peaks[self._pass], self.alive)
         weakref.finalize(storage, self._died, key, size)
 
     def _died(self, key: int, size: int) -> None:
         self._storages.discard(key)
-        self._alive -= size
+        self.alive -= size
 
 
 def _by_unit(model: nn.Module) -> Iterator[tuple[Unit, nn.Parameter]]:

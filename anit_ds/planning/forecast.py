@@ -33,12 +33,16 @@ _LIVE_PARAMETERS, _BUCKET = 1_000_000_000, 500_000_000
 
 @dataclass(frozen=True)
 class Forecast:
-    """An optimizer step. `holds`: part -> bytes a rank holds at its worst moment."""
+    """An optimizer step. `holds`: part -> bytes a rank holds at its worst moment.
+
+    step: the mean of the steps that are made on a minibatch, where the method makes several.
+    """
 
     stage: int
     split: Split
     holds: dict[str, int]
     step: Step
+    replays: int
 
     @property
     def bytes(self) -> int:
@@ -127,20 +131,26 @@ def _on_ranks(config: Config, counted: Footprint, workload: Workload, cluster: C
     _, settings = read_deepspeed_json(config.deepspeed)
     stage, zero = zero_stage(settings), settings.get("zero_optimization", {})
     samples = config.train.global_batch
-    return Forecast(
-        stage=stage,
-        split=split,
-        holds=_holds(config, counted, zero, stage, cluster.ranks, dtype),
-        step=play(
-            counted.step(split.micro_batches), counted.weights, cluster, zero, stage=stage, itemsize=dtype.itemsize,
-            share=workload.slowest_share(samples, split, min(cluster.ranks, samples), lockstep=stage == 3),
+    share = workload.slowest_share(samples, split, min(cluster.ranks, samples), lockstep=stage == 3)
+    steps = [
+        play(
+            visits, counted.weights, cluster, zero, stage=stage, itemsize=dtype.itemsize, share=share,
             reductions=split.micro_batches if stage >= 2 else 1,
-        ),
-    )  # fmt: skip
+        )
+        for visits in counted.steps(split.micro_batches)
+    ]  # fmt: skip
+    holds = _holds(config, counted, split.micro_batches, zero, stage, cluster.ranks, dtype)
+    return Forecast(stage, split, holds, Step.mean(steps), counted.replays)
 
 
 def _holds(
-    config: Config, counted: Footprint, zero: Mapping[str, Any], stage: int, ranks: int, dtype: torch.dtype
+    config: Config,
+    counted: Footprint,
+    micro_batches: int,
+    zero: Mapping[str, Any],
+    stage: int,
+    ranks: int,
+    dtype: torch.dtype,
 ) -> dict[str, int]:
     weights, size = counted.weights, dtype.itemsize
     trained = weights.trained
@@ -157,7 +167,7 @@ def _holds(
         "gradients": passing * size + trained * _FLOAT32 / (ranks if stage >= 2 else 1),
         "optimizer": 0 if offloaded else trained * states / (ranks if stage >= 1 else 1),
         "ZeRO's buckets": 2 * min(int(zero.get("reduce_bucket_size", _BUCKET)), trained) * size if stage else 0,
-        "activations": counted.peak,
+        "activations": counted.peak(micro_batches),
     }
     return {name: round(count) for name, count in parts.items() if count}
 

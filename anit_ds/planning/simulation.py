@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from anit_ds.planning.footprint import EMBEDDINGS, Unit, Visit, Weights
@@ -66,6 +67,15 @@ class Step:
     compute_seconds: float
     network_seconds: float
     gathered: int
+
+    @classmethod
+    def mean(cls, steps: Sequence[Step]) -> Step:
+        return cls(
+            fmean(step.seconds for step in steps),
+            fmean(step.compute_seconds for step in steps),
+            fmean(step.network_seconds for step in steps),
+            round(fmean(step.gathered for step in steps)),
+        )
 
 
 def play(

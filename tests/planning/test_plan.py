@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -99,19 +100,34 @@ def test_weights_in_4_bits_are_those_that_are_held(deep_folder: Path, make_confi
     assert holds["frozen weights"] == sum(p.nbytes for p in loaded.parameters() if p.is_floating_point())
 
 
-def test_operations_are_those_of_a_real_step(shallow_folder: Path, make_config: Callable[..., Config]):
+@pytest.mark.parametrize("name, steps", [("noisy_sft", 1), ("anit", 2), ("freeat", 3)])
+def test_all_steps_on_a_minibatch_are_counted(
+    name: str, steps: int, shallow_folder: Path, make_config: Callable[..., Config]
+):
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = make_config(method={"name": "noisy_sft"}, **{"model.name_or_path": str(shallow_folder)})
+    config = make_config(
+        method={"name": name, "schedule": "three_pass"},
+        **{"model.name_or_path": str(shallow_folder), "train.global_batch": 2, "train.micro_batch": 2},
+    )
     settings = transformers.AutoConfig.from_pretrained(shallow_folder)
     model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager")
     lm = PerturbableLM(make_trainable(model.requires_grad_(False), config).train())
+    method, batch = build_method(config.method, seed=1, scale=1.0), _batch(config)
     with FlopCounterMode(display=False) as counter:
-        build_method(config.method, seed=1, scale=1.0).backward(lm, _batch(config))
-    real = counter.get_total_flops()
+        for step in range(steps):
+            method.backward(lm, dataclasses.replace(batch, step=step))
+    counted = footprint(config, batch, torch.float32)
+    operations = [sum(visit.operations for visit in visits) for visits in counted.steps(1)]
+    assert len(operations) == steps
     # Eager attention multiplies the masked half too, and its backward has one product less than the flash kernel's.
-    counted = sum(visit.operations for visit in footprint(config, _batch(config), torch.float32).first)
-    assert counted == pytest.approx(real, rel=0.05)
+    assert sum(operations) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    # What waits for the next step on the minibatch, of each micro-batch: numbers of the size of its embeddings.
+    kept = batch.input_ids.numel() * settings.hidden_size * 4 if steps > 1 else 0
+    assert counted.peak(3) - counted.peak(1) == pytest.approx(2 * kept, rel=0.01)
+    plans = Forecaster(Workload([made_up(n, 64) for n in range(2)]), torch.float32)
+    one = plans.forecast(config, Cluster(ranks=1, memory=80, bandwidth=50, tflops=1))
+    assert one.step.compute_seconds == pytest.approx(sum(operations) / steps / 1e12)
 
 
 @pytest.mark.parametrize("mode", rows(["anit_pipelined", "anit_tree"], quick=["anit_pipelined"]))
@@ -122,7 +138,7 @@ def test_gathers_are_those_that_two_ranks_made(mode: str, tmp_path: Path, monkey
     traffic.write_inputs(tmp_path, samples=16)
     config = traffic.run_config(tmp_path, mode, ranks=2, micro_batches=4, padding_free=False)
     counted = footprint(config, Workload.of(config).micro_batch(config, 2), torch.float32, ahead=True)
-    elements = sum(gathered(counted.step(4), counted.weights, config.deepspeed["zero_optimization"]))
+    elements = sum(gathered(counted.steps(4)[0], counted.weights, config.deepspeed["zero_optimization"]))
     made = json.loads((REPOSITORY / "results/step_cost/traffic.json").read_text())["rows"]
     (measured,) = (row["gathered_bytes"] for row in made if row["mode"] == mode)
     # A trunk's backward pass does not reach all of the last layer; all other modes are the same bytes.
