@@ -66,6 +66,24 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def chat_template(config: ModelConfig) -> tuple[str, str, int] | None:
+    """What the model's chat template puts before and behind a prompt, and how many tokens that is; None where its
+    tokenizer is not on this machine, or has no template that takes one (training says why)."""
+    mark = "ANIT"
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            config.name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code,
+            local_files_only=True,
+        )  # fmt: skip
+        asked = [{"role": "user", "content": mark}]
+        text = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    except Exception:  # a template is a program: it may end in any way
+        return None
+    before, _, behind = text.partition(mark)
+    tokens = sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, behind))
+    return before, behind, tokens
+
+
 def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
     """The causal LM with frozen weights in `dtype`, on the CPU or straight on a GPU. Raises InputError when it is not
     there.

@@ -21,7 +21,7 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
     from anit_ds.commands.describe import describe_data
     from anit_ds.configfile import load_config
     from anit_ds.data.rundata import RunData
-    from anit_ds.data.survey import survey
+    from anit_ds.data.survey import PLAIN, Template, survey
     from anit_ds.onewriter import only_writer
     from anit_ds.runfolder import RunFolder
 
@@ -33,4 +33,10 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
     with only_writer(run.path):
         settings = run.begin(settings, fresh=fresh)
         built = RunData.load(settings, run.data, begun=run.begun_data())
-    click.echo(describe_data(built, run.data, [survey(of, settings) for of in built.sets]))
+    template: Template | None = PLAIN
+    if settings.prompt.style == "chat":
+        from anit_ds.modeling import chat_template  # and with it transformers, which plain prompts need not wait for
+
+        around = chat_template(settings.model)
+        template = Template(*around) if around else None
+    click.echo(describe_data(built, run.data, [survey(of, settings, template) for of in built.sets]))

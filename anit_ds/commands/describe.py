@@ -37,8 +37,8 @@ def _describe_survey(found: Survey) -> str:
             f"{found.unit} of {split} ({what}): median {of.median}, 95% up to {of.most}, longest {of.longest}"
             + (f"; {too_long}" if found.unit == "tokens" else "")
         )
-    if found.unit == "words":
-        lines.append("note: the model's tokenizer.json is not on this machine, so these are words and not tokens")
+    if found.unit != "tokens":
+        lines.append(f"note: the model's tokenizer is not on this machine, so these are {found.unit}, not tokens")
     if found.absent:
         id, span = found.absent[0]
         lines.append(

@@ -55,6 +55,8 @@ def init(
 
     name = name or Path(source).stem
     place, instructions, config = Path(folder), Path(folder) / "instructions.yaml", Path(folder) / f"{name}.yaml"
+    if config == instructions:
+        raise InputError("--name: instructions.yaml holds the instructions; give the data another name with --name")
     for file in (instructions, config):
         if file.exists():
             raise InputError(f"{file}: already there; choose another DIR or --name")
@@ -63,9 +65,10 @@ def init(
     given = {what: column for what, column in columns.items() if column is not None}
     found = look_at(source, task, given, labels, separator)
     dataset_info(name, found.columns)
+    said = _instructions(found, source, opposites=not without_opposites)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        write_atomically(instructions, _instructions(found, opposites=not without_opposites))
+        write_atomically(instructions, said)
         write_atomically(config, _config(found, name, source, model, instructions))
     except OSError as error:
         raise InputError(f"{place}: cannot write there ({error.strerror})") from error
@@ -86,11 +89,16 @@ _ABOVE_CONFIG = """\
 """
 
 
-def _instructions(found: Beginning, *, opposites: bool) -> str:
+def _instructions(found: Beginning, source: str, *, opposites: bool) -> str:
+    """The file's text. Raises InputError for labels that no instructions can have, before anything is written."""
+    from anit_ds.configfile import validated
     from anit_ds.data.first_instructions import instructions_for
+    from anit_ds.data.instructions import Instructions
     from anit_ds.yamlfile import dump_yaml
 
-    return _ABOVE_INSTRUCTIONS + dump_yaml(instructions_for(found, opposites=opposites))
+    fields = instructions_for(found, opposites=opposites)
+    validated(fields, Instructions, source=source)
+    return _ABOVE_INSTRUCTIONS + dump_yaml(fields)
 
 
 def _config(found: Beginning, name: str, source: str, model: str, instructions: Path) -> str:

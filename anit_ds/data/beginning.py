@@ -65,7 +65,7 @@ def look_at(
     rows, named = _records(path, faults)
     read = list(islice(rows, _LOOKED_AT))
     objects = [record for _, record in read if isinstance(record, Mapping)]
-    if not objects:
+    if not any(objects):
         raise InputError(f"{path}: holds no row with columns" + (f" ({faults.first[0]})" if faults.first else ""))
     found = _columns(path, objects, task, given, labels, separator)
     task = task or ("classification" if found.label else "ner")

@@ -3,23 +3,38 @@ words for the labels that were found."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from anit_ds.data.beginning import Beginning
+from anit_ds.data.tasks.answers import fold
+
+_NO, _YES = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")
 
 
 def words_of_labels(found: Beginning) -> dict[str, str]:
     """What the model is to say for each label, in the order in which they are shown: what the file itself calls it; for
-    0 and 1 of a column such as is_spam `not spam` and `spam`; else the label's own words."""
+    0 and 1 of a column such as is_spam `not spam` and `spam`; else the label's own words, without underscores where
+    that leaves it apart from all others."""
+    words = _words_of_labels(found)
+    said = Counter(map(fold, words.values()))
+    return {label: word if said[fold(word)] == 1 else " ".join(label.split()) for label, word in words.items()}
+
+
+def _words_of_labels(found: Beginning) -> dict[str, str]:
     if isinstance(found.columns.label, tuple):  # columns of 0 and 1, one that has no 1 so far among them
-        return {label: label.replace("_", " ").strip() or label for label in found.columns.label}
+        return {label: _without_underscores(label) for label in found.columns.label}
     labels = sorted(found.labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else label))
     column = (found.columns.label or "").lower()
-    if found.task == "classification" and set(labels) <= {"0", "1", "true", "false", "yes", "no"} and "is_" in column:
+    if found.task == "classification" and set(labels) <= {*_NO, *_YES} and "is_" in column:
         what = column.partition("is_")[2].replace("_", " ")
-        return {label: f"not {what}" if label in ("0", "false", "no") else what for label in labels}
+        return {label: f"not {what}" if label in _NO else what for label in labels}
     names = {str(at): name for at, name in enumerate(found.names)}
-    return {label: names.get(label, label).replace("_", " ").strip() or label for label in labels}
+    return {label: _without_underscores(names.get(label, label)) for label in labels}
+
+
+def _without_underscores(label: str) -> str:
+    return " ".join(label.replace("_", " ").split()) or label
 
 
 _SPANS = (

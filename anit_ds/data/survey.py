@@ -1,13 +1,13 @@
 """What a data set looks like before anything trains on it: its labels, its lengths, and spans that its texts lack.
 
 `survey(data_set, config)` counts tokens with the model's own tokenizer where its tokenizer.json is on this machine,
-without torch, and words where it is not.
+without torch, and words where it is not. A chat template's own tokens are added to each prompt.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 MOST_MEASURED = 5_000
 """Samples of a split whose lengths are counted, evenly spread over it."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around a prompt: text before and behind it, and how many tokens that is (None in plain style, whose
+    special tokens the tokenizer adds by itself)."""
+
+    before: str = ""
+    behind: str = " "
+    tokens: int | None = None
+
+
+PLAIN = Template()
 
 
 @dataclass(frozen=True)
@@ -51,16 +64,19 @@ class Survey:
     absent: list[tuple[str, str]] = field(default_factory=list)
 
 
-def survey(of: DataSet, config: Config) -> Survey:
-    """Look through a data set once."""
-    unit, lengths_of = _measure(config.model)
+def survey(of: DataSet, config: Config, template: Template | None = PLAIN) -> Survey:
+    """Look through a data set once. template: None where it is not known, so that lengths are words without it."""
+    unit, lengths_of = _measure(config.model, template)
     train = of.split("train")
     order = config.prompt.order
-    found = Survey(f"{render_prompt(train[0], order)} {train[0].answer}", unit)
+    around = template or PLAIN
+    found = Survey(around.before + render_prompt(train[0], order) + around.behind + train[0].answer, unit)
     for split in ("train", "dev", "test"):
         samples = _spread(of.split(split))
         if samples:
-            found.lengths[split] = _lengths(samples, lengths_of, order, config.data.max_length, split == "train")
+            space = " " if around.tokens is None else ""
+            answers = [space + s.answer for s in samples] if split == "train" else []
+            found.lengths[split] = _lengths(samples, answers, lengths_of, order, config.data.max_length)
     for sample in islice(train, 0, None, of.views):
         found.labels.update([item[0] for item in sample.items] or ["None"])
         spans = [span for item in sample.items for span in item[1:]]
@@ -75,14 +91,20 @@ def _spread(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _lengths(
-    samples: Sequence[Sample], lengths_of: Callable[[list[str]], list[int]], order: str, limit: int, answered: bool
+    samples: Sequence[Sample],
+    answers: Sequence[str],
+    lengths_of: Callable[[list[str]], list[int]],
+    order: str,
+    limit: int,
 ) -> Lengths:
-    def count(samples: Sequence[Sample]) -> list[int]:
-        texts = [render_prompt(s, order) + (f" {s.answer}" if answered else "") for s in samples]
-        return [n + answered for n in lengths_of(texts)]  # and EOS
+    """answers: in training each sample's, as it stands behind its prompt."""
+    ends = answers or [""] * len(samples)
 
-    counts = count(samples)
-    bare = count([replace(s, text="") for s, n in zip(samples, counts, strict=True) if n > limit])
+    def count(asked: Iterable[tuple[Sample, str]]) -> list[int]:
+        return [n + bool(answers) for n in lengths_of([render_prompt(s, order) + end for s, end in asked])]  # and EOS
+
+    counts = count(zip(samples, ends, strict=True))
+    bare = count((replace(s, text=""), end) for s, end, n in zip(samples, ends, counts, strict=True) if n > limit)
     ordered = sorted(counts)
     size = len(ordered)
     return Lengths(
@@ -91,8 +113,10 @@ def _lengths(
     )  # fmt: skip
 
 
-def _measure(model: ModelConfig) -> tuple[str, Callable[[list[str]], list[int]]]:
+def _measure(model: ModelConfig, template: Template | None) -> tuple[str, Callable[[list[str]], list[int]]]:
     """What lengths are counted in, and the function that counts them."""
+    if template is None:
+        return "words without the chat template", lambda texts: [len(text.split()) for text in texts]
     file = _tokenizer_file(model)
     if file is None:
         return "words", lambda texts: [len(text.split()) for text in texts]
@@ -105,7 +129,10 @@ def _measure(model: ModelConfig) -> tuple[str, Callable[[list[str]], list[int]]]
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return "tokens", lambda texts: [len(encoding) for encoding in tokenizer.encode_batch_fast(texts)]
+    more, own = template.tokens or 0, template.tokens is None  # a chat template writes its own BOS
+    return "tokens", lambda texts: [
+        len(encoding) + more for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=own)
+    ]
 
 
 def _tokenizer_file(model: ModelConfig) -> Path | None:

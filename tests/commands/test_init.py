@@ -111,6 +111,27 @@ def test_what_the_file_calls_its_labels(anit: Anit, tiny_folder: Path):
 
 
 @pytest.mark.parametrize(
+    "labels, words",
+    [
+        (["a_b", "a b", "c_d"], ["a b", "a_b", "c d"]), (["none", "hate"], ["hate", "none"]),
+        (["one\nline", "two"], ["one line", "two"]),
+    ],
+)  # fmt: skip
+def test_words_tell_labels_apart(labels: list[str], words: list[str], anit: Anit):
+    rows = [{"text": f"some text {n}", "label": labels[n % len(labels)]} for n in range(60)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    anit("init", "x", "--data", "a.jsonl")
+    assert sorted(yaml.safe_load(Path("x/instructions.yaml").read_text())["labels"].values()) == words
+
+
+def test_zeros_and_ones_with_a_point_are_yes_and_no(anit: Anit):
+    Path("a.csv").write_text("msg,is_spam\n" + "".join(f"text {n},{n % 2}.0\n" for n in range(40)))
+    anit("init", "x", "--data", "a.csv")
+    said = yaml.safe_load(Path("x/instructions.yaml").read_text())["labels"]
+    assert said == {"0.0": "not spam", "1.0": "spam"}
+
+
+@pytest.mark.parametrize(
     "name, content, options, said",
     [
         ("a.csv", "a,b\nlong text here,long text there\n", [], "which column is the text? --text COLUMN"),
@@ -122,6 +143,9 @@ def test_what_the_file_calls_its_labels(anit: Anit, tiny_folder: Path):
         ("a.csv", "text,label\n", [], "holds no row with columns"),
         ("a.jsonl", '{"conversations": [{"from": "human"}]}\n', [], "conversations holds whole conversations"),
         ("a.csv", "text,label\n" + "".join(f"t,{n}\n" for n in range(300)), [], "has 300 different labels in 300 rows"),
+        ("a.csv", "text,label\n" + "t,Spam\nu,spam\n" * 9, [], "a.csv: labels: 'spam' and 'Spam' are both called"),
+        ("a.csv", spam(), ["--name", "instructions"], "instructions.yaml holds the instructions"),
+        ("a.jsonl", "{}\n{}\n", [], "holds no row with columns"),
         ("b.csv", None, [], "there is no file or folder"),
     ],
 )  # fmt: skip

@@ -83,6 +83,8 @@ def load_corpus(
     ]
     if cut.fraction < 1:
         notes.append(f"train: a seeded {cut.fraction:.2%} subset, {len(train)} examples")
+    if cut.max_train and cut.max_train > len(train):
+        notes.append(f"train: has {len(train)} examples, fewer than data.max_train {cut.max_train}")
     if len(dev) < FEW_FOR_DEV:
         notes.append(f"dev: {len(dev)} examples are few to choose an adapter by; have at least {FEW_FOR_DEV}")
     return Corpus(

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from anit_ds.data.corpora.reading import Broken
 
 Cells = list[str]
-_MOST_LINES = 50
-"""Lines of one row: a quotation mark that is not closed by then is a mistake."""
 
 
 def csv_rows(
@@ -19,25 +17,29 @@ def csv_rows(
     """(number of its first line, cells) of each row that is not blank, or what is wrong with that line.
 
     A quotation mark that is closed in the wrong place or never, or around lines of which `is_row` says that they are
-    rows themselves, breaks its line alone: the rows behind it are read.
+    rows themselves, breaks its line alone: the rows behind it are read. A cell has as many lines as it likes, and up to
+    131,072 characters (the csv module's limit).
     """
     waiting: deque[tuple[int, str]] = deque()
     while waiting or (waiting := deque(_next(lines))):
-        taken = 0
-        cells: Cells | Broken | None = None
-        while cells is None:
-            taken += 1
-            if taken > len(waiting):
-                waiting.extend(_next(lines))
-            if taken > len(waiting) or taken > _MOST_LINES:
-                cells = Broken("a quotation mark opens here that is not closed, so the lines behind it are not read in")
-            else:
-                cells = _cells([line for _, line in waiting][:taken], delimiter, is_row)
+        taken: list[str] = []
+        cells = _cells(_taking(taken, waiting, lines), taken, delimiter, is_row)
         number = waiting[0][0]
-        for _ in range(1 if isinstance(cells, Broken) else taken):
+        for _ in range(1 if isinstance(cells, Broken) else len(taken)):
             waiting.popleft()
         if cells:
             yield number, cells
+
+
+def _taking(taken: list[str], waiting: deque[tuple[int, str]], lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+    """Line after line, those that wait first, as the csv module asks for them until a row is whole."""
+    while True:
+        if len(taken) == len(waiting):
+            waiting.extend(_next(lines))
+        if len(taken) == len(waiting):
+            return
+        taken.append(waiting[len(taken)][1])
+        yield taken[-1] + "\n"
 
 
 def _next(lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -45,14 +47,21 @@ def _next(lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
     return [] if line is None else [line]
 
 
-def _cells(lines: list[str], delimiter: str, is_row: Callable[[str], bool]) -> Cells | Broken | None:
-    """The cells of a row that these lines are; None where its last quotation mark is still open."""
+def _cells(lines: Iterator[str], taken: list[str], delimiter: str, is_row: Callable[[str], bool]) -> Cells | Broken:
+    """The cells of the row that begins with the first of `lines`; those that it consists of are then in `taken`."""
     try:
-        rows = list(csv.reader([line + "\n" for line in lines], delimiter=delimiter, strict=True))
+        cells = next(csv.reader(lines, delimiter=delimiter, strict=True))
     except csv.Error as error:
-        if "unexpected end of data" in str(error):
-            return None
-        return Broken(f"no row of a CSV file ({error}); a quotation mark inside a quoted field is written twice")
-    if any(map(is_row, lines[1:])):
-        return Broken(f"a quotation mark opens here and swallows {len(lines) - 1} lines, rows among them")
-    return rows[0] if rows else []
+        return Broken(_what_is_wrong(str(error)))
+    if any(map(is_row, taken[1:])):
+        return Broken(f"a quotation mark opens here and swallows {len(taken) - 1} lines, rows among them")
+    return cells
+
+
+def _what_is_wrong(error: str) -> str:
+    if "unexpected end of data" in error:
+        return "a quotation mark opens here that is not closed, so the lines behind it are not read in"
+    if "field limit" in error:  # what a mark that is not closed comes to in a large file, too
+        most = csv.field_size_limit()
+        return f"a cell that begins here has more than {most:,} characters; is a quotation mark not closed?"
+    return f"no row of a CSV file ({error}); a quotation mark inside a quoted field is written twice"

@@ -28,9 +28,8 @@ def records(path: Path, faults: Faults) -> Iterator[tuple[int, object]]:
     if ending == ".csv":
         yield from _with_header(path, _csv(path, faults))
     elif ending == ".tsv":
-        # Quotation marks are plain characters here: a tab cannot stand inside a cell.
         lines = numbered_lines(path, faults)
-        yield from _with_header(path, ((number, line.split("\t")) for number, line in lines if line))
+        yield from _with_header(path, ((number, [*map(_unquoted, line.split("\t"))]) for number, line in lines if line))
     elif ending in (".jsonl", ".ndjson", ".json"):
         yield from json_objects(path, faults)
     elif ending in (".parquet", ".arrow"):
@@ -45,15 +44,27 @@ def _csv(path: Path, faults: Faults) -> Iterator[tuple[int, list[str] | Broken]]
     return csv_rows(numbered_lines(path, faults), delimiter=max(",;\t", key=header.count))
 
 
+def _unquoted(cell: str) -> str:
+    """A cell of a TSV, where quotation marks are plain characters, for a tab cannot stand inside a cell; but for one
+    that is plainly quoted as in a CSV, which is how pandas writes a cell with quotation marks in it."""
+    inside = cell[1:-1]
+    quoted = len(cell) > 3 and cell[0] == cell[-1] == '"' and '""' in inside and '"' not in inside.replace('""', "")
+    return inside.replace('""', '"') if quoted else cell
+
+
 def _with_header(path: Path, rows: Iterator[tuple[int, list[str] | Broken]]) -> Iterator[tuple[int, object]]:
     number, header = next(rows, (1, []))
-    if isinstance(header, Broken) or not all(name.strip() for name in header) or not header:
+    # A first column without a name is the row numbers that pandas writes.
+    numbered = isinstance(header, list) and len(header) > 1 and not header[0].strip()
+    names = [] if isinstance(header, Broken) else [name.strip() for name in header[numbered:]]
+    if not names or not all(names):
         raise InputError(f"{path}:{number}: the first line must name the columns, it says {shown(header)}")
-    names = [name.strip() for name in header]
     if len(set(names)) < len(names):
         raise InputError(f"{path}:{number}: two columns have one name: {', '.join(names)}")
     for number, cells in rows:
-        if isinstance(cells, list) and len(cells) != len(names):
-            yield number, Broken(f"{len(cells)} cells where the header names {len(names)} columns")
+        if isinstance(cells, Broken):
+            yield number, cells
+        elif len(cells) != len(names) + numbered:
+            yield number, Broken(f"{len(cells)} cells where the header names {len(names) + numbered} columns")
         else:
-            yield number, cells if isinstance(cells, Broken) else dict(zip(names, cells, strict=True))
+            yield number, dict(zip(names, cells[numbered:], strict=True))

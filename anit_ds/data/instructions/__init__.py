@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from anit_ds.configfile import validated
 from anit_ds.data.examples import hash_of_id
-from anit_ds.data.tasks.answers import NONE, fold
+from anit_ds.data.tasks.answers import fold, is_none
 from anit_ds.errors import InputError, nearest, shown
 from anit_ds.yamlfile import read_yaml
 
@@ -58,8 +58,10 @@ class Instructions(BaseModel):
 
     @model_validator(mode="after")
     def _labels_can_be_told_apart(self) -> Instructions:
-        said: dict[str, str] = {fold(NONE): "the empty set"}
+        said: dict[str, str] = {}
         for raw, words in self.labels.items():
+            if self.task != "classification" and is_none(words):
+                raise ValueError(f"labels: {shown(raw)} is called {shown(words)}, which says that there is nothing")
             if fold(words) in said:
                 raise ValueError(f"labels: {shown(raw)} and {said[fold(words)]} are both called {shown(words)}")
             said[fold(words)] = shown(raw)

@@ -277,7 +277,7 @@ HALF_AN_EMOJI = '{"text": "so \\ud83d", "label": "x"}\n'
         ("14lap", "a b####{[0]: 1}\n", "not a Python list"),
         ("14lap", "a b####" + "-" * 20_000 + "1\n", "not a Python list"),
         ("14lap", "a  b####[([1], [0], 'POS')]\n", "text that is not empty"),
-        ("agnews", '1,t,"' + "x" * 131_073 + '"\n', "field larger than field limit"),
+        ("agnews", '1,t,"' + "x" * 131_073 + '"\n', "more than 131,072 characters"),
         ("conll2003", "\tO\n", "word is empty"),
         ("jsonl", '{"text": "a", "label": 1' + "0" * 5000 + "}\n", "too many digits"),
     ],

@@ -12,7 +12,7 @@ import pytest
 from corpora import labels_of
 
 from anit_ds.config import Columns
-from anit_ds.data.corpora import load_corpus
+from anit_ds.data.corpora import Cut, load_corpus
 from anit_ds.errors import InputError
 
 datasets = pytest.importorskip("datasets")
@@ -93,6 +93,38 @@ def test_labels_of_any_kind(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = load_corpus("own", tmp_path / "a.jsonl", own=Columns())
     assert labels_of(corpus) == ("010", "1", "high", "null", "true")
+
+
+def test_a_mail_of_many_lines_is_one_text(tmp_path: Path) -> None:
+    rows = [{"msg": "\n".join([f"mail {n}, line", *map(str, range(500))]), "is_spam": n % 2} for n in range(40)]
+    separated(tmp_path / "a.csv", ",", rows)
+    corpus = load_corpus("own", tmp_path / "a.csv", task="classification", own=Columns(text="msg", label="is_spam"))
+    texts = {example.text for split in (corpus.train, corpus.dev, corpus.test) for example in split}
+    assert texts == {" ".join(str(row["msg"]).split()) for row in rows} or texts == {row["msg"] for row in rows}
+    long = tmp_path / "b.csv"
+    long.write_text('msg,is_spam\n"' + "x\n" * 70_000 + '",1\n')
+    with pytest.raises(InputError, match=r"b\.csv:2: a cell that begins here has more than 131,072 characters"):
+        load_corpus("own", long, task="classification", own=Columns(text="msg", label="is_spam"))
+
+
+def test_what_pandas_writes(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = [{"text": f'He said "{n}", and "ha"', "label": n % 2} for n in range(40)]
+    rows += [{"text": f'"{n}"' if n % 2 else f'"{n}" and "more"', "label": n % 2} for n in range(40)]
+    frame = pandas.DataFrame(rows)
+    frame.to_csv(tmp_path / "a.csv")
+    frame.to_csv(tmp_path / "a.tsv", sep="\t")
+    for file in ("a.csv", "a.tsv"):
+        corpus = load_corpus("own", tmp_path / file, task="classification", own=Columns())
+        read = {(e.text, e.items[0][0]) for split in (corpus.train, corpus.dev, corpus.test) for e in split}
+        assert read == {(row["text"], str(row["label"])) for row in rows}
+
+
+def test_fewer_examples_than_asked_for_are_noted(tmp_path: Path) -> None:
+    separated(tmp_path / "a.csv", ",")
+    read = lambda most: load_corpus("own", tmp_path / "a.csv", own=COLUMNS, cut=Cut(max_train=most))  # noqa: E731
+    assert len(read(20).train) == 20 and not any("max_train" in note for note in read(20).notes)
+    assert f"train: has {len(read(99).train)} examples, fewer than data.max_train 99" in read(99).notes
 
 
 @pytest.mark.parametrize(

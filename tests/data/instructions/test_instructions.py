@@ -87,7 +87,7 @@ def test_a_users_own_file_needs_one_version_only(tmp_path: Path) -> None:
         ({"task": "translation"}, r"own\.yaml:\d+: task: input should be '.*, not 'translation'"),
         ({"labels": {}}, r"own\.yaml:\d+: labels: "),
         ({"labels": {"0": "Spam", "1": "spam"}}, "'1' and '0' are both called 'spam'"),
-        ({"labels": {"0": "none"}}, "the empty set are both called 'none'"),
+        ({"labels": {"0": "None."}, "task": "multilabel"}, "'0' is called 'None.', which says that there is nothing"),
         ({"concise": ["two\nlines"]}, r"own\.yaml:\d+: concise\.0: "),
         ({"detailled": ["x"]}, r"own\.yaml:\d+: detailled: unknown key; did you mean detailed\?"),
     ],
