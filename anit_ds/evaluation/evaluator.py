@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -47,16 +48,18 @@ class Evaluator(Answerer):
         Beside the score of greedy answers the report has `nll` and `nll_per_token`, the gold answers' mean negative
         log-likelihood, and for classification `labels`, what `labels_report` says, and its `ece`. `nonfinite` counts
         gold answers whose likelihood is NaN or infinite: then the first two are None; the others, where a label is.
-        Several data sets: each is scored, and `micro_f1` is their mean. `heartbeat` is called after every
-        batch. All ranks call this together.
+        Several data sets: each is scored, and `micro_f1` is their mean, the two likelihoods their geometric mean (one
+        of long answers weighs as much as one of short ones), and what was counted their sum. `heartbeat` is called
+        after every batch. All ranks call this together.
         """
         parts = [self._one_set(model, s, split, noise, constrained, progress, heartbeat) for s in self.data.sets]
         if len(parts) == 1:
             return parts[0]
         mean = sum(p.micro_f1 for p in parts) / len(parts)
         by_set = {s.name: p.report for s, p in zip(self.data.sets, parts, strict=True)}
-        n, nonfinite = (sum(p.report[key] for p in parts) for key in ("n", "nonfinite"))
-        report = {"micro_f1": mean, "n": n, "nonfinite": nonfinite, "datasets": by_set}
+        counted = {key: sum(p.report[key] for p in parts) for key in ("n", "parse_failures", "nonfinite")}
+        likely = {key: _geometric_mean([p.report[key] for p in parts]) for key in ("nll", "nll_per_token")}
+        report = {"micro_f1": mean, **counted, **likely, "datasets": by_set}
         return Evaluation(report, [row for p in parts for row in p.predictions])
 
     def _one_set(
@@ -113,22 +116,23 @@ class Evaluator(Answerer):
         ask: Ask,
         fits: bool,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """What a report says of `None` chosen by its probability, and what each row does. `fits`: where the caller has
-        no threshold it is the best for these texts, which takes an answer with an item to each."""
+        """What a report says of `None` chosen by its probability, and what each row does. `fits`: it has the threshold
+        that is best for these texts too, which takes an answer with an item to each; where the caller has none, it is
+        that one."""
         likely, threshold = [none_probability(reply) for reply in replies], self.none_thresholds.get(data_set.name)
         told: list[dict[str, Any]] = [{"none": p} for p in likely]
         if threshold is None and not fits:
             return {"nothing": None}, told
-        somethings = list(parsed)
-        for place, (answer, _) in self._somethings(asked, replies, parsed, ask, below=threshold or math.inf).items():
+        somethings, below = list(parsed), math.inf if fits else threshold or math.inf
+        for place, (answer, _) in self._somethings(asked, replies, parsed, ask, below=below).items():
             somethings[place] = data_set.parse(answer)
-        fitted = threshold is None
-        threshold = threshold or fitted_threshold(likely, somethings, gold)
+        fitted, best = threshold is None, {"best": fitted_threshold(likely, somethings, gold)} if fits else {}
+        threshold = threshold or best.get("best")
         if threshold is None:
-            return {"nothing": {"threshold": None, "fitted": True}}, told
+            return {"nothing": {"threshold": None, "fitted": True, **best}}, told
         said = [chosen(p, threshold, parsed) for p, parsed in zip(likely, somethings, strict=True)]
         rows = [row | {"at_threshold": parsed.items} for row, parsed in zip(told, said, strict=True)]
-        return {"nothing": {**nothing_report(said, gold, threshold), "fitted": fitted}}, rows
+        return {"nothing": {**nothing_report(said, gold, threshold), "fitted": fitted, **best}}, rows
 
     def _by_label(
         self, data_set: DataSet, replies: Sequence[Reply], gold: Sequence[int], fits: bool
@@ -177,6 +181,12 @@ def _likelihood(asked: Sequence[Question], replies: Sequence[Reply], gold: Seque
     found = {"nll": sum(losses) / max(1, len(losses)), "nll_per_token": sum(losses) / max(1, tokens)}
     nonfinite = sum(not math.isfinite(loss) for loss in losses)
     return {**finite_or_null(found), "nonfinite": nonfinite}
+
+
+def _geometric_mean(losses: Sequence[float | None]) -> float | None:
+    """None where one is not known."""
+    logs = [math.log(max(loss, 1e-12)) for loss in losses if loss is not None]
+    return math.exp(fmean(logs)) if len(logs) == len(losses) else None
 
 
 def _warnings(nonfinite: int, n: int) -> list[str]:

@@ -43,6 +43,18 @@ _HALF = re.compile("[\ud800-\udfff]")
 _TOLD = {"answer", "items", "label", "labels", "none", "probabilities", "scores", "malformed", "cut"}
 
 
+def _beside(given: Mapping[str, Any]) -> dict[str, Any]:
+    """An object of the input with other names for what an answer is told by: `input_label`, and `input_input_label` in
+    the output of a prediction that is asked again."""
+    names: dict[str, str] = {}
+    for key in given:
+        name = key
+        while name in _TOLD or name in names.values() or (name != key and name in given):
+            name = f"input_{name}"
+        names[key] = name
+    return {names[key]: value for key, value in given.items()}
+
+
 class Scored(NamedTuple):
     """What came of one evaluation: its name, and None where the noise lacks its source; `remarks` are for a person."""
 
@@ -256,8 +268,7 @@ class FinishedRun:
             for name, asked in samples.items():
                 told = self.evaluator.answer(self.model, self.data[name], [s for _, s in asked], **how)
                 for (place, _), row in zip(asked, told, strict=True):
-                    given = {f"input_{key}" if key in _TOLD else key: value for key, value in chunk[place][1].items()}
-                    answered[place] = {**given, **row}
+                    answered[place] = {**_beside(chunk[place][1]), **row}
             yield [answered[place] for place in range(len(chunk))]
 
     def constrains(self, asked: bool = True) -> bool:

@@ -56,6 +56,8 @@ def nothing_report(said: Sequence[Parsed], gold: Sequence[Sequence[Item]], thres
 
 
 def thresholds_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """Of each data set the threshold that a report on dev has fitted, where it has."""
+    """Of each data set the threshold that a report on dev has found to be best, whatever it was asked to score; an
+    earlier version's reports have no `best`."""
     found = {name: of.get("nothing") or {} for name, of in reports_of(report).items()}
-    return {name: of["threshold"] for name, of in found.items() if of.get("fitted") and of["threshold"]}
+    best = {name: of.get("best", of["threshold"] if of.get("fitted") else None) for name, of in found.items()}
+    return {name: threshold for name, threshold in best.items() if threshold}

@@ -1,14 +1,15 @@
 """What noise in the instruction does to a model's answers: the score under it, its gap, and consistency.
 
 Consistency is the paper's stated aim: the share of samples whose parsed answers to the raw and to the noisy instruction
-are equal (docs/method.md section 6).
+are equal (docs/method.md section 6); of a mixture the mean of its sets' shares, as its score is that of their scores.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean as mean
 from typing import Any
 
 from anit_ds.evaluation.report import Evaluation
@@ -27,14 +28,17 @@ def beside_raw(noisy: Evaluation, raw: Evaluation) -> Evaluation:
 
 
 def consistency(raw: Sequence[Mapping[str, Any]], noisy: Sequence[Mapping[str, Any]]) -> float:
-    """Share in [0, 1] of the samples whose two predictions (rows of predictions-NAME.jsonl) parse to the same items.
+    """Share in [0, 1] of the samples whose two predictions (rows of predictions-NAME.jsonl) parse to the same items; of
+    several data sets the mean of their shares.
 
     Items are compared as multisets; pieces that could not be parsed count as one answer by their number.
     """
     if [row["id"] for row in raw] != [row["id"] for row in noisy]:
         raise ValueError("consistency compares two answers to the same samples, in the same order")
-    equal = sum(same_answer(a, b) for a, b in zip(raw, noisy, strict=True))
-    return equal / len(raw) if raw else 0.0
+    equal: dict[str, list[bool]] = defaultdict(list)
+    for a, b in zip(raw, noisy, strict=True):
+        equal[a["dataset"]].append(same_answer(a, b))
+    return mean(mean(flags) for flags in equal.values()) if equal else 0.0
 
 
 def same_answer(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

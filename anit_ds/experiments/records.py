@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from anit_ds.data.noise.manifest import MANIFEST
 from anit_ds.experiments.answers import KEPT, kept_answers
 from anit_ds.experiments.cells import Cell, Chosen
 from anit_ds.experiments.grid import CompareConfig
@@ -136,13 +137,31 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
         "train_seconds": summary["train_seconds"],
         "ranks": summary["ranks"],
         "dtype": summary["dtype"],
+        **_fewer_than_asked(cell, run),
         **_identity_of(cell),
         "attack": _attack(run.metrics),
         "run": os.path.relpath(run.path, out),
-        "notes": after.get("notes", []),
+        "notes": _notes(after),
         **kept_answers(run.eval, summary["robustness"]),
         "dev_curve": _dev_curve(run.metrics),
     }
+
+
+def _fewer_than_asked(cell: Cell, run: RunFolder) -> dict[str, int]:
+    """`train_examples`: how many there were, where the data have fewer than data.max_train."""
+    most, manifest = cell.config.data.max_train, run.data / MANIFEST
+    if most is None or not manifest.is_file():
+        return {}
+    there = read_sealed(manifest)["counts"]["train"]
+    return {"train_examples": there} if there < most else {}
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    """What is to be known of a score; in a mixture each with its data set's name."""
+    sets = report.get("datasets")
+    if not sets:
+        return list(report.get("notes", []))
+    return [f"{name}: {note}" for name, of in sets.items() for note in of.get("notes", [])]
 
 
 def _told(report: dict[str, Any], prefix: str) -> dict[str, Any]:

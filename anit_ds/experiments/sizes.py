@@ -30,16 +30,21 @@ def draw_sizes(figure: Figure, results: Sequence[Result]) -> bool:
     for (dataset, of_set), column in zip(by_set.items(), panels.T, strict=True):
         for (arm, group), marker in zip(grouped(of_set, name).items(), cycle("osD^vPX<>"), strict=False):
             for axes, (key, scale) in zip(column, drawn.values(), strict=True):
-                points = [(r["max_train"], scale * r[key]) for r in group if r.get(key) is not None]
+                points = [(_examples(r), scale * r[key]) for r in group if r.get(key) is not None]
                 _draw_line(axes, points, arm, marker)
         column[0].set_title(dataset)
         column[-1].set_xlabel("training examples")
-        _mark_sizes(column[-1], sorted({r["max_train"] for r in of_set}))
+        _mark_sizes(column[-1], sorted(set(map(_examples, of_set))))
     for axes, label in zip(panels[:, 0], drawn, strict=True):
         axes.set_ylabel(label)
     lines = {line.get_label(): line for line in panels.flat[0].get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8)
     return True
+
+
+def _examples(result: Result) -> int:
+    """What a run was trained on: all there are, where that is fewer than it was to have."""
+    return int(result.get("train_examples", result["max_train"]))
 
 
 def _draw_line(axes: Axes, points: Sequence[tuple[int, float]], label: str, marker: str) -> None:

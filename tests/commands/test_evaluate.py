@@ -271,6 +271,13 @@ def test_a_gold_label_is_not_taken_for_an_answer(run: Config, tmp_path: Path, mo
     for row in map(json.loads, answers.read_text().splitlines()):
         assert row["input_label"] in ("negative", "positive") and row["input_cut"] == "no"
         assert not {"label", "cut"} & row.keys()
+    again = tmp_path / "again.jsonl"
+    anit(monkeypatch, "predict", run.out, "--input", answers, "--output", again)
+    for first, second in zip(
+        *(map(json.loads, file.read_text().splitlines()) for file in (answers, again)), strict=True
+    ):
+        assert (second["input_label"], second["input_cut"]) == (first["input_label"], first["input_cut"])
+        assert second["input_answer"] == first["answer"] and second["label"] in ("negative", "positive")
 
 
 def test_an_input_that_is_refused_costs_no_answers(run: Config, tmp_path: Path, monkeypatch, capsys):

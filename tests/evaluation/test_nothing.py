@@ -40,6 +40,8 @@ def test_each_set_of_a_mixture_has_the_threshold_that_was_fitted_on_it():
     fitted, given, hopeless = ({"threshold": p, "fitted": f} for p, f in ((0.8, True), (0.5, False), (None, True)))
     nothings = {"a": fitted, "b": given, "c": hopeless, "d": None}
     sets = {"e": {}, **{name: {"nothing": nothing} for name, nothing in nothings.items()}}
+    tried = {"threshold": 0.5, "fitted": False, "best": 0.9}
+    assert thresholds_of({"dataset": "f", "nothing": tried}) == {"f": 0.9}
     assert thresholds_of({"datasets": sets}) == {"a": 0.8} == thresholds_of({"dataset": "a", "nothing": fitted})
 
 

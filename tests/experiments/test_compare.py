@@ -298,6 +298,7 @@ def test_a_mixture_is_scored_a_set_and_in_the_mean(
     (made,) = results(file)
     assert made["dataset"] == "jsonl+movie-reviews" and set(made["beta"]) == {"jsonl", "movie-reviews"}
     assert made["datasets"] == {"jsonl": 0.5, "movie-reviews": 0.25} and made["micro_f1"] == 0.375
+    assert made["nll"] and made["dev_nll"] and {note.split(":")[0] for note in made["notes"]} == set(made["datasets"])
     rows = list(csv.reader((tmp_path / "comparison" / "tables" / "methods.csv").open()))
     assert rows[0] == ["", "jsonl (in jsonl+movie-reviews)", "movie-reviews (in jsonl+movie-reviews)", "mean"]
     assert [entry.split(" [")[0] for entry in rows[1][1:]] == ["50.0", "25.0", "37.5"]

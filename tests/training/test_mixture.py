@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 
 import pytest
 
@@ -52,7 +53,11 @@ def test_scores_and_betas_of_each_set(mixture: Config):
     assert {name: r["micro_f1"] for name, r in summary["after"]["datasets"].items()} == {
         "movie-reviews": 0.5, "14lap": 0.0,
     }  # fmt: skip
-    assert summary["after"]["micro_f1"] == summary["dev"]["micro_f1"] == 0.25
+    after = summary["after"]
+    assert after["micro_f1"] == summary["dev"]["micro_f1"] == 0.25
+    for key in ("nll", "nll_per_token"):
+        assert after[key] == pytest.approx(geometric_mean(part[key] for part in after["datasets"].values()))
+    assert after["parse_failures"] == sum(part["parse_failures"] for part in after["datasets"].values()) > 0
 
 
 def test_weights_that_leave_nothing_are_refused(mixture: Config):
