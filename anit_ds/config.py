@@ -429,7 +429,8 @@ class EvalConfig(Section):
     before: bool = False
     """Score the untouched model on the test split first."""
     every: float | None = Field(1.0, gt=0, le=_MANY)
-    """Epochs between evaluations on dev (the best adapter is kept); null: only at the end."""
+    """Epochs between evaluations on dev (the best adapter is kept), up to the end of a minibatch's steps; null: only at
+    the end."""
     test: bool = True
     """Score the best adapter on the test split at the end."""
     batch_size: int = Field(16, ge=1, le=_MANY)

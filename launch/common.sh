@@ -41,7 +41,7 @@ parse_options() {
             --ranks) whole_number "$1" "$2"; ranks=$2 ;;
             --restarts) whole_number "$1" "$2"; restarts=$2 ;;
             --grace) whole_number "$1" "$2"; grace=$2 ;;
-            --master-port) whole_number "$1" "$2"; master_port=$2 ;;
+            --master-port) port_number "$1" "$2"; master_port=$2 ;;
             --master-addr) master_addr=$2 ;;
             --hostfile) hostfile=$2 ;;
             --cluster) cluster=$2 ;;
@@ -60,7 +60,13 @@ check_option() {
     [[ $# -ge 3 ]] || refuse "$2 needs a value; see --help"
 }
 
-whole_number() { [[ $2 =~ ^[0-9]+$ ]] || refuse "$1 takes a whole number, not '$2'"; }
+# Without leading zeros, which bash would take for octal.
+whole_number() { [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "$1 takes a whole number, not '$2'"; }
+
+port_number() {
+    whole_number "$1" "$2"
+    ((0 < $2 && $2 < 65536)) || refuse "$1 takes a port from 1 to 65535, not $2"
+}
 
 # A cluster's variables, by file or by the name of one of launch/clusters/*.env.
 load_cluster() {
@@ -75,11 +81,15 @@ load_cluster() {
 
 # The folder of the run that `command_line` trains (or reads): `out` of the configuration, overrides applied.
 run_folder() {
+    local words=() word out
     if [[ ${command_line[1]} != train ]]; then
-        realpath -m "${command_line[2]:-.}"
+        # The run's folder is the first word that is one; options and their values may stand before it.
+        for word in "${command_line[@]:2}"; do
+            if [[ -d $word ]]; then realpath -m -- "$word"; return; fi
+        done
+        realpath -m -- "${command_line[2]:-.}"
         return
     fi
-    local words=() word out
     for word in "${command_line[@]:2}"; do
         if [[ $word != --* ]]; then words+=("$word"); fi
     done

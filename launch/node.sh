@@ -30,12 +30,12 @@ while [[ ${1:-} == -* ]]; do
     if [[ $1 == -h || $1 == --help ]]; then usage "${BASH_SOURCE[0]}"; exit 0; fi
     check_option "${BASH_SOURCE[0]}" "$@"
     case $1 in
-        --first) first=$2 ;;
-        --ranks) ranks=$2 ;;
-        --world) world=$2 ;;
-        --master) master=$2 ;;
+        --first) [[ $2 == SLURM ]] || whole_number "$1" "$2"; first=$2 ;;
+        --ranks) whole_number "$1" "$2"; ranks=$2 ;;
+        --world) [[ $2 == SLURM ]] || whole_number "$1" "$2"; world=$2 ;;
+        --master) [[ $2 == *:* ]] && port_number "$1" "${2##*:}"; master=$2 ;;
         --logs) logs=$2 ;;
-        --grace) grace=$2 ;;
+        --grace) whole_number "$1" "$2"; grace=$2 ;;
         --tied) tied=$2 ;;
     esac
     shift 2

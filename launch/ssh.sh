@@ -107,7 +107,7 @@ start_all() {
     }
     # %n is the host's place in the list; the worst exit code counts (-S). In a session of its own pdsh does not see
     # Ctrl-C, which is passed on below.
-    tether setsid pdsh -R ssh -N -S -w "$every_host" "bash $(remote "$private/start.sh") %n" &
+    tether setsid pdsh -R ssh -N -S -f "${#hosts[@]}" -w "$every_host" "bash $(remote "$private/start.sh") %n" &
     local child=$! code
     trap 'tell_hosts TERM' TERM INT HUP
     trap 'tell_hosts USR1' USR1
@@ -120,7 +120,8 @@ start_all() {
     return "$code"
 }
 
-on_hosts() { pdsh -R ssh -N -w "$every_host" "$@"; }
+# -f: at all hosts at once; 32 by itself, and the 33rd would wait for ranks that wait for its own.
+on_hosts() { pdsh -R ssh -N -f "${#hosts[@]}" -w "$every_host" "$@"; }
 
 # shellcheck disable=SC2317 # called by the traps
 tell_hosts() {

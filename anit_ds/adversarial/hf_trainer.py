@@ -83,10 +83,11 @@ class AdversarialTrainerMixin:
         return float(num_items) / (accelerator.num_processes if averaged else 1)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The trainer's log, with the means of the method's statistics since the last one."""
-        for name, (total, weight) in self._stats.items():
-            logs[name] = (total / weight.clamp_min(1e-30)).item()
-        self._stats = StepStats()
+        """The trainer's log, with the means of the method's statistics over the steps that its `loss` is of."""
+        if "loss" in logs:
+            for name, (total, weight) in self._stats.items():
+                logs[name] = (total / weight.clamp_min(1e-30)).item()
+            self._stats = StepStats()
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 

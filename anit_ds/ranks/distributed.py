@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, RunFailed
 from anit_ds.ranks.device import device, on_gpu, use_gpu_of
 from anit_ds.ranks.environment import Ranks, ranks_from
 from anit_ds.ranks.watchdog import Watchdog
@@ -91,11 +92,31 @@ def _meet(timeout_seconds: float) -> Ranks:
         _store = dist.distributed_c10d._get_default_store()  # a program of its own has made the group
     elif _store is None:
         # A store inside the process takes no port, so runs side by side cannot collide on one.
-        alone = ranks.world_size == 1
-        _store = (
-            dist.HashStore() if alone else next(rendezvous("env://", timeout=timedelta(seconds=timeout_seconds)))[0]
-        )
+        _store = dist.HashStore() if ranks.world_size == 1 else _rendezvous(timedelta(seconds=timeout_seconds))
     return ranks
+
+
+def _rendezvous(timeout: timedelta) -> Any:
+    """The store where the ranks have met. In a thread, because it waits where Python's signal handlers do not run, and
+    a second Ctrl-C is to end that. Raises RunFailed where rank 0 cannot have its port."""
+    came: list[Any] = []
+
+    def meet() -> None:
+        try:
+            came.append(next(rendezvous("env://", timeout=timeout))[0])
+        except Exception as error:  # raised below, by the thread that asked
+            came.append(error)
+
+    waiting = threading.Thread(target=meet, daemon=True)
+    waiting.start()
+    while waiting.is_alive():
+        waiting.join(0.2)
+    (found,) = came
+    if isinstance(found, dist.DistNetworkError) and "EADDRINUSE" in str(found):
+        raise RunFailed(f"MASTER_PORT: {os.environ['MASTER_PORT']} is taken on this machine; choose another one")
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _join(ranks: Ranks, timeout_seconds: float) -> None:

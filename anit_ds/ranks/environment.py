@@ -10,7 +10,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, shown
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
@@ -50,6 +50,9 @@ def ranks_from(environment: MutableMapping[str, str]) -> Ranks:
     absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if ranks.world_size > 1 and absent:
         raise InputError(f"the environment has {ranks.world_size} ranks but no {' and no '.join(absent)} to meet at")
+    port = environment.get("MASTER_PORT", "")
+    if ranks.world_size > 1 and not (port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+        raise InputError(f"the environment's MASTER_PORT must be a port from 1 to 65535, not {shown(port)}")
     return ranks
 
 

@@ -131,6 +131,11 @@ def latest_good(folder: Path) -> Path | None:
     return None
 
 
+def step_of(path: Path) -> int:
+    """The optimizer steps that a checkpoint has, by its folder's name."""
+    return int(path.name.rpartition("-")[2])
+
+
 def load_checkpoint(engine: Any, path: Path, *, configurations: Collection[str | None]) -> dict[str, Any]:
     """Put a checkpoint's weights and moments into the engine, whatever its stage and ranks; returns its state.
 

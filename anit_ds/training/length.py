@@ -15,7 +15,7 @@ from typing import Self
 from anit_ds.config import Config
 from anit_ds.errors import InputError
 from anit_ds.runfolder import RunFolder
-from anit_ds.training.checkpoint import latest_good
+from anit_ds.training.checkpoint import latest_good, step_of
 from anit_ds.training.engine import learning_rate
 from anit_ds.training.scores import Best
 
@@ -40,6 +40,7 @@ class Length:
         steps = train.max_steps or minibatches * method.replays
         of_epoch = per_epoch * method.replays / method.epochs_divided_by
         interval = steps if every is None else max(1, round(every * of_epoch))
+        interval += -interval % method.replays if every is not None else 0  # dev is for a whole minibatch's weights
         if train.early_stopping_patience and interval >= steps:
             raise InputError(
                 f"train.early_stopping_patience: counts evaluations on dev, and eval.every makes the first at step "
@@ -57,7 +58,11 @@ class Length:
         return step >= self.steps or tired
 
     def evaluates_at(self, step: int) -> bool:
-        return step == self.steps or step % self.dev_interval == 0
+        return step == self.steps or self.is_in_turn(step)
+
+    def is_in_turn(self, step: int) -> bool:
+        """Whether a longer run would evaluate on dev here too: only then may it cost patience."""
+        return step % self.dev_interval == 0
 
     def checkpoints_at(self, step: int) -> bool:
         every = self.checkpoint_every
@@ -87,12 +92,13 @@ def check_longer(run: RunFolder, was: Length, now: Length) -> None:
             f"{run.path}: train.early_stopping_patience is {was.patience or 'null'} there and {now.patience} here; a "
             f"run can get more patience, not less: {instead}"
         )
-    if now.steps > was.steps and was.steps % was.replays:
+    there = latest_good(run.checkpoints)
+    if now.steps > was.steps and there and (step := step_of(there)) % was.replays:
         raise InputError(
-            f"{run.path}: the run of {was.steps} steps ends between the {was.replays} replays of a minibatch, whose "
-            f"perturbation no checkpoint holds, so it cannot go on: {instead}"
+            f"{run.path}: its last checkpoint, of step {step}, is between the {was.replays} replays of a minibatch and "
+            f"holds nothing of what the next one needs, so it cannot go on: {instead}"
         )
-    if run.summary.exists() and latest_good(run.checkpoints) is None:
+    if run.summary.exists() and there is None:
         raise InputError(f"{run.path}: without a checkpoint the run cannot go on for longer: {instead}")
 
 

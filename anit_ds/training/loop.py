@@ -342,7 +342,9 @@ class Trainer:
         self.monitor.flush()
         self.dev_due = True
         with self._weights_at_hand():
-            evaluation, better = self.scores.dev(self.module, self.step, usable=self.lost.finite > 0)
+            evaluation, better = self.scores.dev(
+                self.module, self.step, usable=self.lost.finite > 0, in_turn=self.length.is_in_turn(self.step)
+            )
         self.monitor.scalar(self.step, "dev/micro_f1", evaluation.micro_f1)
         self.monitor.say(f"step {self.step}: dev micro-F1 {evaluation.micro_f1:.4f}")
         if better:

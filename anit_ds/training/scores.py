@@ -50,8 +50,8 @@ class Scores:
         self._write("before", evaluation, step=0)
         return evaluation.micro_f1
 
-    def dev(self, model: nn.Module, step: int, *, usable: bool) -> tuple[Evaluation, bool]:
-        """(the evaluation on dev, whether it is the best so far).
+    def dev(self, model: nn.Module, step: int, *, usable: bool, in_turn: bool) -> tuple[Evaluation, bool]:
+        """(the evaluation on dev, whether it is the best so far). One that is not `in_turn` costs no patience.
 
         Never the best is a model that is not `usable`, and one that gives no gold answer a finite probability.
         """
@@ -60,7 +60,7 @@ class Scores:
         if better:
             self.best = Best(evaluation.micro_f1, step)
             self._write("dev", evaluation, step)
-        else:
+        elif in_turn:
             self.best.since += 1
         return evaluation, better
 

@@ -48,20 +48,21 @@ def lora_model() -> nn.Module:
     return get_peft_model(tiny_model().requires_grad_(False), settings)
 
 
-def trained(kind: type[Recorded], folder: Path, **more: Any) -> Recorded:
+def trained(kind: type[Recorded], folder: Path, settings: dict[str, Any] | None = None, **more: Any) -> Recorded:
     rows = [
         {"prompt": f"Text {i}: " + "very " * (i % 5) + "good\nAnswer:", "completion": " yes" if i % 3 else " certainly"}
         for i in range(24)
     ]
     arguments = SFTConfig(
         output_dir=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=ACCUMULATION,
-        max_steps=STEPS, learning_rate=LR, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0,
+        learning_rate=LR, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0,
         gradient_checkpointing=False, completion_only_loss=True, report_to="none", use_cpu=True, bf16=False,
-        save_strategy="no", logging_steps=1, disable_tqdm=True,
+        save_strategy="no", disable_tqdm=True, **{"max_steps": STEPS, "logging_steps": 1, **(settings or {})},
     )  # fmt: skip
+    data = Dataset.from_list(rows)
     trainer = kind(
-        model=lora_model(), processing_class=tiny_tokenizer(), train_dataset=Dataset.from_list(rows), args=arguments,
-        **more,
+        model=lora_model(), processing_class=tiny_tokenizer(), train_dataset=data, eval_dataset=data.take(4),
+        args=arguments, **more,
     )  # fmt: skip
     trainer.train()
     return trainer
@@ -93,6 +94,16 @@ def test_trl_with_the_mix_in_is_our_own_loop(tmp_path: Path):
     print(f"TRL with the mix-in against our loop, {STEPS} steps: loss {worst:.1e}, weights {off:.1e} of {moved:.1e}")
     assert len(trainer.batches) == STEPS and worst <= 1e-5 and off <= 1e-6 < moved
     assert any("nrm/delta1_norm" in line for line in trainer.state.log_history)
+
+
+def test_statistics_are_of_the_steps_that_the_loss_beside_them_is_of(tmp_path: Path):
+    evaluated = {"max_steps": 4, "logging_steps": 4, "eval_strategy": "steps", "eval_steps": 3}
+    trainer = trained(NRMTrainer, tmp_path, evaluated, method=NRM(eps=1.0, alpha=0.3, ball="linf"))
+    (told,) = (line for line in trainer.state.log_history if "loss" in line)
+    scored = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert scored and not any("loss/clean" in line for line in scored)
+    # `loss` weighs steps alike and the statistics tokens, which are nearly as many in each.
+    assert told["loss"] == pytest.approx(told["loss/clean"] + told["loss/adversarial"], rel=2e-3)
 
 
 def test_without_an_adversarial_loss_it_is_trl(tmp_path: Path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from multiprocessing.connection import Connection
 
 import pytest
@@ -15,6 +17,7 @@ from anit_ds.ranks import distributed
 from anit_ds.ranks.distributed import Ranks, ranks_from
 
 MEET = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+TWO = {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
 
 
 def test_without_a_launcher_there_is_one_rank() -> None:
@@ -47,12 +50,37 @@ def test_a_bare_sbatch_shell_is_one_process() -> None:
         ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2", **MEET}, "cannot be"),
         ({"RANK": "one", "LOCAL_RANK": "0", "WORLD_SIZE": "2", **MEET}, "must be numbers"),
         ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "n1"}, "no MASTER_PORT"),
+        ({**TWO, "MASTER_PORT": "abc"}, "a port from 1 to 65535, not 'abc'"),
+        ({**TWO, "MASTER_PORT": "99999"}, "a port from 1 to 65535, not '99999'"),
     ],
-    ids=["part", "impossible", "words", "nowhere"],
+    ids=["part", "impossible", "words", "nowhere", "no number", "no port"],
 )
 def test_what_does_not_fit_is_refused(environment: dict[str, str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         ranks_from(environment)
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = _alone_of_two(str(other.getsockname()[1]), "distributed._meet(20)")
+    assert "RunFailed: MASTER_PORT: " in done.stderr and "is taken on this machine" in done.stderr
+
+
+def test_a_second_ctrl_c_ends_the_wait_for_the_other_ranks() -> None:
+    press = "threading.Timer(2, os.kill, [os.getpid(), signal.SIGINT]).start()"
+    twice = f"signals.Signals(); {press}; {press.replace('(2', '(4')}; distributed._meet(60)"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    done = _alone_of_two(port, twice)
+    assert "KeyboardInterrupt" in done.stderr and "Ctrl-C once more ends it at once" in done.stderr
+
+
+def _alone_of_two(port: str, call: str) -> subprocess.CompletedProcess[str]:
+    """Rank 0 of two, in a process of its own, while there is no other."""
+    program = f"import os, signal, threading; from anit_ds.ranks import distributed, signals; {call}"
+    environment = {**os.environ, **TWO, "MASTER_PORT": port}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=50)
 
 
 def test_runs_side_by_side_do_not_meet_on_a_port() -> None:

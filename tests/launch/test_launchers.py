@@ -70,6 +70,31 @@ def test_a_slurm_dry_run_shows_what_sbatch_asks_for_and_the_step() -> None:
     assert "launch/node.sh --first SLURM --ranks 8 --world SLURM" in text
 
 
+def test_a_job_finds_its_script_in_a_folder_with_blanks(tmp_path: Path) -> None:
+    copy = tmp_path / "my checkout" / "launch"
+    shutil.copytree(LAUNCH, copy)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(f"""#!/bin/sh
+echo "JobId=7 JobName=anit"
+echo "   Command={copy}/slurm.sbatch --ranks 8 anit train conf/c.yaml"
+""")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    spooled = shutil.copy(LAUNCH / "slurm.sbatch", tmp_path / "slurm_script")
+    code, text, said = launch(spooled, "--ranks", 8, "--dry-run", "anit", "train", "c.yaml", **job)
+    assert code == 0, said
+    assert "launch/node.sh --first SLURM --ranks 8" in text and "checkout" in text.splitlines()[-1]
+    shutil.rmtree(copy.parent)
+    code, _, said = launch(spooled, "--dry-run", "anit", "train", "c.yaml", **job)
+    assert code == 2 and "no common.sh beside" in said
+
+
+def test_options_may_stand_before_a_run_s_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    code, _, said = launch("local.sh", "--ranks", 1, "anit", "eval", "--split", "dev", tmp_path / "run")
+    assert code == 2 and f"{tmp_path}/run" in said and "realpath" not in said
+
+
 def test_srun_gets_the_job_s_cpus_and_options_of_its_own() -> None:
     image = "--container-image=a/b:1 --mpi=none"
     line = ("--srun-args", image, "--dry-run", "anit", "train", "c.yaml")
@@ -84,6 +109,10 @@ def test_srun_gets_the_job_s_cpus_and_options_of_its_own() -> None:
         ("local.sh", ["train", "c.yaml"], "expected the command to run"),
         ("local.sh", ["--rank", "2", "anit", "train", "c.yaml"], "no option --rank"),
         ("local.sh", ["--ranks", "two", "anit", "train", "c.yaml"], "--ranks takes a whole number, not 'two'"),
+        ("local.sh", ["--restarts", "08", "anit", "train", "c.yaml"], "--restarts takes a whole number, not '08'"),
+        ("local.sh", ["--master-port", "99999", "anit", "train", "c.yaml"], "takes a port from 1 to 65535, not 99999"),
+        ("node.sh", ["--grace", "08"], "--grace takes a whole number, not '08'"),
+        ("node.sh", ["--master", "node1:0"], "--master takes a port from 1 to 65535, not 0"),
         ("local.sh", ["--restarts"], "--restarts needs a value"),
         ("local.sh", ["--hostfile", "hosts", "anit", "train", "c.yaml"], "no option --hostfile"),
         ("ssh.sh", ["--ranks", "8", "anit", "train", "c.yaml"], "no option --ranks"),
@@ -133,7 +162,12 @@ def test_shellcheck_is_silent() -> None:
 PDSH = """#!/usr/bin/env bash
 # What pdsh -R ssh does, without ssh: the command for a host's shell, on this one.
 while [[ $# -gt 0 ]]; do
-    case $1 in -R | -w) shift 2 ;; -N | -S) shift ;; *) command+=" $1"; shift ;; esac
+    case $1 in
+        -R | -w) shift 2 ;;
+        -f) echo "$2" >>"$SEEN.at-once"; shift 2 ;;
+        -N | -S) shift ;;
+        *) command+=" $1"; shift ;;
+    esac
 done
 command=${command//%%/@percent@} command=${command//%n/0} command=${command//@percent@/%}
 script=$(find "$RUNS" -name start.sh)
@@ -147,7 +181,7 @@ def test_ssh_runs_no_text_of_the_user_s_as_a_command_and_forwards_only_what_is_l
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pdsh").write_text(PDSH)
     (tmp_path / "bin" / "pdsh").chmod(0o755)
-    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    (tmp_path / "hosts").write_text("localhost slots=1\n" + "".join(f"node{n} slots=1\n" for n in range(32)))
     runs = tmp_path / "runs"
     given = {"HF_AUTH": "hunter2", "HF_TOKEN": "hunter3", "NCCL_DEBUG": 'it\'s "quoted"', "MINE": "hunter4"}
     given |= {"RUNS": str(runs), "SEEN": str(tmp_path / "seen"), "FORWARD": "MINE"}
@@ -162,6 +196,7 @@ def test_ssh_runs_no_text_of_the_user_s_as_a_command_and_forwards_only_what_is_l
     assert seen.splitlines()[:2] == ["700", "600"]
     assert "hunter2" not in seen and "hunter3" not in seen and "MINE=hunter4" in seen and "NCCL_DEBUG=" in seen
     assert not list(runs.glob("**/ssh.*")), "nothing of it is left"
+    assert set((tmp_path / "seen.at-once").read_text().split()) == {"33"}, "pdsh would keep the last host waiting"
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=x", "node[1-3]", "a;b", "^file"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from anit_ds.config import Config
 from anit_ds.errors import InputError
 from anit_ds.training import train
+from anit_ds.training.length import Length
 
 MakeConfig = Callable[..., Config]
 Anit = Callable[..., str]
@@ -93,10 +95,34 @@ def test_a_finished_run_goes_on(make_config: MakeConfig, anit: Anit, tmp_path: P
     assert "micro-F1" in anit("eval", extended.out), "what was refused changed nothing"
 
 
+def test_the_end_of_a_shorter_run_costs_no_patience(make_config: MakeConfig) -> None:
+    """Dev is scored at steps 3, 6, 9 and so on, and at the end of the shorter run, step 7."""
+    sft = {"method": {"name": "sft"}, **CONSTANT, "train.lr": 1e-6, "eval.every": 1.0, "eval.test": False}
+    patient = {**sft, "train.early_stopping_patience": 2}
+    straight, extended = (make_config(name, **patient, **{"train.max_steps": 12}) for name in ("straight", "extended"))
+    train(straight)
+    train(make_config("extended", **patient, **{"train.max_steps": 7}))
+    train(extended)
+    assert same(straight, extended) and len(rates(straight)) == len(rates(extended)) == 9
+
+
+def test_dev_scores_the_weights_of_whole_minibatches(make_config: MakeConfig) -> None:
+    ours = make_config(**{"method": {"name": "anit", "preset": "ours"}, "eval.every": 0.5, "train.epochs": 2})
+    assert Length.of(ours, per_epoch=3).dev_interval == 4
+    train(ours)
+    lines = map(json.loads, (Path(ours.out) / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "dev/micro_f1" in line] == [4, 8, 12]
+
+
 def test_a_run_that_ended_inside_a_minibatch_does_not_go_on(make_config: MakeConfig) -> None:
     freeat = {"method": {"name": "freeat", "eps": 1.0, "alpha": 0.1, "steps": 2}}
-    short = make_config(**freeat, **{"train.max_steps": 3, "eval.test": False})
+    short = make_config(**freeat, **{"train.max_steps": 3, "eval.test": False, "train.checkpoint_every": 2})
     train(short)
-    with pytest.raises(InputError, match="ends between the 2 replays of a minibatch"):
-        train(make_config(**freeat, **{"train.max_steps": 4, "eval.test": False}))
+    with pytest.raises(InputError, match="of step 3, is between the 2 replays of a minibatch"):
+        train(make_config(**freeat, **{"train.max_steps": 4, "eval.test": False, "train.checkpoint_every": 2}))
     assert train(short) is not None and log(short).rstrip().endswith("is finished; --fresh trains it again")
+    # Interrupted before its end it stands between minibatches, as every checkpoint on the way does.
+    shutil.rmtree(Path(short.out) / "checkpoints" / "step-000003")
+    (Path(short.out) / "summary.json").unlink()
+    longer = make_config(**freeat, **{"train.max_steps": 4, "eval.test": False, "train.checkpoint_every": 2})
+    assert train(longer)["steps"] == 4
