@@ -109,16 +109,11 @@ def _config(found: Beginning, name: str, source: str, model: str, instructions: 
         "data": {"dataset": name, "path": source, "columns": found.columns.model_dump(mode="json", exclude_none=True),
                  "instructions": "concise", "instructions_file": str(instructions)},
         "prompt": {"order": "instruction_last"},
-        "method": _method(found),
+        "method": {"name": "anit", "preset": "ours"},
         "lora": {"r": 16, "alpha": 16},
         "train": {**_length(found), "micro_batch": 4, "lr": 1e-3},
         "out": str(Path("runs") / name),
     })  # fmt: skip
-
-
-def _method(found: Beginning) -> dict[str, str]:
-    """The default attack; plain fine-tuning where most answers are `None`, where attacks were seen to lose."""
-    return {"name": "sft"} if found.empty > found.rows / 2 else {"name": "anit", "preset": "ours"}
 
 
 def _length(found: Beginning) -> dict[str, int]:

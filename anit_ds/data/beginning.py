@@ -43,8 +43,6 @@ class Beginning:
     columns: Columns
     labels: Counter[str]
     rows: int
-    empty: int = 0
-    """Rows without a label or an item."""
     broken: int = 0
     why: str = ""
     names: Sequence[str] = field(default=())
@@ -84,8 +82,7 @@ def look_at(
         )
     why = faults.first[0] if faults.first else ""
     names = named.get(str(found.label or found.items or found.entities), ())
-    empty = sum(not row.items for row in made)
-    return Beginning(task, found, counted, len(made), empty, faults.skipped, why, names)
+    return Beginning(task, found, counted, len(made), faults.skipped, why, names)
 
 
 def _records(path: str, faults: Faults) -> tuple[Iterator[tuple[int, object]], dict[str, Sequence[str]]]:

@@ -14,7 +14,8 @@ def caution(config: Config, data: RunData) -> str | None:
     """Why greedy answers may find too little where most are `None`, and what helps; None where that is not so.
 
     On wnut17 `sft` found 42 entities, an attack on the text in the same step 28, or 17 where it attacked samples that
-    have none too; with a threshold for `None` they are level. With a step of its own it found 48 (docs/results.md).
+    have none too; with a threshold for `None` they are level. With a step of its own it found 48, and as many as `sft`
+    over three seeds (docs/results.md).
     """
     method = config.method
     attacked = "tokens" in METHODS[method.name].reads and method.tokens != "instruction" and not method.alternates

@@ -61,16 +61,13 @@ def test_few_rows_are_trained_in_small_batches(columns: str, rows: int, epochs: 
     assert (train["epochs"], train["global_batch"]) == (epochs, batch)
 
 
-@pytest.mark.parametrize("every, method", [(1, {"name": "anit", "preset": "ours"}), (4, {"name": "sft"})])
-def test_where_most_answers_are_none_it_trains_without_an_attack(
-    every: int, method: dict[str, str], anit: Anit, tiny_folder: Path
-):
+@pytest.mark.parametrize("every", [1, 4])
+def test_where_most_answers_are_none_training_says_so(every: int, anit: Anit, tiny_folder: Path):
     rows = [{"text": f"Ada is {n}", "entities": [[0, 3, "PER"]] if n % every == 0 else []} for n in range(60)]
     Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     anit("init", "own", "--data", "own.jsonl", "--model", tiny_folder)
-    assert yaml.safe_load(Path("own/own.yaml").read_text())["method"] == method
-    short = ["train.max_steps=1", "train.epochs=1", "eval.max_new_tokens=4", "method.name=anit"]
-    anit("train", "own/own.yaml", *short)
+    assert yaml.safe_load(Path("own/own.yaml").read_text())["method"] == {"name": "anit", "preset": "ours"}
+    anit("train", "own/own.yaml", "train.max_steps=1", "train.epochs=1", "eval.max_new_tokens=4")
     said = re.findall(r"own: (\d+)% of the training answers are None", Path("runs/own/log-rank0.txt").read_text())
     assert [60 < int(share) < 90 for share in said] == ([] if every == 1 else [True])
 
