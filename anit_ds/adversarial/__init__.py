@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from anit_ds.adversarial.methods.sft import SFT
     from anit_ds.adversarial.perturb import PerturbableLM, embedding_scale
     from anit_ds.adversarial.prefix_tree import PrefixTreeLM
+    from anit_ds.adversarial.rehearsal import rehearse
     from anit_ds.adversarial.stats import StepStats
 
 _WHERE = {
     "NRM": "methods.nrm", "PipelinedNRM": "methods.pipelined", "SFT": "methods.sft",
     "Method": "method", "build_method": "method",
     "PerturbableLM": "perturb", "embedding_scale": "perturb", "PrefixTreeLM": "prefix_tree",
+    "rehearse": "rehearsal",
     "Batch": "batch", "StepStats": "stats",
 }  # fmt: skip
 
@@ -43,6 +45,7 @@ __all__ = [
     "StepStats",
     "build_method",
     "embedding_scale",
+    "rehearse",
 ]
 
 

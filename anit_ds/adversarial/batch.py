@@ -54,12 +54,13 @@ class Batch:
     ) -> Batch:
         """A padded batch from the usual three tensors [B, T]: ids, attention mask, labels with -100 where no loss is.
 
-        `scope` defaults to the prompt, that is every attended token without a label; `sample_ids` to 0 .. B-1 (give
-        real ones where the random start must not depend on a sample's place in the batch).
+        A label counts where its token and the one before it are attended: a sample's first has nothing to be predicted
+        from. `scope` defaults to the prompt, that is every attended token without a label; `sample_ids` to 0 .. B-1
+        (give real ones where the random start must not depend on a sample's place in the batch).
         """
-        rows, positions = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
-        size, device = input_ids.shape[0], input_ids.device
-        attended = attended.bool()
+        size, device, attended = input_ids.shape[0], input_ids.device, attended.bool()
+        predicted = (labels[:, 1:] != IGNORE) & attended[:, 1:] & attended[:, :-1]
+        rows, positions = predicted.nonzero(as_tuple=True)
         return cls(
             input_ids=input_ids,
             attended=attended,

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anit_ds.adversarial.switches import dropout_rates
 from anit_ds.errors import InputError
 
 _INSTEAD = "use method.schedule=three_pass"
@@ -127,10 +128,8 @@ def _refuse_what_would_mix(model: Any, linears: list[nn.Linear], dropouts: list[
             )
     ours = {id(dropout) for dropout in dropouts}
     for name, module in model.named_modules():
-        p = getattr(module, "attention_dropout", 0.0)
-        if isinstance(module, nn.Dropout) and id(module) not in ours:
-            p = module.p
-        if isinstance(p, float) and p > 0:
+        rates = {} if id(module) in ours else dropout_rates(module)
+        if p := max(rates.values(), default=0.0):
             raise InputError(
                 f"method.schedule: pipelined cannot keep the base model's dropout of {p} in {name} off the attack's "
                 f"rows; {_INSTEAD}"

@@ -40,13 +40,27 @@ Input = Tensor | Callable[[Tensor], Tensor] | None
 _FP16_ATTACK_SCALE = 2.0**6
 
 
+def _refuse_moved_places(model: Any) -> None:
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False) and adapter.peft_type != "PREFIX_TUNING":
+        raise InputError(
+            f"PEFT's {adapter.peft_type.value} puts tokens before every sample: no answer is where its batch has it; "
+            "use LoRA"
+        )
+    tables = {name: module for name, module in model.named_modules() if name.endswith("position_embeddings")}
+    if moved := [name for name, table in tables.items() if getattr(table, "padding_idx", None) is not None]:
+        raise InputError(f"{moved[0]} counts positions from behind its padding token's, and here they begin at 0")
+
+
 class PerturbableLM:
     """Wraps a transformers causal LM (PEFT's wrapper included); call `remove()` to take the hooks off again.
 
-    Build it before `deepspeed.initialize` and give it the engine with `run_under`.
+    Build it before `deepspeed.initialize` and give it the engine with `run_under`. Raises InputError for a model in
+    which a token is not at the place that its batch says.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        _refuse_moved_places(model)
         self.module = model
         self.engine: Any = None
         self.checkpoint_attack = True  # False: an attack pass keeps its activations where a training pass recomputes

@@ -28,6 +28,7 @@ from anit_ds.adversarial.answers import answer_losses
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.perturb import AttackPoint, Input, PerturbableLM, as_seen
 from anit_ds.adversarial.segments import KeysAndValues, SegmentAttention, Segments
+from anit_ds.adversarial.switches import recomputes_reentrantly
 from anit_ds.adversarial.tree import Row, TreeBatch, lay_together
 from anit_ds.errors import InputError
 
@@ -43,6 +44,11 @@ class _Trunk:
 
     @classmethod
     def of(cls, outputs: Sequence[Tensor], end: Tensor, module: nn.Module) -> _Trunk:
+        if end.requires_grad and not any(out.requires_grad for out in outputs) and recomputes_reentrantly(module):
+            raise InputError(
+                "a prefix tree keeps keys and values that activation checkpointing computes without their graph; "
+                'use it with {"use_reentrant": False}'
+            )
         leaves = tuple(t.detach().requires_grad_(t.requires_grad) for t in outputs)
         # ZeRO-3 counts in each module the backward passes to come, to release its weights after the last one, and
         # starts to count anew at every forward; ours come between this forward and its backward.
@@ -100,7 +106,8 @@ class PrefixTreeLM(PerturbableLM):
     It takes the batches that `prepare` returns. keeps_trunk: see `TreeBatch.of`. A batch's trunk lives from the first
     call with it to its last `backward`; parameters must not move in between. Perturbations on the trunk, which is
     outside `batch.scope`, are not seen.
-    Raises InputError for a model whose attention is more than causal masks, sliding windows and soft caps.
+    Raises InputError for a model whose attention is more than causal masks, sliding windows and soft caps, so far as
+    its configuration says; what else is not as whole samples have it, `rehearse(lm, lm.prepare(batch))` finds.
     """
 
     def __init__(self, model: nn.Module, *, keeps_trunk: bool | None = None) -> None:

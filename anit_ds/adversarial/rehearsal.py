@@ -34,7 +34,13 @@ def rehearse(lm: PerturbableLM, batch: Batch) -> None:
             apart = distance(lm, batch)
         except torch.OutOfMemoryError:
             raise
-        except (InputError, RuntimeError) as refused:  # shapes that only whole samples have
+        except (
+            InputError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            IndexError,
+        ) as refused:  # what whole samples alone bear
             apart, why = float("inf"), first_line(refused)
         else:
             why = f"logits are {apart:.0%} apart"

@@ -138,8 +138,9 @@ def _arguments(embeddings: Tensor, samples: Samples, split: Split) -> dict[str, 
         # Bytes 0 and 1: a bool would be compared with zero once more.
         "mask": samples.mask.contiguous().view(torch.uint8),
         "attended": samples.attended.contiguous().view(torch.uint8),
-        "sample_ids": samples.sample_ids,
-        "cu_seqlens": samples.cu_seqlens,
+        # What a kernel reads by its place must lie there: one beta for all samples may be a single number, expanded.
+        "sample_ids": samples.sample_ids.contiguous(),
+        "cu_seqlens": None if samples.cu_seqlens is None else samples.cu_seqlens.contiguous(),
         "length": _longest(embeddings, samples),
         "chunk": split.chunk,
         "step": samples.step,
@@ -164,9 +165,8 @@ def _longest(embeddings: Tensor, samples: Samples) -> int:
 
 def _noise_arguments(samples: Samples) -> dict[str, Any]:
     """What sets delta0's scale."""
-    per_sample = isinstance(samples.eps, Tensor)
-    eps = samples.eps if per_sample else float(samples.eps)
-    return {"eps": eps, "beta": samples.beta, "EPS_PER_SAMPLE": per_sample}
+    eps = samples.eps.contiguous() if isinstance(samples.eps, Tensor) else float(samples.eps)
+    return {"eps": eps, "beta": samples.beta.contiguous(), "EPS_PER_SAMPLE": isinstance(eps, Tensor)}
 
 
 def _streamable(tensor: Tensor) -> Tensor:

@@ -9,9 +9,13 @@ from types import SimpleNamespace
 import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from anit_ds.adversarial import NRM, SFT, Batch, PerturbableLM
+from anit_ds.adversarial.partly_trained import PartlyTrainedLora
+from anit_ds.adversarial.switches import dropout_rates
+from anit_ds.errors import InputError
 from anit_ds.tiny import FAMILIES, tiny_model
 
 BETA = 0.3
@@ -293,6 +297,69 @@ def test_dropout_is_off_in_the_attack_and_on_in_training():
     assert torch.equal(first, second)
     (one,), (two,) = lm.losses(batch), lm.losses(batch)
     assert not torch.equal(one, two)
+
+
+# Dropouts in modules whose rate is read, as a module's own number, in a module that has an attention's name.
+DROPPING = {
+    "gpt2": {"attn_pdrop": 0.3, "resid_pdrop": 0.3, "embd_pdrop": 0.3, "n_head": 4, "n_embd": 32, "n_layer": 2},
+    "opt": {"dropout": 0.3, "attention_dropout": 0.3, "layerdrop": 0.3, "ffn_dim": 64, "word_embed_proj_dim": 32,
+            "num_attention_heads": 4, "num_hidden_layers": 2},
+    "falcon": {"attention_dropout": 0.3, "hidden_dropout": 0.3, "num_attention_heads": 4, "num_hidden_layers": 2},
+    "bloom": {"attention_dropout": 0.3, "n_head": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", DROPPING)
+def test_no_dropout_of_any_family_is_left_in_the_attack(family: str):
+    settings = transformers.AutoConfig.for_model(family, vocab_size=512, hidden_size=32, **DROPPING[family])
+    model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").train()
+    lm, batch = PerturbableLM(model), ragged_batch()
+    assert lm.dropout.matters
+    rates = {name: dropout_rates(module) for name, module in model.named_modules()}
+    first, second = (lm.input_gradient(batch)[2] for _ in range(2))
+    assert torch.equal(first, second) and first.any()
+    assert rates == {name: dropout_rates(module) for name, module in model.named_modules()}
+    assert not torch.equal(*(lm.losses(batch)[0] for _ in range(2)))
+    with pytest.raises(InputError, match="pipelined"):
+        PartlyTrainedLora(model.requires_grad_(False))
+
+
+def test_a_sample_s_first_token_is_predicted_from_nothing():
+    found = []
+    for left in (False, True):
+        batch = ragged_batch(left=left, extra=2)
+        labels = batch.input_ids.masked_fill(~batch.attended, -100)
+        whole = Batch.from_labels(batch.input_ids, batch.attended, labels, scope=batch.attended)
+        assert len(whole.target_ids) == int(batch.attended.sum()) - 4
+        found += [PerturbableLM(tiny_model()).losses(form)[0] for form in (whole, whole.packed())]
+    assert all(torch.allclose(found[0], other, atol=1e-4) for other in found[1:])
+
+
+def test_tokens_that_peft_puts_in_front_are_refused():
+    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(InputError, match="puts tokens before every sample"):
+        PerturbableLM(peft.get_peft_model(tiny_model(), settings))
+    roberta = transformers.AutoConfig.for_model(
+        "roberta", vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, is_decoder=True
+    )
+    with pytest.raises(InputError, match="counts positions from behind its padding"):
+        PerturbableLM(transformers.AutoModelForCausalLM.from_config(roberta))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ball": "l2"},
+        {"step": "signed"},
+        {"gradient": "Clean"},
+        {"loss": "kl"},
+        {"loss": "consistency", "passes": "separate"},
+    ],
+    ids=str,
+)
+def test_a_setting_that_is_none_is_refused(settings: dict[str, str]):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        NRM(**settings)
 
 
 def test_an_attack_may_keep_its_activations_where_training_recomputes():

@@ -180,6 +180,14 @@ def test_activation_checkpointing_changes_nothing(method: str):
     assert largest_difference(whole, tree) <= 1e-5
 
 
+def test_a_trunk_without_its_graph_is_refused():
+    model = lora_model()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    with pytest.raises(InputError, match="use_reentrant"):
+        step(PrefixTreeLM, model, METHODS["sft"], BATCHES["alike"])
+
+
 def test_one_masked_product_sees_what_the_merged_blocks_see():
     """The path of a device that is no CPU, taken here through its mask."""
     tree = TreeBatch.of(BATCHES["alike"])

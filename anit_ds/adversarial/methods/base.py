@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
 
 
+_CHOICES = {
+    "ball": ("frobenius", "linf", "none"), "step": ("frobenius", "sign"), "loss": ("ce", "consistency"),
+    "passes": ("joined", "separate"), "gradient": ("attack", "clean"),
+}  # fmt: skip
+
+
+def check_choices(**given: str) -> None:
+    """Raises ValueError for a setting that none of the methods knows; a YAML's are checked before (MethodConfig)."""
+    for name, value in given.items():
+        if value not in _CHOICES[name]:
+            raise ValueError(f"{name}: {value!r} is none of {', '.join(_CHOICES[name])}")
+
+
 class OneBatchAtATime(ABC):
     """A method that needs no more than the batch at hand.
 

@@ -14,7 +14,7 @@ import torch
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, moved, project
-from anit_ds.adversarial.methods.base import OneBatchAtATime
+from anit_ds.adversarial.methods.base import OneBatchAtATime, check_choices
 from anit_ds.adversarial.methods.replays import Carried
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
@@ -27,6 +27,7 @@ class FreeAT(OneBatchAtATime):
     """eps, alpha: radius and step in the units of the embeddings; replays: m."""
 
     def __init__(self, *, eps: float, alpha: float, replays: int, ball: str = "frobenius") -> None:
+        check_choices(ball=ball)
         self.eps, self.alpha, self.replays, self.ball = eps, alpha, replays, ball
         self._deltas = Carried(replays)
 

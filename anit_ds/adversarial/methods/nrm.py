@@ -21,7 +21,7 @@ from torch import Tensor
 
 from anit_ds.adversarial.answers import answer_losses, divergence
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.base import OneBatchAtATime
+from anit_ds.adversarial.methods.base import OneBatchAtATime, check_choices
 from anit_ds.adversarial.methods.delta import perturbed_start, perturbed_step
 from anit_ds.adversarial.methods.signed import signed_step
 from anit_ds.adversarial.perturb import Input, PerturbableLM
@@ -43,6 +43,7 @@ class NRM(OneBatchAtATime):
     seed: 64-bit; delta0 is a pure function of (seed, batch.step, sample id, element).
     passes: "joined" runs clean and adversarial rows in one forward, "separate" one after the other in half the memory.
     gradient: "attack" takes g at delta0; "clean" (ours) at delta = 0, where the clean pass gives it for free.
+    Raises ValueError for a setting that is none of these.
     Source: ANIT (AAAI 2025), section 3.3 and algorithm 1, as settled in docs/method.md section 4.
     """
 
@@ -60,6 +61,11 @@ class NRM(OneBatchAtATime):
         passes: Literal["joined", "separate"] = "joined",
         gradient: Literal["attack", "clean"] = "attack",
     ) -> None:
+        check_choices(ball=ball, step=step, loss=loss, passes=passes, gradient=gradient)
+        if loss == "consistency" and (passes, gradient) != ("joined", "attack"):
+            raise ValueError(
+                "loss: consistency compares rows of one pass, so it needs passes joined and gradient attack"
+            )
         self.eps, self.alpha, self.lambda_, self.ball, self.seed = eps, alpha, lambda_, ball, seed
         self.step, self.start, self.loss = step, start, loss
         self.joined = passes == "joined"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, moved, project
-from anit_ds.adversarial.methods.base import OneBatchAtATime
+from anit_ds.adversarial.methods.base import OneBatchAtATime, check_choices
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 
@@ -25,6 +25,9 @@ class PGD(OneBatchAtATime):
     """eps, alpha: radius and step in the units of the embeddings; steps: K."""
 
     def __init__(self, *, eps: float, alpha: float, steps: int, ball: str = "frobenius") -> None:
+        check_choices(ball=ball)
+        if steps < 1:
+            raise ValueError(f"steps: {steps} makes no step; at least 1")
         self.eps, self.alpha, self.steps, self.ball = eps, alpha, steps, ball
 
     @classmethod

@@ -55,6 +55,22 @@ def test_padded_and_packed_samples_get_the_same_delta(
     torch.testing.assert_close(stats.delta_dot_grad, packed_stats.delta_dot_grad, rtol=1e-5, atol=1e-5)
 
 
+def test_numbers_of_samples_may_be_views(implementation: None) -> None:
+    """One beta for all samples is one number in memory; others may be every second of some."""
+    torch.manual_seed(0)
+    e, grad, mask = torch.randn(4, 5, 16), torch.randn(4, 5, 16), torch.ones(4, 5, dtype=torch.bool)
+    views = {
+        "sample_ids": torch.arange(8)[::2], "beta": torch.tensor(0.3).expand(4), "eps": torch.rand(8)[::2] + 0.5
+    }  # fmt: skip
+    found = []
+    for given in (views, {name: view.clone(memory_format=torch.contiguous_format) for name, view in views.items()}):
+        samples = KEYS | given
+        x1, _ = anit_kernels.nrm_step(grad, e, mask, mask, **samples, alpha=0.7, ball="frobenius")
+        found.append((anit_kernels.nrm_init(e, mask, mask, **samples), x1))
+    (x0, x1), (y0, y1) = found
+    assert torch.equal(x0, y0) and torch.equal(x1, y1)
+
+
 def test_offsets_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample that lies behind 2**32 elements; the memory before it is never touched, so it costs nothing."""
     monkeypatch.setenv("ANIT_KERNEL", "triton")
