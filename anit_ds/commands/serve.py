@@ -25,7 +25,8 @@ def serve(run: str, host: str, port: int, constrained: bool, thresholds: tuple[s
     """Serve a RUN: /v1/chat/completions takes a text as a chat message, /predict gives probabilities and scores, and /
     is a page to try a text.
 
-    ANIT_API_KEY, where it is set, must come with each request as a bearer token.
+    ANIT_API_KEY, where it is set, must come with each request as a bearer token, but for the page, which has the
+    labels' words in it, and /health.
 
     \b
         anit serve runs/spam &

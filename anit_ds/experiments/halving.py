@@ -39,10 +39,10 @@ def standing(config: CompareConfig, grid: Sequence[Cell], results: Cells) -> lis
 
 
 def _loss(arm: str, ended: Sequence[Cell], results: Cells) -> float:
-    """The mean log dev NLL of an arm's cells; infinite where one has failed."""
+    """The mean log dev NLL of an arm's cells; infinite where one has failed, or there is none (its trials failed)."""
     logs = []
     for cell in ended:
         if cell.arm == arm:
             loss = (results.finished(cell) or {}).get("dev_nll")
             logs.append(math.inf if loss is None else math.log(max(loss, 1e-12)))
-    return sum(logs) / len(logs) if logs else 0.0
+    return sum(logs) / len(logs) if logs else math.inf

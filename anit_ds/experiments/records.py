@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anit_ds.data.noise.manifest import MANIFEST
+from anit_ds.errors import InputError
 from anit_ds.experiments.answers import KEPT, kept_answers
 from anit_ds.experiments.cells import Cell, Chosen
 from anit_ds.experiments.grid import CompareConfig
@@ -103,8 +104,25 @@ class Records:
         write_json(self._results.out / "results.json", {**about, "cells": made})
 
     def read_whole(self) -> list[Result]:
-        """The records with what is kept of their answers, and their dev curves."""
-        return [result for _, result in self._read()]
+        """The records with what is kept of their answers, and their dev curves.
+
+        Raises InputError where two of them are of other texts, though their configurations name the same data: a data
+        set has changed between two starts.
+        """
+        made = [result for _, result in self._read()]
+        seen: dict[tuple[Any, ...], Result] = {}
+        for result in made:
+            for split, hashed in result.get("data", {}).items():
+                axes = (result[axis] for axis in ("dataset", "seed", "fraction", "max_train"))
+                first = seen.setdefault((*axes, split), result)
+                if first["data"][split] != hashed:
+                    file = self._results.folder / f"{Path(first['run']).name}.json"
+                    raise InputError(
+                        f"{file}: is of other {split} texts than {Path(result['run']).name}.json beside it, so "
+                        f"{result['dataset']} has changed since; take the cells of one of the two away, or choose "
+                        "another out"
+                    )
+        return made
 
 
 def _without_answers(result: Result) -> Result:
@@ -138,6 +156,7 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
         "ranks": summary["ranks"],
         "dtype": summary["dtype"],
         **_fewer_than_asked(cell, run),
+        **_texts_of(run),
         **_identity_of(cell),
         "attack": _attack(run.metrics),
         "run": os.path.relpath(run.path, out),
@@ -154,6 +173,15 @@ def _fewer_than_asked(cell: Cell, run: RunFolder) -> dict[str, int]:
         return {}
     there = read_sealed(manifest)["counts"]["train"]
     return {"train_examples": there} if there < most else {}
+
+
+def _texts_of(run: RunFolder) -> dict[str, dict[str, str]]:
+    """`data`: for each split the hash of its texts and answers, of one data set."""
+    manifest = run.data / MANIFEST
+    if not manifest.is_file():
+        return {}
+    inputs = read_sealed(manifest)["inputs"]
+    return {"data": {split: inputs[split] for split in ("train", "dev", "test")}}
 
 
 def _notes(report: dict[str, Any]) -> list[str]:

@@ -25,12 +25,16 @@ _PLACE = "\x00"  # stands for the text; no data set's text may hold it
 
 
 def write_prompt(folder: Path, config: Config, data: RunData, tokenizer: Any, limits: Mapping[str, int]) -> list[str]:
-    """Write prompt.json and, for a run of one data set, chat_template.jinja and generation_config.json.
+    """Write prompt.json, generation_config.json and, for a run of one data set, chat_template.jinja.
 
     limits: of each data set the tokens that an answer may have. Returns what has to be said about it: there is no
-    template where it would not give the tokens that training gave.
+    template where it would not give the tokens that training gave, nor the base model's, which asks otherwise.
     """
     write_json(folder / "prompt.json", {s.name: _described(s, config, limits.get(s.name)) for s in data.sets})
+    settings = {"do_sample": False, "eos_token_id": _stops(config, tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    longest = max((limit for s in data.sets if (limit := limits.get(s.name))), default=None)
+    write_json(folder / "generation_config.json", {**settings, "max_new_tokens": longest})
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
     if len(data.sets) > 1:
         return ["no chat template: a mixture has a prompt for each of its data sets; prompt.json has them all"]
     (only,) = data.sets
@@ -38,8 +42,6 @@ def write_prompt(folder: Path, config: Config, data: RunData, tokenizer: Any, li
     if odd := _differs(template, only, config, tokenizer):
         return [f"no chat template: it would not give the prompt of training for {shown(odd)}; prompt.json has it"]
     write_atomically(folder / "chat_template.jinja", template)
-    settings = {"do_sample": False, "eos_token_id": _stops(config, tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    write_json(folder / "generation_config.json", {**settings, "max_new_tokens": limits.get(only.name)})
     return []
 
 

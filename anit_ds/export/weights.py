@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -81,8 +82,14 @@ def run_with_weights(path: Path, out: Path) -> tuple[RunFolder, Config]:
     """The run and its configuration, where it has weights to export and `out` is free to be written."""
     run = RunFolder(path)
     config = run.load_config()
-    if out.exists():
-        raise InputError(f"{out}: already there; choose another folder")
+    try:
+        if out.exists():
+            raise InputError(f"{out}: already there; choose another folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({error.strerror})") from error
     best = run.best(config)
     if not best.is_dir():
         raise InputError(f"{path}: has no {best.name} yet; train it first")

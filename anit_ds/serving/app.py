@@ -26,6 +26,7 @@ from starlette.routing import Route
 
 from anit_ds.errors import InputError
 from anit_ds.evaluation.finished import FinishedRun
+from anit_ds.files import finite_or_null
 from anit_ds.serving.batcher import Batcher, Row
 
 _LARGEST = 1 << 20  # bytes of a request
@@ -51,7 +52,7 @@ def build_app(run: FinishedRun, *, api_key: str | None = None, constrained: bool
             Route("/v1/chat/completions", service.chat, methods=["POST"]),
             Route("/predict", service.predict, methods=["POST"]),
         ],
-        exception_handlers={_Refused: _refuse},
+        exception_handlers={_Refused: _refuse, InputError: _refuse, Exception: _refuse},
         lifespan=service.answering,
     )
 
@@ -81,6 +82,7 @@ class _Service:
         return JSONResponse({"status": "ok"})
 
     async def models(self, request: Request) -> Response:
+        self._let_in(request)
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.names]})
 
     async def predict(self, request: Request) -> Response:
@@ -90,16 +92,18 @@ class _Service:
             raise _Refused(400, 'the request: expected an object with a "text" or "texts"')
         if not isinstance(texts, list) or not 0 < len(texts) <= _MOST_TEXTS:
             raise _Refused(400, f"`texts` is a list of 1 to {_MOST_TEXTS} texts")
-        of = {"dataset": body["dataset"]} if "dataset" in body else {}
+        of = {"dataset": _name(body, "dataset")} if "dataset" in body else {}
         rows = [self._checked({"text": text, **of}) for text in texts]
         answered = await asyncio.gather(*map(self.batcher.ask, rows))
-        return JSONResponse(answered[0] if "texts" not in body else {"rows": answered})
+        return _json(answered[0] if "texts" not in body else {"rows": answered})
 
     async def chat(self, request: Request) -> Response:
         body = await self._body_of(request)
-        if body.get("n", 1) != 1:
+        if body.get("n") not in (None, 1):
             raise _Refused(400, "`n`: answers are greedy, so there is one")
-        model = body.get("model")
+        if not isinstance(body.get("stream"), bool | None):
+            raise _Refused(400, "`stream` is true or false")
+        model = _name(body, "model")
         of = {"dataset": model} if model in self.names else {}
         answered = await self.batcher.ask(self._checked({"text": _last_message(body), **of}))
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model or self.names[0]}
@@ -109,14 +113,17 @@ class _Service:
         message = {"role": "assistant", "content": answered["answer"]}
         choice = {"index": 0, "message": message, "finish_reason": reason}
         more = {key: value for key, value in answered.items() if key not in ("text", "answer", "dataset")}
-        return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "anit": more})
+        return _json({**about, "object": "chat.completion", "choices": [choice], "anit": more})
 
-    async def _body_of(self, request: Request) -> dict[str, Any]:
-        """The request's JSON object, read once its key is right."""
+    def _let_in(self, request: Request) -> None:
         if self.api_key is not None:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.api_key.encode()):
                 raise _Refused(401, "this server wants its key as a bearer token")
+
+    async def _body_of(self, request: Request) -> dict[str, Any]:
+        """The request's JSON object, read once its key is right."""
+        self._let_in(request)
         raw = b""
         async for piece in request.stream():
             raw += piece
@@ -140,7 +147,23 @@ class _Service:
 
 def _answer(run: FinishedRun, rows: Sequence[Row], constrained: bool) -> list[Row]:
     placed = [(f"text {number}", row) for number, row in enumerate(rows, start=1)]
-    return [row for answered in run.answer(placed, constrained=constrained) for row in answered]
+    # A threshold moves the choice of a label, so there is one where labels are many too.
+    probabilities = True if run.thresholds.labels else None
+    answers = run.answer(placed, constrained=constrained, probabilities=probabilities)
+    return [row for answered in answers for row in answered]
+
+
+def _json(content: Mapping[str, Any]) -> Response:
+    """What is not finite is null, as in the files of `anit predict`."""
+    return JSONResponse(finite_or_null(content))
+
+
+def _name(body: Mapping[str, Any], field: str) -> str | None:
+    """A name that a request gives, None where it gives none."""
+    name = body.get(field)
+    if name is not None and not (isinstance(name, str) and name.isprintable()):
+        raise _Refused(400, f"`{field}` is a name")
+    return name
 
 
 def _last_message(body: Mapping[str, Any]) -> object:
@@ -165,6 +188,6 @@ def _streamed(about: Mapping[str, Any], answer: str, reason: str) -> str:
 
 
 def _refuse(request: Request, error: Exception) -> Response:
-    status = error.status if isinstance(error, _Refused) else 500
+    status = error.status if isinstance(error, _Refused) else 400 if isinstance(error, InputError) else 500
     kind = "authentication_error" if status == 401 else "invalid_request_error"
     return JSONResponse({"error": {"message": str(error), "type": kind}}, status_code=status)

@@ -41,13 +41,19 @@ class Batcher:
             await asyncio.sleep(_PATIENCE)
             while len(batch) < self._batch_size and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            try:
-                rows = await asyncio.to_thread(self._answer, [waiting.row for waiting in batch])
-            except Exception as error:  # whoever waits is told, and the next batch is answered
-                for waiting in batch:
-                    if not waiting.answered.cancelled():
-                        waiting.answered.set_exception(error)
-                continue
-            for waiting, row in zip(batch, rows, strict=True):
-                if not waiting.answered.cancelled():
-                    waiting.answered.set_result(row)
+            if not await self._answer_all(batch):
+                for waiting in batch:  # one by one: what is wrong with a row is nobody else's matter
+                    await self._answer_all([waiting])
+
+    async def _answer_all(self, batch: Sequence[_Waiting]) -> bool:
+        """Whether the batch has its answers; of a single row that raises whoever waits is told."""
+        try:
+            rows = await asyncio.to_thread(self._answer, [waiting.row for waiting in batch])
+        except Exception as error:
+            if len(batch) == 1 and not batch[0].answered.cancelled():
+                batch[0].answered.set_exception(error)
+            return len(batch) == 1
+        for waiting, row in zip(batch, rows, strict=True):
+            if not waiting.answered.cancelled():
+                waiting.answered.set_result(row)
+        return True

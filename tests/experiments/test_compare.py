@@ -304,6 +304,21 @@ def test_a_mixture_is_scored_a_set_and_in_the_mean(
     assert [entry.split(" [")[0] for entry in rows[1][1:]] == ["50.0", "25.0", "37.5"]
 
 
+def test_cells_of_other_texts_are_not_compared(
+    write, review_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+):
+    data = shutil.copytree(review_folder, tmp_path / "reviews")
+    sets = {"datasets": [{"dataset": "jsonl", "path": str(data)}]}
+    base = {"train": {"max_steps": 1, "global_batch": 8, "micro_batch": 8}, "eval": {"max_new_tokens": 1}}
+    assert anit(monkeypatch, write(base=base, grid={**sets, "methods": ["sft"]})) == 0
+    lines = (data / "test.jsonl").read_text().splitlines(keepends=True)
+    (data / "test.jsonl").write_text("".join(lines[1:]) + lines[0].replace("text", "text", 1).replace("test", "west"))
+    capsys.readouterr()
+    assert anit(monkeypatch, write(base=base, grid={**sets, "methods": ["sft", "neftune"]})) == 2
+    assert "of other test texts than jsonl-neftune" in capsys.readouterr().err
+    assert len(list((tmp_path / "comparison" / "cells").iterdir())) == 2, "nothing is lost"
+
+
 def test_a_training_that_is_refused_is_no_result(write, tmp_path: Path):
     """Whatever run lies in its folder, as after a default that has changed."""
     (cell, *_) = cells(load_compare_config(write()))

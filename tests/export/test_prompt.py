@@ -58,6 +58,9 @@ def test_a_template_that_would_say_something_else_is_not_written(make_config: Ca
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> <pre> $A", special_tokens=special
     )
-    (note,) = write_prompt(tmp_path, config, RunData.load(config, None), made, {})
+    (tmp_path / "chat_template.jinja").write_text("the base model's")
+    (note,) = write_prompt(tmp_path, config, RunData.load(config, None), made, {"jsonl": 9})
     assert note.startswith("no chat template: it would not give the prompt of training for 'a text'")
-    assert [file.name for file in tmp_path.iterdir()] == ["prompt.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["generation_config.json", "prompt.json"]
+    settings = json.loads((tmp_path / "generation_config.json").read_text())
+    assert settings["max_new_tokens"] == 9 and not settings["do_sample"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -10,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from browser import Browser
 from forked import Program
 
 from anit_ds.commands.cli import main
+from anit_ds.errors import InputError
+from anit_ds.serving.batcher import Batcher
 
 pytest.importorskip("uvicorn", reason="anit serve needs the extra `serve`")
 KEY = "hunter2"
@@ -92,6 +95,9 @@ def test_the_openai_package_is_answered(address: str, predicted: list[dict[str, 
         ("predict", {"texts": []}, 400, "`texts` is a list"), ("predict", {"text": "x" * (1 << 20)}, 413, "at most"),
         ("v1/chat/completions", {}, 400, "`messages` is a list"),
         ("v1/chat/completions", {"n": 2, "messages": [{"content": "a"}]}, 400, "there is one"),
+        ("v1/chat/completions", {"stream": "no", "messages": [{"content": "a"}]}, 400, "`stream` is true or false"),
+        ("v1/chat/completions", {"model": [1], "messages": [{"content": "a"}]}, 400, "`model` is a name"),
+        ("predict", b'{"text": "a", "dataset": NaN}', 400, "`dataset` is a name"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_one_sentence(address: str, path: str, body: Any, status: int, said: str):
@@ -99,8 +105,27 @@ def test_what_cannot_be_answered_is_one_sentence(address: str, path: str, body: 
     assert found == status and said in reply["error"]["message"]
 
 
+def test_a_text_that_cannot_be_answered_is_its_own_matter():
+    def answer(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if any(row["text"] == "bad" for row in rows):
+            raise InputError("no such text")
+        return [{**row, "answer": row["text"].upper()} for row in rows]
+
+    async def asked() -> list[Any]:
+        batcher = Batcher(answer, batch_size=8)
+        running = asyncio.create_task(batcher.run())
+        found = await asyncio.gather(*(batcher.ask({"text": t}) for t in ("a", "bad", "b")), return_exceptions=True)
+        running.cancel()
+        return found
+
+    first, wrong, last = asyncio.run(asked())
+    assert (first["answer"], last["answer"]) == ("A", "B") and isinstance(wrong, InputError)
+
+
 def test_the_key_is_asked_for_and_the_page_needs_none(address: str):
     assert post(f"{address}/predict", {"text": "a"}, key="guess")[0] == 401
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{address}/v1/models")
     page = urllib.request.urlopen(address).read().decode()
     assert (
         "<title>Try a text</title>" in page
