@@ -123,7 +123,7 @@ class Evaluator(Answerer):
         told: list[dict[str, Any]] = [{"none": p} for p in likely]
         if threshold is None and not fits:
             return {"nothing": None}, told
-        somethings, below = list(parsed), math.inf if fits else threshold or math.inf
+        somethings, below = list(parsed), math.inf if fits or threshold is None else threshold
         for place, (answer, _) in self._somethings(asked, replies, parsed, ask, below=below).items():
             somethings[place] = data_set.parse(answer)
         fitted, best = threshold is None, {"best": fitted_threshold(likely, somethings, gold)} if fits else {}

@@ -155,8 +155,7 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
         "train_seconds": summary["train_seconds"],
         "ranks": summary["ranks"],
         "dtype": summary["dtype"],
-        **_fewer_than_asked(cell, run),
-        **_texts_of(run),
+        **_data_of(cell, run),
         **_identity_of(cell),
         "attack": _attack(run.metrics),
         "run": os.path.relpath(run.path, out),
@@ -166,22 +165,15 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
     }
 
 
-def _fewer_than_asked(cell: Cell, run: RunFolder) -> dict[str, int]:
-    """`train_examples`: how many there were, where the data have fewer than data.max_train."""
-    most, manifest = cell.config.data.max_train, run.data / MANIFEST
-    if most is None or not manifest.is_file():
+def _data_of(cell: Cell, run: RunFolder) -> dict[str, Any]:
+    """`data`: for each split the hash of its texts and answers; `train_examples`: how many there were, where that is
+    fewer than data.max_train. Nothing of a mixture, whose sets have a manifest each."""
+    if not (run.data / MANIFEST).is_file():
         return {}
-    there = read_sealed(manifest)["counts"]["train"]
-    return {"train_examples": there} if there < most else {}
-
-
-def _texts_of(run: RunFolder) -> dict[str, dict[str, str]]:
-    """`data`: for each split the hash of its texts and answers, of one data set."""
-    manifest = run.data / MANIFEST
-    if not manifest.is_file():
-        return {}
-    inputs = read_sealed(manifest)["inputs"]
-    return {"data": {split: inputs[split] for split in ("train", "dev", "test")}}
+    manifest, most = read_sealed(run.data / MANIFEST), cell.config.data.max_train
+    hashes = {split: manifest["inputs"][split] for split in ("train", "dev", "test")}
+    there = manifest["counts"]["train"]
+    return {"data": hashes, **({"train_examples": there} if most and there < most else {})}
 
 
 def _notes(report: dict[str, Any]) -> list[str]:

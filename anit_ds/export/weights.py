@@ -4,9 +4,9 @@ checkpoint itself of a run that trained every weight."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def export_best(run_path: Path, out: Path, beside: Beside = lambda folder: []) -
     """Write the best adapter of a run to `out`, or its model with the tokenizer; returns what `beside` says. Raises
     InputError: no run, no weights or damaged ones, `out` already there."""
     run, config = run_with_weights(run_path, out)
-    with replacing_folder(out) as unfinished:
+    with _filling(out) as unfinished:
         shutil.copytree(run.best(config), unfinished, dirs_exist_ok=True)
         if config.lora is None:
             load_tokenizer(config.model).save_pretrained(unfinished)
@@ -55,12 +55,12 @@ def export_merged(run_path: Path, out: Path, beside: Beside = lambda folder: [])
     quantised = config.model.load_in_4bit
     config = config.model_copy(update={"model": config.model.model_copy(update={"load_in_4bit": False})})
     dtype = resolve_dtype(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(config.model)
-    model: Any = load_trained(config, run.adapter, dtype).eval()
-    probe = tokenizer("Instruction: answer.\nText: a test of the weights\nAnswer:", return_tensors="pt").input_ids
-    with torch.no_grad():
-        expected = model(input_ids=probe).logits.float()
-    with replacing_folder(out) as unfinished:
+    with _filling(out) as unfinished:
+        tokenizer = load_tokenizer(config.model)
+        model: Any = load_trained(config, run.adapter, dtype).eval()
+        probe = tokenizer("Instruction: answer.\nText: a test of the weights\nAnswer:", return_tensors="pt").input_ids
+        with torch.no_grad():
+            expected = model(input_ids=probe).logits.float()
         model.merge_and_unload().save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         notes = beside(unfinished)
@@ -78,18 +78,23 @@ def export_merged(run_path: Path, out: Path, beside: Beside = lambda folder: [])
     return difference, notes
 
 
+@contextmanager
+def _filling(out: Path) -> Iterator[Path]:
+    """`replacing_folder`; raises InputError for a place where none can be."""
+    with ExitStack() as opened:
+        try:
+            unfinished = opened.enter_context(replacing_folder(out))
+        except OSError as error:
+            raise InputError(f"{out}: cannot write there ({error.strerror})") from error
+        yield unfinished
+
+
 def run_with_weights(path: Path, out: Path) -> tuple[RunFolder, Config]:
     """The run and its configuration, where it has weights to export and `out` is free to be written."""
     run = RunFolder(path)
     config = run.load_config()
-    try:
-        if out.exists():
-            raise InputError(f"{out}: already there; choose another folder")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there ({error.strerror})") from error
+    if out.exists():
+        raise InputError(f"{out}: already there; choose another folder")
     best = run.best(config)
     if not best.is_dir():
         raise InputError(f"{path}: has no {best.name} yet; train it first")
