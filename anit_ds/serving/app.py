@@ -190,4 +190,5 @@ def _streamed(about: Mapping[str, Any], answer: str, reason: str) -> str:
 def _refuse(request: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, _Refused) else 400 if isinstance(error, InputError) else 500
     kind = "authentication_error" if status == 401 else "invalid_request_error"
-    return JSONResponse({"error": {"message": str(error), "type": kind}}, status_code=status)
+    why = str(error) if status != 500 else "the server failed; its log says why"
+    return JSONResponse({"error": {"message": why, "type": kind}}, status_code=status)
