@@ -205,7 +205,7 @@ def _cell(
     digest = _hash(run, source)
     from_ = [f"from-{source.dataset}"] if source else []
     of = [f"n{place.size}"] if place.size else []
-    parts = [place.data.name, arm or spec.label, *from_, noise, *of, f"s{place.seed}", digest[:8]]
+    parts = [place.data.name, arm or spec.label, *from_, run.noise.kind, *of, f"s{place.seed}", digest[:8]]
     name = "-".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts)
     run.out = str(Path(config.out) / "runs" / name)
     return Cell(run, place.data.name, arm or spec.label, name, digest, source)
