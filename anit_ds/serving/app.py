@@ -3,7 +3,7 @@
 GET  /                       a page to try a text
 GET  /health                 {"status": "ok"}
 GET  /v1/models              the run's data sets, by the names that `model` takes
-POST /v1/chat/completions    OpenAI's form: the last message is the text, the reply the answer
+POST /v1/chat/completions    OpenAI's form: the last message is the text, `model` its data set, the reply the answer
 POST /predict                {"text": ...} or {"texts": [...]}: rows as `anit predict` writes them
 """
 
@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from anit_ds.errors import InputError
+from anit_ds.errors import InputError, shown
 from anit_ds.evaluation.finished import FinishedRun
 from anit_ds.files import finite_or_null
 from anit_ds.serving.batcher import Batcher, Row
@@ -62,7 +62,7 @@ class _Service:
 
     def __init__(self, run: FinishedRun, *, api_key: str | None, constrained: bool) -> None:
         self.run, self.api_key = run, api_key
-        self.names = [data_set.name for data_set in run.data.sets]
+        self.names, self.since = [data_set.name for data_set in run.data.sets], int(time.time())
         self.batcher = Batcher(lambda rows: _answer(run, rows, constrained), batch_size=run.config.eval.batch_size)
 
     @asynccontextmanager
@@ -83,7 +83,8 @@ class _Service:
 
     async def models(self, request: Request) -> Response:
         self._let_in(request)
-        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in self.names]})
+        about = {"object": "model", "created": self.since, "owned_by": "anit-ds"}
+        return JSONResponse({"object": "list", "data": [{"id": name, **about} for name in self.names]})
 
     async def predict(self, request: Request) -> Response:
         body = await self._body_of(request)
@@ -104,7 +105,9 @@ class _Service:
         if not isinstance(body.get("stream"), bool | None):
             raise _Refused(400, "`stream` is true or false")
         model = _name(body, "model")
-        of = {"dataset": model} if model in self.names else {}
+        if model is not None and model not in self.names:
+            raise _Refused(404, f"`model`: {shown(model)} is not served here; there is {', '.join(self.names)}")
+        of = {"dataset": model} if model else {}
         answered = await self.batcher.ask(self._checked({"text": _last_message(body), **of}))
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model or self.names[0]}
         reason = "length" if answered.get("cut") else "stop"

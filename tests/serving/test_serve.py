@@ -97,6 +97,7 @@ def test_the_openai_package_is_answered(address: str, predicted: list[dict[str, 
         ("v1/chat/completions", {"n": 2, "messages": [{"content": "a"}]}, 400, "there is one"),
         ("v1/chat/completions", {"stream": "no", "messages": [{"content": "a"}]}, 400, "`stream` is true or false"),
         ("v1/chat/completions", {"model": [1], "messages": [{"content": "a"}]}, 400, "`model` is a name"),
+        ("v1/chat/completions", {"model": "gpt-4o", "messages": [{"content": "a"}]}, 404, "there is jsonl"),
         ("predict", b'{"text": "a", "dataset": NaN}', 400, "`dataset` is a name"),
     ],
 )  # fmt: skip
