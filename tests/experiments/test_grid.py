@@ -54,7 +54,7 @@ def test_without_a_noise_each_method_has_its_own(write):
     ]  # fmt: skip
     planned = cells(load_compare_config(write(base=base, grid={"methods": methods})))
     found = {cell.arm: cell.config for cell in planned}
-    assert all(f"-{cell.config.noise.kind}-s" in cell.name for cell in planned), "a name says the noise that was trained"
+    assert all(f"-{cell.config.noise.kind}-s" in cell.name for cell in planned), "a name says the noise of training"
     assert {arm: (run.noise.kind, run.noise.omega, run.noise.phi) for arm, run in found.items()} == {
         "sft": ("none", 0.0, 0.0), "noisy_sft": ("replacement", 0.2, 0.7), "anit": ("none", 0.0, 0.0),
         "anit (paper)": ("replacement", 0.2, 0.7), "set paper": ("replacement", 0.2, 0.7),
