@@ -422,7 +422,7 @@ class TrainConfig(Section):
     them without any. Each needs its package, and is set up by its own environment variables."""
     rank_timeout: float = Field(600.0, gt=0, le=_MANY)
     """Seconds without a sign of life or progress after which a rank counts as hung and the run is ended with its
-    name; it must exceed the slowest step or evaluation batch."""
+    name; it must exceed the slowest step or evaluation batch, and what a checkpoint waits for its disk."""
 
 
 class EvalConfig(Section):

@@ -188,8 +188,6 @@ class RunFolder:
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
-        for log in self.path.glob("log-rank*.txt"):
-            log.unlink()
 
     def load_config(self) -> Config:
         """The configuration of a run that exists. Raises InputError when there is none here, or not the run's own."""

@@ -1,4 +1,4 @@
-"""NRM inside TRL's SFTTrainer: two added lines, the rest is TRL as everybody knows it.
+"""NRM inside TRL's SFTTrainer: one added class, the rest is TRL as everybody knows it.
 
     pip install trl && python examples/trl_nrm.py [MODEL]
 
@@ -13,7 +13,6 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from anit_ds.adversarial import NRM
 from anit_ds.adversarial.hf_trainer import AdversarialTrainerMixin
 from anit_ds.tiny import save_tiny
 
@@ -36,8 +35,6 @@ def main() -> None:
             output_dir=folder, per_device_train_batch_size=8, max_steps=8, logging_steps=2, learning_rate=1e-2,
             gradient_checkpointing=False, completion_only_loss=True, report_to="none", use_cpu=True, bf16=False,
         ),
-        method=NRM(eps=1.0, alpha=0.3, ball="linf"),
-        beta=0.3,
     )  # fmt: skip
     trainer.train()
 

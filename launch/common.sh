@@ -190,8 +190,16 @@ print(port)
 PYTHON
 }
 
+# A rank for each GPU that the ranks will see; nvidia-smi lists them all, whatever is visible.
 default_ranks() {
-    local gpus=0
-    if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l); fi
+    local gpus=0 visible=()
+    if [[ ${DS_ACCELERATOR:-} == cpu ]]; then
+        gpus=1
+    elif [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+        gpus=${#visible[@]}
+    elif command -v nvidia-smi >/dev/null; then
+        gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+    fi
     echo $((gpus > 0 ? gpus : 1))
 }

@@ -4,8 +4,8 @@ The trainer knows one thing: a method turns a batch into a loss that has been ba
 plain PyTorch loop:
 
     lm = PerturbableLM(model)
-    method = NRM(eps=1.0, alpha=0.3, ball="linf")
-    stats = method.backward(lm, Batch.from_labels(input_ids, attention_mask, labels, beta=0.3, step=step))
+    method = NRM(alpha=0.01 * embedding_scale(model, "element"), step="sign", start=0.0, ball="none", gradient="clean")
+    stats = method.backward(lm, Batch.from_labels(input_ids, attention_mask, labels, step=step))
 
 Names are imported when they are first asked for: reading a configuration needs `adversarial.rules`, and no torch.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anit_ds.adversarial.batch import Batch
     from anit_ds.adversarial.method import Method, build_method
+    from anit_ds.adversarial.methods.alternating import AlternatingNRM
     from anit_ds.adversarial.methods.nrm import NRM
     from anit_ds.adversarial.methods.pipelined import PipelinedNRM
     from anit_ds.adversarial.methods.sft import SFT
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from anit_ds.adversarial.stats import StepStats
 
 _WHERE = {
-    "NRM": "methods.nrm", "PipelinedNRM": "methods.pipelined", "SFT": "methods.sft",
+    "NRM": "methods.nrm", "AlternatingNRM": "methods.alternating", "PipelinedNRM": "methods.pipelined",
+    "SFT": "methods.sft",
     "Method": "method", "build_method": "method",
     "PerturbableLM": "perturb", "embedding_scale": "perturb", "PrefixTreeLM": "prefix_tree",
     "rehearse": "rehearsal",
@@ -37,6 +39,7 @@ _WHERE = {
 __all__ = [
     "NRM",
     "SFT",
+    "AlternatingNRM",
     "Batch",
     "Method",
     "PerturbableLM",

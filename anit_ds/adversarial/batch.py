@@ -79,6 +79,9 @@ class Batch:
         if self.lengths is not None:
             return self
         lengths = self.attended.sum(1)
+        sizes = tuple(lengths.tolist())
+        if 0 in sizes:
+            raise ValueError("a sample without an attended token cannot be packed; leave it out of the batch")
         place = (self.attended.flatten().cumsum(0) - 1).view_as(self.attended)
         return replace(
             self,
@@ -86,7 +89,7 @@ class Batch:
             attended=self.attended[self.attended][None],
             scope=self.scope[self.attended][None],
             target_positions=place[self.target_rows, self.target_positions],
-            lengths=tuple(lengths.tolist()),
+            lengths=sizes,
             cu_seqlens=F.pad(lengths.cumsum(0), (1, 0)).int(),
         )
 

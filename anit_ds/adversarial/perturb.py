@@ -1,7 +1,8 @@
 """`PerturbableLM`: a causal LM whose input embeddings can be replaced and differentiated, through one forward hook.
 
 The hook sits on the module that `get_input_embeddings()` returns, so what it puts in place of the embeddings is what
-the first block sees (transformers 5 scales Gemma's embeddings inside that module). A method is made of calls such as:
+the first block sees (transformers 5 scales Gemma's embeddings inside that module; Granite multiplies behind it, delta
+too). A method is made of calls such as:
 
     e, x, g = lm.input_gradient(batch, start)      # an attack pass: no parameter gradient is touched
     losses  = lm.losses(batch, inputs=(None, x))   # a training pass over clean and perturbed rows together
@@ -15,8 +16,8 @@ The model is a plain `nn.Module` (any training loop) or a DeepSpeed engine (the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 import torch
@@ -113,22 +114,28 @@ class PerturbableLM:
         its neighbours. In float16 g is scaled by `attack_scale`. LoRA dropout is off; parameter gradients stay
         untouched. Method: eq. 6, docs/method.md section 4.
         """
-        point = AttackPoint(start)
+        point, logits_at = AttackPoint(start), self._attack_pass(batch)
         try:
             with self.dropout.off(), self.head.not_learning(), self._attack_checkpointing():
-                (losses,) = answer_losses(self._forward(self.module, [(batch, point)]), [batch])
-                (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
+                (losses,) = answer_losses(logits_at(point), [batch])
+                (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x), point.x)
         finally:
             self._replacement = None
         return point.e, point.x.detach(), g
+
+    def _attack_pass(self, batch: Batch) -> Callable[[AttackPoint], Tensor]:
+        """What gives the logits at an attacked input; whatever is not part of the attack itself is done here."""
+        return lambda point: self._forward(self.module, [(batch, point)])
 
     def _attack_checkpointing(self) -> AbstractContextManager[None]:
         return nullcontext() if self.checkpoint_attack else without_checkpointing(self.module)
 
     @staticmethod
-    def attack_scale(dtype: torch.dtype) -> float:
+    def attack_scale(x: Tensor) -> float:
         """What `input_gradient` multiplies the attack's loss by: a power of two in float16, 1 elsewhere."""
-        return _FP16_ATTACK_SCALE if dtype is torch.float16 else 1.0
+        device = x.device.type
+        computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return _FP16_ATTACK_SCALE if computed is torch.float16 else 1.0
 
     def losses(self, batch: Batch, inputs: Sequence[Input] = (None,)) -> list[Tensor]:
         """A training pass over len(inputs) copies of the batch in ONE forward; each [S]: a sample's summed answer loss.
@@ -147,20 +154,35 @@ class PerturbableLM:
 
     def logits(self, batch: Batch, inputs: Sequence[Input]) -> list[Tensor]:
         """As `losses`, but each part is its float32 logits [A, V] at the batch's answer positions."""
-        return list(self._training_pass([(batch, given) for given in inputs]).split(len(batch.target_ids)))
+        return list(self._training_pass([(batch, given) for given in inputs]).tensor_split(len(inputs)))
 
     def _training_pass(self, parts: Sequence[tuple[Batch, Input]]) -> Tensor:
         """The logits of all parts, one after the other."""
-        logits = self._forward(self._trained_through(), parts)
+        with self._plain_again_if_it_fails():
+            logits = self._forward(self._trained_through(), parts)
         if not torch.is_grad_enabled():  # a look: no backward will take the replacements away
-            self._replacement = None
+            self._end_pass()
         return logits
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Backpropagate a scalar made from `losses` or `logits`; `last=False` where this micro-batch has another
         backward to come."""
-        self._backpropagate(loss, last)
+        with self._plain_again_if_it_fails():
+            self._backpropagate(loss, last)
         self._replacement = None
+
+    def _end_pass(self) -> None:
+        """Nothing of the pass is left: a forward of the model is a plain one again."""
+        self._replacement = None
+
+    @contextmanager
+    def _plain_again_if_it_fails(self) -> Iterator[None]:
+        """Whoever catches the error, such as one of memory, may go on with the model."""
+        try:
+            yield
+        except BaseException:
+            self._end_pass()
+            raise
 
     def trained_input_gradient(
         self, batch: Batch, start: Callable[[Tensor], Tensor] = lambda e: e.clone(), *, weight: float = 1.0, last: bool
@@ -250,30 +272,17 @@ def as_seen(clean: Tensor, given: Input) -> Tensor:
 
 
 class AttackPoint:
-    """A part's input that is attacked: `start` makes x of the embeddings e, and x becomes a leaf of the graph."""
+    """A part's input that is attacked: called with e, it makes x = start(e) a leaf of the graph, and keeps both."""
+
+    e: Tensor  # [B, T, D] the clean embeddings, detached
+    x: Tensor  # [B, T, D] the leaf, whose gradient is the attack's
 
     def __init__(self, start: Callable[[Tensor], Tensor]) -> None:
         self._start = start
-        self._seen: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, e: Tensor) -> Tensor:
-        x = self._start(e).requires_grad_(True)
-        self._seen = (e, x)
-        return x
-
-    @property
-    def e(self) -> Tensor:
-        """[B, T, D] the clean embeddings, detached."""
-        return self._both()[0]
-
-    @property
-    def x(self) -> Tensor:
-        """[B, T, D] the leaf, whose gradient is the attack's."""
-        return self._both()[1]
-
-    def _both(self) -> tuple[Tensor, Tensor]:
-        assert self._seen is not None, "the model never called its input embeddings"
-        return self._seen
+        self.e, self.x = e, self._start(e).requires_grad_(True)
+        return self.x
 
 
 def embedding_scale(model: nn.Module, unit: Literal["relative", "element"] = "relative") -> float:

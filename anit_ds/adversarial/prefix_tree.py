@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anit_ds.adversarial.answers import answer_losses
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.perturb import AttackPoint, Input, PerturbableLM, as_seen
 from anit_ds.adversarial.segments import KeysAndValues, SegmentAttention, Segments
@@ -129,19 +128,11 @@ class PrefixTreeLM(PerturbableLM):
     def prepare(self, batch: Batch) -> Batch:
         return TreeBatch.of(batch, keeps_trunk=self.keeps_trunk)
 
-    def input_gradient(
-        self, batch: Batch, start: Callable[[Tensor], Tensor] = lambda e: e.clone()
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As PerturbableLM's, [1, T, D]; e, x and g are zero on the trunk."""
-        tree, point = self._enter(batch), AttackPoint(start)
+    def _attack_pass(self, batch: Batch) -> Callable[[AttackPoint], Tensor]:
+        """As PerturbableLM's, behind the trunk; e, x and g are zero on it."""
+        tree = self._enter(batch)
         kept = self._attack_trunk() if tree.trunk else ()
-        try:
-            with self.dropout.off(), self.head.not_learning(), self._attack_checkpointing():
-                (losses,) = answer_losses(self._run(self.module, tree, [point], kept), [tree])
-                (g,) = torch.autograd.grad(losses.sum() * self.attack_scale(point.x.dtype), point.x)
-        finally:
-            self._replacement = None
-        return point.e, point.x.detach(), g
+        return lambda point: self._run(self.module, tree, [point], kept)
 
     def _training_pass(self, parts: Sequence[tuple[Batch, Input]]) -> Tensor:
         """As PerturbableLM's, for parts of one batch: they share its trunk."""
@@ -149,11 +140,11 @@ class PrefixTreeLM(PerturbableLM):
         if any(other is not batch for other, _ in parts):
             raise ValueError("a pass on a prefix tree takes one batch at a time")
         tree = self._enter(batch)
-        kept = self._training_trunk().leaves if tree.trunk else ()
-        logits = self._run(self._trained_through(), tree, [given for _, given in parts], kept)
+        with self._plain_again_if_it_fails():
+            kept = self._training_trunk().leaves if tree.trunk else ()
+            logits = self._run(self._trained_through(), tree, [given for _, given in parts], kept)
         if not torch.is_grad_enabled():  # a look at the loss: no backward will end this trunk's life
-            self._replacement = None
-            self._forget()
+            self._end_pass()
         return logits
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
@@ -188,6 +179,10 @@ class PrefixTreeLM(PerturbableLM):
             self._forget()
             self._tree = batch
         return batch
+
+    def _end_pass(self) -> None:
+        super()._end_pass()
+        self._forget()
 
     def _forget(self) -> None:
         self._tree = self._trunk = self._attacked = None

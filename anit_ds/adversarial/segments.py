@@ -204,9 +204,17 @@ def _sdpa(
     dtype = q.dtype
     if q.device.type == "cpu":  # PyTorch's bfloat16 backward takes twice as long there on short samples
         q, k, v = q.float(), k.float(), v.float()
+    grouped = mask is None
+    if not grouped:  # with a mask CUDA has grouped heads in its math kernel alone, which keeps all the scores
+        k, v = _for_each_head(k, q), _for_each_head(v, q)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=True
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
     ).to(dtype)
+
+
+def _for_each_head(kv: Tensor, q: Tensor) -> Tensor:
+    """[1, H, row, d] of keys or values [1, H_kv, row, d]."""
+    return kv.repeat_interleave(q.shape[1] // kv.shape[1], dim=1)
 
 
 def _capped_attention(
@@ -214,8 +222,7 @@ def _capped_attention(
 ) -> Tensor:
     """softmax(softcap * tanh(q k^T * scale / softcap)) v (Gemma 2): SDPA has no place for the cap."""
     assert softcap is not None and mask is not None
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    k, v = _for_each_head(k, q), _for_each_head(v, q)
     scores = torch.tanh(q @ k.transpose(2, 3) * (scale / softcap)) * softcap
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(q.dtype), p=dropout)

@@ -15,11 +15,14 @@ of it becomes a control token, and a chat template that changes it is refused.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from anit_ds.config import Config
 
 logger = logging.getLogger(__name__)
+
+_ALWAYS = date(2024, 7, 26)  # what Llama 3.2's template says where it cannot ask
 
 ORDERS: dict[str, tuple[str, ...]] = {
     "paper": ("instruction", "question", "format", "options", "text"),
@@ -79,6 +84,16 @@ def render_prompt(sample: Sample, order: str = "paper") -> str:
     return "\n".join([*lines, "Answer:"])
 
 
+def timeless(template: str) -> str:
+    """A chat template in which it is always the same day: Llama 3.2's and others write today's date into a prompt, and
+    a run that goes on tomorrow, or is evaluated then, would have another one."""
+    forms = set(re.findall(r"strftime_now\(\s*[\"']([^\"']*)[\"']", template))
+    if not forms:
+        return template
+    days = json.dumps({form: _ALWAYS.strftime(form) for form in sorted(forms)})
+    return f"{{%- macro strftime_now(form) -%}}{{{{ {days}[form] }}}}{{%- endmacro -%}}\n{template}"
+
+
 class NoRoom(InputError):
     """A prompt that is too long even without its text."""
 
@@ -103,6 +118,7 @@ class PromptEncoder:
         self.cut: dict[str, set[int]] = defaultdict(set)
         self.left_out: set[int] = set()
         self._plain = PlainText(tokenizer)
+        self._template = timeless(tokenizer.chat_template) if style == "chat" else None
 
     @classmethod
     def of(cls, config: Config, tokenizer: Any) -> PromptEncoder:
@@ -197,7 +213,9 @@ class PromptEncoder:
         of = f"prompt.style: the chat template of {self._plain.name}"
         message = [{"role": "user", "content": plain}]
         try:
-            text: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            text: str = self.tokenizer.apply_chat_template(
+                message, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
         except Exception as error:  # a template is a program: it may end in any way
             raise InputError(f"{of} takes no prompt ({shown(first_line(error))}); use prompt.style=plain") from error
         if plain not in text:

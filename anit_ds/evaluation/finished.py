@@ -271,6 +271,13 @@ class FinishedRun:
                     answered[place] = {**_beside(chunk[place][1]), **row}
             yield [answered[place] for place in range(len(chunk))]
 
+    def tokens_of(self, row: Mapping[str, Any]) -> tuple[int, list[int]]:
+        """Of an answered object the prompt's tokens, and where in the answer each of its own ends."""
+        of, text = self.check(row, "an answer")
+        (prompt,) = self.evaluator.encoder.encode_prompts([of.asked(text)])
+        answer = self.evaluator.tokenizer(row["answer"], add_special_tokens=False, return_offsets_mapping=True)
+        return len(prompt), [end for _, end in answer["offset_mapping"]]
+
     def constrains(self, asked: bool = True) -> bool:
         """Whether answers are valid by construction: where that is asked for, or a threshold of `None` needs it.
 

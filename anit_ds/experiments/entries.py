@@ -140,12 +140,14 @@ def _mean(runs: Sequence[Terms | float]) -> Interval:
 def notes(results: Sequence[Result], rows: Sequence[Sequence[str | Entry]]) -> list[str]:
     """What a reader of these rows must know; nothing that none of them shows."""
     entries = [cell for row in rows for cell in row if isinstance(cell, Entry)]
-    seeds = sorted({r["seed"] for r in results})
-    count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
+    seeds = sorted({entry.seeds for entry in entries}) or [len({r["seed"] for r in results})]
+    fewest, most = seeds[0], seeds[-1]
+    count = f"{most} seed{'s' if most != 1 else ''}"
     drawn = any(entry.interval for entry in entries)
-    said = [f"{count}; intervals are 95% bootstraps over examples and seeds" if drawn else count]
-    if len(seeds) <= 3:
-        said.append(f"{count} alone prove{'s' if len(seeds) == 1 else ''} nothing: read the intervals")
+    of_each = count if fewest == most else f"{fewest} to {count} an entry"
+    said = [f"{of_each}; intervals are 95% bootstraps over examples and seeds" if drawn else of_each]
+    if fewest <= 3:
+        said.append(f"{fewest} seed{'s alone prove' if fewest != 1 else ' alone proves'} nothing: read the intervals")
     columns = [[cell.seeds for cell in column if isinstance(cell, Entry)] for column in zip(*rows, strict=True)]
     if any(len(set(column)) > 1 for column in columns):
         said.append(

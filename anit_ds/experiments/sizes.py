@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +11,8 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from anit_ds.experiments.entries import Result
 from anit_ds.experiments.tables import grouped, mean, row_names
+
+_MARKERS = "osD^vPX<>"
 
 
 def draw_sizes(figure: Figure, results: Sequence[Result]) -> bool:
@@ -27,17 +29,20 @@ def draw_sizes(figure: Figure, results: Sequence[Result]) -> bool:
     drawn = {f"{split} micro-F1 (%)": (f"{prefix}micro_f1", 100), f"{split} NLL": (f"{prefix}nll", 1)}
     by_set = grouped(sized, lambda r: r["dataset"])
     panels = figure.subplots(len(drawn), len(by_set), sharex="col", squeeze=False)
+    # An arm that a set lacks takes no other's look: each has its own in all panels.
+    arms = list(grouped(sized, name))
+    looks = {arm: {"marker": _MARKERS[n % len(_MARKERS)], "color": f"C{n}"} for n, arm in enumerate(arms)}
     for (dataset, of_set), column in zip(by_set.items(), panels.T, strict=True):
-        for (arm, group), marker in zip(grouped(of_set, name).items(), cycle("osD^vPX<>"), strict=False):
+        for arm, group in grouped(of_set, name).items():
             for axes, (key, scale) in zip(column, drawn.values(), strict=True):
                 points = [(_examples(r), scale * r[key]) for r in group if r.get(key) is not None]
-                _draw_line(axes, points, arm, marker)
+                _draw_line(axes, points, arm, looks[arm])
         column[0].set_title(dataset)
         column[-1].set_xlabel("training examples")
         _mark_sizes(column[-1], sorted(set(map(_examples, of_set))))
     for axes, label in zip(panels[:, 0], drawn, strict=True):
         axes.set_ylabel(label)
-    lines = {line.get_label(): line for line in panels.flat[0].get_lines()}
+    lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8)
     return True
 
@@ -47,11 +52,11 @@ def _examples(result: Result) -> int:
     return int(result.get("train_examples", result["max_train"]))
 
 
-def _draw_line(axes: Axes, points: Sequence[tuple[int, float]], label: str, marker: str) -> None:
+def _draw_line(axes: Axes, points: Sequence[tuple[int, float]], label: str, look: Mapping[str, Any]) -> None:
     at = {size: mean([y for x, y in points if x == size]) for size in sorted({x for x, _ in points})}
-    (line,) = axes.plot(list(at), list(at.values()), marker=marker, markersize=4, label=label)
+    axes.plot(list(at), list(at.values()), markersize=4, label=label, **look)
     of_seeds = [x for x, _ in points], [y for _, y in points]
-    axes.scatter(*of_seeds, marker=marker, s=12, alpha=0.3, color=line.get_color())
+    axes.scatter(*of_seeds, s=12, alpha=0.3, **look)
 
 
 def _mark_sizes(axes: Axes, sizes: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from anit_ds.config import Config
 from anit_ds.data.examples import Sample
-from anit_ds.data.prompts import PromptEncoder, render_prompt
+from anit_ds.data.prompts import PromptEncoder, render_prompt, timeless
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.errors import shown
 from anit_ds.files import write_atomically, write_json
@@ -31,7 +31,10 @@ def write_prompt(folder: Path, config: Config, data: RunData, tokenizer: Any, li
     template where it would not give the tokens that training gave, nor the base model's, which asks otherwise.
     """
     write_json(folder / "prompt.json", {s.name: _described(s, config, limits.get(s.name)) for s in data.sets})
-    settings = {"do_sample": False, "eos_token_id": _stops(config, tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    own = _own_settings(config)
+    settings = {"do_sample": False, "eos_token_id": _stops(own, tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if (penalty := own.repetition_penalty) not in (None, 1.0):  # which every answer that was scored had
+        settings["repetition_penalty"] = penalty
     longest = max((limit for s in data.sets if (limit := limits.get(s.name))), default=None)
     write_json(folder / "generation_config.json", {**settings, "max_new_tokens": longest})
     (folder / "chat_template.jinja").unlink(missing_ok=True)
@@ -45,12 +48,17 @@ def write_prompt(folder: Path, config: Config, data: RunData, tokenizer: Any, li
     return []
 
 
-def _stops(config: Config, tokenizer: Any) -> list[int]:
+def _own_settings(config: Config) -> GenerationConfig:
+    """The checkpoint's generation settings; the defaults where it has none."""
+    with suppress(OSError):
+        return GenerationConfig.from_pretrained(config.model.name_or_path, revision=config.model.revision or "main")
+    return GenerationConfig()
+
+
+def _stops(own: GenerationConfig, tokenizer: Any) -> list[int]:
     """What ends an answer: the tokenizer's EOS, which training writes, and the checkpoint's own."""
-    own: Any = None
-    with suppress(OSError):  # a checkpoint without settings of its own
-        own = GenerationConfig.from_pretrained(config.model.name_or_path).eos_token_id
-    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+    ends = own.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
 
 
 def chat_template(sample: Sample, config: Config, tokenizer: Any) -> str:
@@ -59,7 +67,7 @@ def chat_template(sample: Sample, config: Config, tokenizer: Any) -> str:
     if config.prompt.style == "chat":
         # The tokenizer's own template goes round the same prompt.
         around = f"[{{'role': 'user', 'content': {_text(before)} + messages[-1]['content'] + {_text(after)}}}]"
-        own: str = tokenizer.chat_template
+        own = timeless(tokenizer.chat_template)
         return f"{{%- set messages = {around} -%}}\n{own}"
     first = tokenizer("a")["input_ids"][0]
     begins = tokenizer.decode([first]) if first in tokenizer.all_special_ids else ""

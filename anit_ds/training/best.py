@@ -51,11 +51,11 @@ def read_best(module: nn.Module, folder: Path) -> Mapping[str, Tensor]:
     """Parameter name -> saved weight, under the names `trainable(module)` has."""
     saved = StoredTensors(*sorted(folder.glob("*.safetensors")))
     if _is_adapter(module):
-        names = {}
-        for name, p in trainable(module).items():
-            (short,) = get_peft_model_state_dict(module, state_dict={name: p})
-            names[short] = name
-        return {names[short]: saved[short] for short in saved if short in names}
+        mine = trainable(module)
+        names = {id(p): name for name, p in mine.items()}
+        # Without embedding layers: `auto` would ask the hub for the base's configuration.
+        of_peft = get_peft_model_state_dict(module, state_dict=mine, save_embedding_layers=False)
+        return {names[id(p)]: saved[short] for short, p in of_peft.items() if short in saved}
     if trainable(module).keys() <= set(saved):
         return saved
     # A checkpoint may have other names than the module, such as one tensor for each expert.

@@ -47,6 +47,14 @@ def learning_rate(train: TrainConfig, step: int, total_steps: int) -> float:
     return train.lr * (1 - progress if train.lr_schedule == "linear" else 1)
 
 
+def set_learning_rate(engine: Any, train: TrainConfig, step: int, total_steps: int) -> float:
+    """Give the optimizer the rate of this step; returns it."""
+    lr = learning_rate(train, step, total_steps)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
 def build_engine(model: nn.Module, config: Config, ds_config: dict[str, Any]) -> PerturbableLM:
     """The model under DeepSpeed, ready for a method: `lm.engine` is the engine, `lm.module` its module."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

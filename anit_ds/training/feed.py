@@ -110,6 +110,18 @@ class Feed:
             return method.beta
         return sample.distortion if method.beta_scope == "sample" else self.data.betas[sample.dataset]
 
+    def figures(self, indices: np.ndarray, seconds: float) -> dict[str, float]:
+        """What the monitor shows of a step on these samples that took so many seconds."""
+        return {
+            "data/beta": float(np.mean([self.beta(view) for i in indices for view in self.samples[i]])),
+            "tokens_per_second": sum(self.lengths[i] for i in indices) / seconds,
+            "step_seconds": seconds,
+        }
+
+    def datasets(self, indices: np.ndarray) -> str:
+        """The data sets that these samples are of."""
+        return ", ".join(sorted({self.samples[i][0].dataset for i in indices}))
+
     def _enter(self, epoch: int) -> None:
         """Samples, their tokens, and the plan of an epoch; noise is drawn anew where the YAML asks for it."""
         if epoch == self._epoch:
@@ -163,5 +175,9 @@ class Feed:
 
 def hardest(samples: list[list[Encoded]], losses: list[float]) -> list[list[Encoded]]:
     """Of each sample the view with the largest of `losses`, which has one for each view in order."""
-    of_view = iter(losses)
-    return [[max(views, key=lambda _: next(of_view))] for views in samples]
+    chosen, first = [], 0
+    for views in samples:
+        own = losses[first : first + len(views)]
+        chosen.append([views[own.index(max(own))]])
+        first += len(views)
+    return chosen

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -46,7 +45,7 @@ from anit_ds.training.checkpoint import (
     save_checkpoint,
 )
 from anit_ds.training.ds_config import deepspeed_config
-from anit_ds.training.engine import learning_rate, take_step
+from anit_ds.training.engine import set_learning_rate, take_step
 from anit_ds.training.feed import Feed
 from anit_ds.training.length import Length, check_longer, told_of_longer
 from anit_ds.training.lost import LostSteps
@@ -72,16 +71,8 @@ def train(
     before weights are loaded.
     Raises InputError for anything wrong in the configuration or the data.
     """
-    signals = signals or Signals()
-    with distributed.watched(config.train.rank_timeout, config.out) as watchdog:
-        return _train(config, watchdog, signals, fresh=fresh, forecast=forecast)
-
-
-def _train(
-    config: Config, watchdog: distributed.Watchdog, signals: Signals, *, fresh: bool, forecast: Forecast | None
-) -> dict[str, Any] | None:
-    run = RunFolder(config.out)
-    with ExitStack() as held:
+    signals, run = signals or Signals(), RunFolder(config.out)
+    with distributed.watched(config.train.rank_timeout, run.path) as watchdog, ExitStack() as held:
         distributed.from_main(lambda: held.enter_context(only_writer(run.path)))
         config = distributed.from_main(lambda: run.begin(_with_whole_lora(config, run, fresh), fresh=fresh))
         log_to(run.path, distributed.rank())
@@ -147,16 +138,17 @@ class Trainer:
         limits = distributed.from_main(lambda: Evaluator(config, self.feed.data, tokenizer).answer_limits)
         evaluator = Evaluator(config, self.feed.data, tokenizer, limits)
         self.scores = Scores(evaluator, run, self._beat_in_evaluation, dtype_name(self.dtype))
-        data, was_steps = self.feed.data.identities, was.steps if was else None
-        distributed.from_main(lambda: run.note(config, data=data, answer_limits=dict(limits), was=was_steps))
-        self.earlier = distributed.from_main(lambda: [one["steps"] for one in run.earlier()])
         here = distributed.ranks_here()
         if forecast and distributed.rank() == 0:
             said = forecast(config, [view for views in self.feed.samples for view in views], here)
             if said:
                 logger.info(said)
         self.config, self.lm, self.method = build_model(config, self.feed, ds_config, self.dtype, self.length.steps)
-        state = self._resume()
+        state = self._resume(shorter)
+        # Only now, with the model loaded, is a finished run one that goes on.
+        data, was_steps = self.feed.data.identities, was.steps if was else None
+        distributed.from_main(lambda: run.note(config, data=data, answer_limits=dict(limits), was=was_steps))
+        self.earlier = distributed.from_main(lambda: [one["steps"] for one in run.earlier()])
         self.step = self.saved = state.get("step", 0)
         if was:
             logger.info("%s", told_of_longer(config, self.step, was, self.length))
@@ -164,7 +156,9 @@ class Trainer:
         self.before = state.get("before")
         self.lost = LostSteps(float16=self.dtype is torch.float16, **state.get("lost", {}))
         self.dev_due = state.get("dev_due", False)
-        self.monitor = Monitor(config, run, self.lost, total_steps=self.length.steps, start=self.step)
+        self.monitor = Monitor(
+            config, run, self.lost, total_steps=self.length.steps, start=self.step, dev_due=self.dev_due
+        )
 
     def _load_data(self, epoch: int) -> RunData:
         """The data as of an epoch. Noise that was drawn for earlier ones goes, but for what the last checkpoint is in:
@@ -194,31 +188,23 @@ class Trainer:
         return time.perf_counter() - self.begun
 
     def _optimizer_step(self) -> None:
-        started = time.perf_counter()
-        feed, engine = self.feed, self.lm.engine
+        """One step: a global batch from the feed, each micro-batch through the method, `engine.step`."""
+        started, feed, engine = time.perf_counter(), self.feed, self.lm.engine
         indices = feed.samples_of(self.step)
-        lr = learning_rate(self.config.train, self.step, self.length.steps)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
-        stats = StepStats()
+        lr = set_learning_rate(engine, self.config.train, self.step, self.length.steps)
         made = feed.batches(self.step, indices, self._losses_of)
         batches = [self.lm.prepare(batch).to(feed.device) for batch in made]
-        for number, batch in enumerate(batches):
+        stats = StepStats()
+        for number, (batch, upcoming) in enumerate(zip(batches, [*batches[1:], None], strict=True)):
             # Dropout masks follow from the position, so a resumed run draws the same ones without saved RNG states.
             torch.manual_seed(_mix(self.config.train.seed, self.step, number, distributed.rank()))
-            self.method.foresee(batches[number + 1] if number + 1 < len(batches) else None)
+            self.method.foresee(upcoming)
             stats.merge(self.method.backward(self.lm, batch))
             grad_norm = take_step(engine)  # which moves the weights behind the last micro-batch alone
         self.step += 1
-        seconds = time.perf_counter() - started
-        self.monitor.step(self.step, stats, {
-            "data/beta": float(np.mean([feed.beta(view) for i in indices for view in feed.samples[i]])),
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "tokens_per_second": sum(feed.lengths[i] for i in indices) / seconds,
-            "step_seconds": seconds,
-            "memory": peak_memory_mb(feed.device),
-        }, ", ".join(sorted({feed.samples[i][0].dataset for i in indices})))  # fmt: skip
+        figures = feed.figures(indices, time.perf_counter() - started)
+        figures |= {"lr": lr, "grad_norm": grad_norm, "memory": peak_memory_mb(feed.device)}
+        self.monitor.step(self.step, stats, figures, feed.datasets(indices))
 
     def _losses_of(self, batch: Batch) -> list[float]:
         """Each sample's answer loss, of the model as it is; the host waits for it."""
@@ -292,17 +278,21 @@ class Trainer:
         """Raises Interrupted once a signal has come, where the run may stop: on every rank after the same pass where
         weights are partitioned, else where each of them is."""
         self._beat()
-        heard = self.signals.received is not None
+        told = self.signals.received is not None
+        if not self.length.between_minibatches(self.step):
+            return
+        # Ranks that gather weights together make their passes together, so they can vote; others must not wait.
         together = distributed.in_step(self.module)
-        may_stop = self.length.between_minibatches(self.step)
-        if may_stop and (distributed.any_rank if together else distributed.heard_anywhere)(heard):
+        if distributed.any_rank(told) if together else distributed.heard_anywhere(told):
             raise Interrupted
 
-    def _resume(self) -> dict[str, Any]:
+    def _resume(self, shorter: Config | None) -> dict[str, Any]:
         path = distributed.from_main(lambda: latest_good(self.run.checkpoints))
         if path is None:
             return {}
         known = distributed.from_main(lambda: self.run.configurations(self.config))
+        if shorter is not None:
+            known.add(configuration_hash(shorter))
         state = load_checkpoint(self.lm.engine, path, configurations=known)
         self.scores.best = Best(**state["best"])
         if self.scores.best.step:
@@ -326,7 +316,8 @@ class Trainer:
             "lost": self.lost.counts(),
         }
         best = self.best if self.scores.best.step else None
-        save_checkpoint(self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep, best=best)
+        with self.watchdog.working():
+            save_checkpoint(self.lm.engine, self.run.checkpoints, state, keep=self.config.train.keep, best=best)
         self.saved = self.step
 
     def _ask_for_requeue(self) -> None:
@@ -353,7 +344,8 @@ class Trainer:
 
     def _keep_best(self) -> None:
         about = {"step": self.step, "configuration": configuration_hash(self.config)}
-        save_best(self.lm.engine, self.best, about)
+        with self.watchdog.working():
+            save_best(self.lm.engine, self.best, about)
 
     def _finish(self) -> dict[str, Any]:
         seconds = self.seconds  # those of training, not of the test split

@@ -40,7 +40,10 @@ class Monitor:
     `lost` is told of every step then, on every rank.
     """
 
-    def __init__(self, config: Config, run: RunFolder, lost: LostSteps, *, total_steps: int, start: int) -> None:
+    def __init__(
+        self, config: Config, run: RunFolder, lost: LostSteps, *, total_steps: int, start: int, dev_due: bool
+    ) -> None:
+        """start: the steps that the checkpoint has; dev_due: whether the evaluation behind it is made anew."""
         self.config, self.run, self.lost, self.log_every = config, run, lost, config.train.log_every
         self._pending: list[tuple[int, StepStats, dict[str, float], str]] = []
         self._writer: SummaryWriter | None = None
@@ -52,7 +55,7 @@ class Monitor:
             if "tensorboard" in config.train.report_to:
                 self._writer = SummaryWriter(str(run.tensorboard))
                 self._writer.add_text("config", f"```yaml\n{run.config.read_text(encoding='utf-8')}\n```")
-            told = self._cut_back(start)
+            told = self._cut_back(start, dev_due)
             others = [name for name in config.train.report_to if name != "tensorboard"]
             self._trackers = Trackers(run, others, identity(config), told=told) if others else None
             self._record = open(run.metrics, "ab")  # noqa: SIM115 (open for the run's whole life)
@@ -62,7 +65,7 @@ class Monitor:
                 mininterval=0.1 if terminal else 15.0,
             )  # fmt: skip
 
-    def _cut_back(self, start: int) -> dict[str, int]:
+    def _cut_back(self, start: int, dev_due: bool) -> dict[str, int]:
         """Keep the record of steps up to `start`, and show it in TensorBoard, line by line: it may be a million.
 
         A line that cannot be read costs itself alone. Returns of each figure the last step that the record
@@ -78,7 +81,8 @@ class Monitor:
                     broken.append(number)
                     continue
                 last |= {name: max(last.get(name, 0), int(line["step"])) for name in line}
-                if line["step"] <= start:
+                again = dev_due and line["step"] == start and "dev/micro_f1" in line
+                if line["step"] <= start and not again:
                     kept.write(_as_json(line))
                     self._to_tensorboard(line)
         if broken:

@@ -98,8 +98,9 @@ def test_trl_with_the_mix_in_is_our_own_loop(tmp_path: Path):
 
 def test_statistics_are_of_the_steps_that_the_loss_beside_them_is_of(tmp_path: Path):
     evaluated = {"max_steps": 4, "logging_steps": 4, "eval_strategy": "steps", "eval_steps": 3}
-    trainer = trained(NRMTrainer, tmp_path, evaluated, method=NRM(eps=1.0, alpha=0.3, ball="linf"))
+    trainer = trained(NRMTrainer, tmp_path, evaluated)
     (told,) = (line for line in trainer.state.log_history if "loss" in line)
+    assert told["nrm/delta0_norm"] == 0 < told["nrm/cosine"], "without a method: an attack, and no random start"
     scored = [line for line in trainer.state.log_history if "eval_loss" in line]
     assert scored and not any("loss/clean" in line for line in scored)
     # `loss` weighs steps alike and the statistics tokens, which are nearly as many in each.

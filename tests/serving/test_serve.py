@@ -23,6 +23,7 @@ from forked import Program
 
 from anit_ds.commands.cli import main
 from anit_ds.errors import InputError
+from anit_ds.serving.app import shortened
 from anit_ds.serving.batcher import Batcher
 
 pytest.importorskip("uvicorn", reason="anit serve needs the extra `serve`")
@@ -80,10 +81,15 @@ def test_the_openai_package_is_answered(address: str, predicted: list[dict[str, 
 
     with ThreadPoolExecutor(10) as pool:
         assert list(pool.map(ask, predicted)) == [row["answer"] for row in predicted]
-    stream = client.chat.completions.create(
-        model="jsonl", messages=[{"role": "user", "content": predicted[0]["text"]}], stream=True
-    )
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == predicted[0]["answer"]
+    asked = {"model": "jsonl", "messages": [{"role": "user", "content": predicted[0]["text"]}]}
+    *chunks, last = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == predicted[0]["answer"]
+    whole = client.chat.completions.create(**asked, max_tokens=1, stop=["\n"])
+    assert whole.usage == last.usage and whole.usage.prompt_tokens > 10 and whole.usage.completion_tokens <= 1
+    assert client.models.retrieve("jsonl").owned_by == "anit-ds"
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("gpt-4o")
+    assert refused.value.code == "model_not_found"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +103,15 @@ def test_the_openai_package_is_answered(address: str, predicted: list[dict[str, 
         ("v1/chat/completions", {"n": 2, "messages": [{"content": "a"}]}, 400, "there is one"),
         ("v1/chat/completions", {"stream": "no", "messages": [{"content": "a"}]}, 400, "`stream` is true or false"),
         ("v1/chat/completions", {"model": [1], "messages": [{"content": "a"}]}, 400, "`model` is a name"),
+        ("predict", {"text": "a", "dataset": "b"}, 400, "there is jsonl"), ("v2", {}, 404, "POST /v2: Not Found"),
+        ("health", {}, 405, "Method Not Allowed"),
+        ("v1/chat/completions", {"messages": [{"role": "assistant", "content": "a"}]}, 400, "the assistant's own"),
+        ("v1/chat/completions", {"max_tokens": 0, "messages": [{"content": "a"}]}, 400, "1 or more"),
+        ("v1/chat/completions", {"stop": [1], "messages": [{"content": "a"}]}, 400, "a list of texts"),
+        ("v1/chat/completions", {"tools": [{}], "messages": [{"content": "a"}]}, 400, "calls nothing"),
+        ("v1/chat/completions", {"logprobs": True, "messages": [{"content": "a"}]}, 400, "probabilities"),
+        ("v1/chat/completions", {"response_format": {"type": "json_object"}, "messages": [{"content": "a"}]}, 400,
+         "/predict gives"),
         ("v1/chat/completions", {"model": "gpt-4o", "messages": [{"content": "a"}]}, 404, "there is jsonl"),
         ("predict", b'{"text": "a", "dataset": NaN}', 400, "`dataset` is a name"),
     ],
@@ -104,6 +119,17 @@ def test_the_openai_package_is_answered(address: str, predicted: list[dict[str, 
 def test_what_cannot_be_answered_is_one_sentence(address: str, path: str, body: Any, status: int, said: str):
     found, reply = post(f"{address}/{path}", body)
     assert found == status and said in reply["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "most, stops, said",
+    [
+        (None, [], ("a b; c", False)), (9, [], ("a b; c", False)), (4, [], ("a b; c", False)), (3, [], ("a b;", True)),
+        (None, [";", "b"], ("a ", False)), (1, [";"], ("a", True)), (3, [";"], ("a b", False)),
+    ],
+)  # fmt: skip
+def test_an_answer_ends_where_a_client_says(most: int | None, stops: list[str], said: tuple[str, bool]):
+    assert shortened("a b; c", [1, 3, 4, 6], most, stops) == said
 
 
 def test_a_text_that_cannot_be_answered_is_its_own_matter():

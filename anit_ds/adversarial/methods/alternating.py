@@ -28,6 +28,8 @@ class AlternatingNRM(NRM):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        if self.loss != "ce":
+            raise ValueError(f"loss: {self.loss} compares two passes, and a step has one here")
         self._gradients = Carried(self.replays)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:

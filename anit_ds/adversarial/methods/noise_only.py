@@ -37,6 +37,10 @@ class NEFTune(OneBatchAtATime):
         return cls(alpha=config.neftune_alpha, seed=seed)
 
     def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
+        if getattr(batch, "trunk", None) is not None:
+            raise ValueError(
+                "NEFTune perturbs every token, and a trunk stays clean: PrefixTreeLM(model, keeps_trunk=False)"
+            )
         # delta0 of eq. 7 with eps = alpha / 10, beta = 0 and every real token in scope.
         (loss,) = lm.losses(batch, (
             partial(

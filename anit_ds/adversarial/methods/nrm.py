@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self
 
+import torch
 from torch import Tensor
 
 from anit_ds.adversarial.answers import answer_losses, divergence
@@ -91,7 +92,7 @@ class NRM(OneBatchAtATime):
         else:
             e, _, g = lm.input_gradient(batch, lambda e: self._start(e, batch))
             x1, nrm = self._step(g, e, batch)
-            losses, scale = self._train(lm, batch, x1), lm.attack_scale(e.dtype)
+            losses, scale = self._train(lm, batch, x1), lm.attack_scale(e)
         return self._stats(batch, losses, e, nrm, scale)
 
     def _stats(
@@ -105,8 +106,13 @@ class NRM(OneBatchAtATime):
         return perturbed_start(e, batch, seed=self.seed, eps=self.eps, beta=self._beta(batch))
 
     def _step(self, g: Tensor, e: Tensor, batch: Batch) -> tuple[Tensor, NrmStats]:
-        step = perturbed_step if self.step == "frobenius" else signed_step
-        return step(g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball, beta=self._beta(batch))
+        if self.step == "sign":
+            zeros = torch.zeros_like(e, dtype=torch.float32)
+            delta0 = self._start(zeros, batch) if self.start else zeros
+            return signed_step(g, e, batch, delta0, eps=self.eps, alpha=self.alpha, ball=self.ball)
+        return perturbed_step(
+            g, e, batch, seed=self.seed, eps=self.eps, alpha=self.alpha, ball=self.ball, beta=self._beta(batch)
+        )
 
     def _beta(self, batch: Batch) -> Tensor:
         """[S] the beta at which eq. 7 gives `start` times delta0: the kernels know one factor, 1 - beta."""

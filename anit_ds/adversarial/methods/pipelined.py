@@ -36,6 +36,8 @@ class PipelinedNRM(NRM):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        if self.loss != "ce":
+            raise ValueError(f"loss: {self.loss} needs three passes, one after the other")
         self._lora: PartlyTrainedLora | None = None
         self._upcoming: Batch | None = None
         self._attacked: tuple[Batch, Tensor, Tensor] | None = None
@@ -53,7 +55,7 @@ class PipelinedNRM(NRM):
         x1, nrm = self._step(g, e, batch)
         upcoming, self._upcoming = self._upcoming, None
         losses = self._train(lm, batch, x1) if upcoming is None else self._train_and_attack(lm, batch, x1, upcoming)
-        return self._stats(batch, losses, e, nrm, lm.attack_scale(e.dtype))
+        return self._stats(batch, losses, e, nrm, lm.attack_scale(e))
 
     def _attack(self, lm: PerturbableLM, batch: Batch) -> tuple[Tensor, Tensor]:
         """(e, g) of the batch: those that the last training pass brought along, or from a pass of their own."""
@@ -71,7 +73,7 @@ class PipelinedNRM(NRM):
         with self._lora.learning_from(learned, of=learned + attack_rows):
             clean, adversarial, attack = lm.losses_of([(batch, None), (batch, x1), (upcoming, point)])
             loss = (clean.sum() + self.lambda_ * adversarial.sum()) / batch.mean_over
-            lm.backward(loss + _WithGradient.apply(attack.sum(), lm.attack_scale(x1.dtype)))
+            lm.backward(loss + _WithGradient.apply(attack.sum(), lm.attack_scale(x1)))
         assert point.x.grad is not None
         self._attacked = (upcoming, point.e, point.x.grad)
         return {"clean": clean, "adversarial": adversarial}

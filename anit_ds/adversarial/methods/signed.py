@@ -12,16 +12,13 @@ from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import moved, project
-from anit_ds.adversarial.methods.delta import perturbed_start
 from anit_kernels import Ball, NrmStats
 
 
 def signed_step(
-    g: Tensor, e: Tensor, batch: Batch, *, seed: int, eps: float, alpha: float, ball: Ball, beta: Tensor
+    g: Tensor, e: Tensor, batch: Batch, delta0: Tensor, *, eps: float, alpha: float, ball: Ball
 ) -> tuple[Tensor, NrmStats]:
-    """e + delta1 [B, T, D] in e's dtype and per-sample statistics, with the arguments of `perturbed_step`."""
-    zeros = torch.zeros_like(e, dtype=torch.float32)
-    delta0 = perturbed_start(zeros, batch, seed=seed, eps=eps, beta=beta)
+    """e + delta1 [B, T, D] in e's dtype and per-sample statistics, for g [B, T, D], the gradient at e + delta0."""
     g = torch.where(batch.scope.unsqueeze(-1), g.float(), 0.0)
     grad_norm = batch.norm_per_sample(g)
     finite = grad_norm.isfinite()
