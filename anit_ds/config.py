@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from anit_ds.adversarial.rules import METHODS, raw_unless_told
-from anit_ds.errors import shown
+from anit_ds.errors import called_here, shown
 from anit_ds.files import expanded_path
 from anit_ds.yamlfile import dump_yaml
 
@@ -368,6 +368,13 @@ class LoraConfig(BaseModel):
     init_from: PathText | None = None
     """A run folder or adapter folder whose adapter this run starts from."""
 
+    @model_validator(mode="after")
+    def _named_as_here(self) -> LoraConfig:
+        for name in self.model_extra or {}:
+            if other := called_here(name):
+                raise ValueError(f"{name}: it is called {other} here")
+        return self
+
 
 class TrainConfig(Section):
     epochs: float = Field(3.0, gt=0, le=_MANY)
@@ -439,7 +446,7 @@ class EvalConfig(Section):
     """At ZeRO 3: true gathers the weights once an evaluation, false with every pass; null: once where they fit."""
     max_new_tokens: int | None = Field(None, ge=1, le=_MANY)
     """Longest answer in tokens; by default training's longest and a quarter more, at least 8."""
-    noises: list[NoiseKind] = Field(default_factory=list)
+    noises: Annotated[list[NoiseKind], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Score the best adapter on the test split under these noises as well: robustness and consistency."""
     omega: float | None = Field(None, gt=0, le=1)
     """Level of the noises at evaluation; by default noise.omega, that of training."""

@@ -35,9 +35,30 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+# What a field is called elsewhere (the Hugging Face Trainer, TRL, LLaMA-Factory): the whole path of ours.
+_CALLED_ELSEWHERE = {
+    "learning_rate": "train.lr", "per_device_train_batch_size": "train.micro_batch", "batch_size": "train.global_batch",
+    "gradient_accumulation_steps": "train.global_batch", "num_train_epochs": "train.epochs", "output_dir": "out",
+    "lr_scheduler_type": "train.lr_schedule", "warmup_ratio": "train.warmup", "save_steps": "train.checkpoint_every",
+    "max_grad_norm": "train.grad_clip", "logging_steps": "train.log_every", "eval_steps": "eval.every",
+    "gradient_checkpointing": "train.activation_checkpointing", "save_total_limit": "train.keep",
+    "per_device_eval_batch_size": "eval.batch_size", "model_name_or_path": "model.name_or_path",
+    "torch_dtype": "model.dtype", "attn_implementation": "model.attn", "cutoff_len": "data.max_length",
+    "max_samples": "data.max_train", "lora_rank": "lora.r", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
+    "lora_target": "lora.targets", "target_modules": "lora.targets", "rank": "lora.r",
+}  # fmt: skip
+
+
+def called_here(name: str) -> str | None:
+    """The path of the field that other trainers call `name`."""
+    return _CALLED_ELSEWHERE.get(name)
+
+
 def nearest(name: str, names: Collection[str]) -> str:
     """What to say of a name that is none of these: the one that was meant, or which there are."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if other := called_here(name):
+        return f"it is called {other} here"
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,6 +14,7 @@ from typing import Any, get_type_hints
 import peft
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -23,6 +25,8 @@ from anit_ds.config import Config, LoraConfig, ModelConfig
 from anit_ds.errors import InputError, first_line, nearest, shown
 from anit_ds.files import read_json
 from anit_ds.sealed import read_sealed_folder
+
+_SAMPLES, _SAMPLE = 64, 4096  # of a weight file what `base_fingerprint` reads: so many places, so many bytes at each
 
 # The names the YAML has for peft.LoraConfig's fields; all other fields keep their own.
 _LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
@@ -82,6 +86,28 @@ def chat_template(config: ModelConfig) -> tuple[str, str, int] | None:
     before, _, behind = text.partition(mark)
     tokens = sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, behind))
     return before, behind, tokens
+
+
+def base_fingerprint(config: ModelConfig) -> str | None:
+    """One hash of a checkpoint: its configuration, and its weight files' sizes with samples of what they hold (reading
+    a large model whole takes minutes). None where its files are not on this machine."""
+    folder = Path(config.name_or_path)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(config.name_or_path, "config.json", revision=config.revision)
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    digest = sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as opened:
+            for place in range(_SAMPLES):
+                opened.seek(place * size // _SAMPLES)
+                digest.update(opened.read(_SAMPLE))
+    return digest.hexdigest()
 
 
 def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:

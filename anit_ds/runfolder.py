@@ -118,12 +118,14 @@ class RunFolder:
             raise self._edited()
 
     def note(
-        self, config: Config, *, data: dict[str, str], answer_limits: dict[str, int], was: int | None = None
-    ) -> None:
+        self, config: Config, *, data: dict[str, str], model: str | None, answer_limits: dict[str, int],
+        was: int | None = None,
+    ) -> None:  # fmt: skip
         """Write run.json: what a run begins with, for those who go on from it or ask it.
 
-        data: of each data set the hash that it is known by. answer_limits: of each the tokens that an answer may have.
-        was: the steps that it was to make, where it is now asked for another length.
+        data: of each data set the hash that it is known by; model: that of the base model. answer_limits: of each data
+        set the tokens that an answer may have. was: the steps that it was to make, where it is now asked for another
+        length.
         """
         earlier = self.earlier()
         if was is not None and (there := self.of_another_length(config)) is not None:
@@ -131,7 +133,7 @@ class RunFolder:
             this = {"configuration": configuration_hash(there), "steps": was}
             earlier = [*earlier, this] if this not in earlier else earlier
         content = {
-            "configuration": configuration_hash(config), "data": data, "answer_limits": answer_limits,
+            "configuration": configuration_hash(config), "data": data, "model": model, "answer_limits": answer_limits,
             "earlier": earlier,
         }  # fmt: skip
         write_sealed(self.record, content)
@@ -155,13 +157,23 @@ class RunFolder:
 
     def begun_data(self) -> dict[str, str] | None:
         """`data` of `note` once training has left anything that depends on it, else None; empty where nobody knows."""
-        if not any(path.exists() for path in (self.metrics, self.checkpoints, self.summary)):
+        if not self._has_trained():
             return None
         try:
             known: dict[str, str] = self.noted().get("data", {})
         except Damaged:
             known = {}
         return known
+
+    def begun_model(self) -> str | None:
+        """`model` of `note` once training has left anything that depends on it; None where nobody knows."""
+        try:
+            return self.noted().get("model") if self._has_trained() else None
+        except Damaged:
+            return None
+
+    def _has_trained(self) -> bool:
+        return any(path.exists() for path in (self.metrics, self.checkpoints, self.summary))
 
     def _begun_with(self) -> str | None:
         try:

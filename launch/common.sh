@@ -82,6 +82,7 @@ load_cluster() {
 # The folder of the run that `command_line` trains (or reads): `out` of the configuration, overrides applied.
 run_folder() {
     local words=() word out
+    command -v anit >/dev/null || refuse "there is no anit here: run make setup, or activate the environment that has it"
     if [[ ${command_line[1]} != train ]]; then
         # The run's folder is the first word that is one; options and their values may stand before it.
         for word in "${command_line[@]:2}"; do

@@ -177,6 +177,11 @@ def test_a_limit_is_told(run: Path, anit: Anit, tmp_path: Path):
     (tmp_path / "in.jsonl").write_text('{"text": "Ada King saw Rome ."}\n')
     said = anit("predict", run, "--input", tmp_path / "in.jsonl", "--max-new-tokens", 1)
     assert json.loads(said.split("\n")[0])["cut"] is True and "1 answers: 1 cut at the limit" in said
+    long = json.dumps({"text": "Ada King saw Rome . " * 500})
+    (tmp_path / "long.jsonl").write_text(f'{long}\n{{"text": "Ada King saw Rome ."}}\n')
+    said = anit("predict", run, "--input", tmp_path / "long.jsonl")
+    assert [json.loads(row).get("text_cut") for row in said.split("\n")[:2]] == [True, None]
+    assert "1 texts lost their end, which does not fit into data.max_length" in said
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

@@ -75,7 +75,8 @@ def init(
     _check(config)
     click.echo(_describe(found, source))
     click.echo(f"written: {config} and {instructions}; make the labels and instructions your own there, then\n")
-    click.echo(f"    anit data {config}\n    anit train {config}")
+    skip = " data.on_error=skip" if found.broken else ""  # where it is meant, the user writes it into the YAML
+    click.echo(f"    anit data {config}{skip}\n    anit train {config}{skip}")
 
 
 _ABOVE_INSTRUCTIONS = """\
@@ -144,7 +145,9 @@ def _describe(found: Beginning, source: str) -> str:
         "labels: " + ", ".join(shown) + more,
     ]
     if found.broken:
-        lines.append(f"{found.broken} rows cannot be read: {found.why} (data.on_error: skip leaves them out)")
+        lines.append(
+            f"{found.broken} rows cannot be read: {found.why} (data.on_error: skip, in the YAML, leaves them out)"
+        )
     return "\n".join(lines)
 
 

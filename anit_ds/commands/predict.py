@@ -52,7 +52,8 @@ def predict(
     dtype: str | None,
 ) -> None:
     """Answers of a RUN for new texts: each input line again, with `answer` and `items`, with `malformed` where pieces
-    of the answer could not be read, and `cut` where it was cut off at its limit. Classification: `probabilities` of the
+    of the answer could not be read, and `cut` where it was cut off at its limit, and
+    `text_cut` where the text lost its end to data.max_length. Classification: `probabilities` of the
     labels, at the temperature that dev found, and the `label` chosen by them. Multilabel: the `labels` of the answer.
     With --constrained `scores`: of each item the geometric mean of its tokens' probabilities, and the probability of
     `none`."""
@@ -68,7 +69,7 @@ def predict(
         if main and not _is_stream(source):
             for where, row in _rows(source):  # what is wrong in line 90,000 is said before the first is answered
                 asked.check(row, where)
-        count = cut = unread = scored = without = 0
+        count = cut = unread = scored = without = shortened = 0
         answers = asked.answer(
             _rows(source), probabilities=probabilities, least=min_score,
             constrained=constrained or min_score > 0,
@@ -80,12 +81,15 @@ def predict(
                 out.flush()
                 count += len(answered)
                 cut += sum("cut" in row for row in answered)
+                shortened += sum("text_cut" in row for row in answered)
                 unread += sum("malformed" in row for row in answered)
                 scored += sum("probabilities" in row for row in answered)
                 without += sum("probabilities" in row and row["label"] is None for row in answered)
         if main:
             abstained = f", {without} without a label" if without else ""
             click.echo(f"{count} answers: {cut} cut at the limit, {unread} not parsed whole{abstained}", err=True)
+            if shortened:
+                click.echo(f"{shortened} texts lost their end, which does not fit into data.max_length", err=True)
             if scored and (note := asked.uncalibrated()):
                 click.echo(note, err=True)
 

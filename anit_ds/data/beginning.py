@@ -128,7 +128,27 @@ def _columns(
     if separator or len(labels) > 1:
         raise InputError("--separator, and --label more than once, are for --task multilabel")
     named = {what: column for what, column in (*given.items(), *(("label", name) for name in labels)) if what != "text"}
-    return Columns(text=text, **(named or _answer_column(path, rows, others, task)))
+    answers = named or _answer_column(path, rows, others, task)
+    if task is None and "label" in answers:
+        _refuse_several(path, rows, answers["label"])
+    return Columns(text=text, **answers)
+
+
+def _refuse_several(path: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Raises InputError where a column that is taken for one label a text has several: lists, or cells whose parts are
+    labels of other texts."""
+    cells = [row.get(name) for row in rows]
+    words = [cell.strip() for cell in cells if isinstance(cell, str)]
+    several = [str(cell) for cell in cells if isinstance(cell, list)] + [word for word in words if word.startswith("[")]
+    alone = set(words)
+    for mark in _SEPARATORS:
+        split = [(word, [part.strip() for part in word.split(mark)]) for word in words if mark in word]
+        several += [word for word, parts in split if all(part in alone for part in parts)]
+    if len(several) > 0.05 * len(cells):
+        raise InputError(
+            f"{path}: {name} has several labels in a cell, such as {shown(several[0])}: --task multilabel; where that "
+            "is one label, --task classification"
+        )
 
 
 def _text_column(path: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from anit_ds.config import Config
-from anit_ds.data.examples import Sample
+from anit_ds.data.examples import Sample, sample_key
 from anit_ds.data.prompts import PromptEncoder
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks import NONE, Parsed
@@ -67,15 +67,18 @@ class Answerer:
         least: float = 0.0,
     ) -> list[dict[str, Any]]:
         """What a row says of each sample of one data set, in their order: the greedy `answer` and its `items`,
-        `malformed` and `cut` where it is; with `probabilities` the `label` chosen by them too (by default where labels
-        are few); with `constrained` the `scores` of the items, of which those below `least` are left out, and how
-        probable `none` is: with one of `none_thresholds` it is the answer from there on. Where a text has several
-        labels, the items as `labels` too."""
+        `malformed` and `cut` where it is, `text_cut` where the text was too long for `data.max_length`; with
+        `probabilities` the `label` chosen by them too (by default where labels are few); with `constrained` the
+        `scores` of the items, of which those below `least` are left out, and how probable `none` is: with one of
+        `none_thresholds` it is the answer from there on. Where a text has several labels, the items as `labels`
+        too."""
         labels = self.labels(data_set)
         if labels and not (len(labels.names) <= MOST_LABELS if probabilities is None else probabilities):
             labels = None
         given = self._answers(list(data_set.instructions.labels.values())) if labels else ()
+        self.encoder.cut.pop("", None)
         asked = [Question(prompt, given) for prompt in self.encoder.encode_prompts(samples)]
+        shortened = self.encoder.cut[""]
         if constrained:
             asked = [self._constrained(q, data_set, sample) for q, sample in zip(asked, samples, strict=True)]
         ask = partial(self._ask, model, data_set)
@@ -84,7 +87,7 @@ class Answerer:
         if constrained and (threshold := self.none_thresholds.get(data_set.name)):
             answered = self._at_threshold(data_set, asked, answered, ask, threshold)
         rows = []
-        for question, first, (answer, reply) in zip(asked, replies, answered, strict=True):
+        for sample, question, first, (answer, reply) in zip(samples, asked, replies, answered, strict=True):
             parsed = data_set.parse(answer)
             row: dict[str, Any] = {"answer": answer, "items": parsed.items}
             if question.grammar:
@@ -95,6 +98,8 @@ class Answerer:
             if data_set.task is MULTILABEL:
                 row["labels"] = [item[0] for item in row["items"]]
             row |= ({"malformed": parsed.malformed} if parsed.malformed else {}) | told_if_cut(reply)
+            if sample_key(sample.id) in shortened:
+                row["text_cut"] = True
             if labels:
                 scores = torch.tensor([reply.log_probabilities])
                 finite = bool(scores.isfinite().all())

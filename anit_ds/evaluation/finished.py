@@ -5,6 +5,7 @@ Nothing but the folder and the model is read, and nothing but evaluations is wri
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,16 +32,26 @@ from anit_ds.evaluation.nothing import thresholds_of
 from anit_ds.evaluation.report import AnsweredBy, Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.evaluation.thresholds import FITTED, Thresholds
-from anit_ds.modeling import dtype_name, load_model, load_tokenizer, load_trained, resolve_dtype, weights_about
+from anit_ds.modeling import (
+    base_fingerprint,
+    dtype_name,
+    load_model,
+    load_tokenizer,
+    load_trained,
+    resolve_dtype,
+    weights_about,
+)
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
 from anit_ds.sealed import Damaged, read_sealed
+
+logger = logging.getLogger(__name__)
 
 # Most texts that a rank answers before they are given out, in batches: enough to keep a batch full.
 _BATCHES = 4
 _HALF = re.compile("[\ud800-\udfff]")
 # What an answer is told by. A column of the input that has such a name is none.
-_TOLD = {"answer", "items", "label", "labels", "none", "probabilities", "scores", "malformed", "cut"}
+_TOLD = {"answer", "items", "label", "labels", "none", "probabilities", "scores", "malformed", "cut", "text_cut"}
 
 
 def _beside(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +162,16 @@ class FinishedRun:
             return load_model(self.config.model, dtype, device).to(device).eval()
         if weights_about(best).get("configuration") not in self.folder.configurations(self.config):
             raise InputError(f"{best}: is of another configuration than config.yaml's")
+        self._doubt_the_base()
         return load_trained(self.config, best, dtype, device).to(device).eval()
+
+    def _doubt_the_base(self) -> None:
+        begun = self.folder.begun_model()
+        if distributed.rank() == 0 and begun and (base := base_fingerprint(self.config.model)) and base != begun:
+            logger.warning(
+                "%s is not the model that this run was trained on: its answers are others",
+                self.config.model.name_or_path,
+            )
 
     @cached_property
     def evaluator(self) -> Evaluator:

@@ -106,23 +106,36 @@ class Records:
     def read_whole(self) -> list[Result]:
         """The records with what is kept of their answers, and their dev curves.
 
-        Raises InputError where two of them are of other texts, though their configurations name the same data: a data
-        set has changed between two starts.
+        Raises InputError where two of them are of other texts, files, instructions or weights, though their
+        configurations name the same ones: they have changed between two starts.
         """
         made = [result for _, result in self._read()]
-        seen: dict[tuple[Any, ...], Result] = {}
+        seen: dict[tuple[Any, ...], tuple[str, Result]] = {}
         for result in made:
-            for split, hashed in result.get("data", {}).items():
-                axes = (result[axis] for axis in ("dataset", "seed", "fraction", "max_train"))
-                first = seen.setdefault((*axes, split), result)
-                if first["data"][split] != hashed:
+            for place, what, hashed in _began_with(result):
+                known, first = seen.setdefault(place, (hashed, result))
+                if known != hashed:
                     file = self._results.folder / f"{Path(first['run']).name}.json"
                     raise InputError(
-                        f"{file}: is of other {split} texts than {Path(result['run']).name}.json beside it, so "
-                        f"{result['dataset']} has changed since; take the cells of one of the two away, or choose "
-                        "another out"
+                        f"{file}: is of {what} than {Path(result['run']).name}.json beside it, so {place[1]} has "
+                        "changed since; take the cells of one of the two away, or choose another out"
                     )
         return made
+
+
+def _began_with(result: Result) -> Iterator[tuple[tuple[Any, ...], str, str]]:
+    """Of all that a result follows from and its configuration only names: (what it is of, in words, its hash). Cells of
+    earlier versions have some of it alone."""
+    dataset = result["dataset"]
+    for split, hashed in result.get("data", {}).items():
+        drawn = (result[axis] for axis in ("seed", "fraction", "max_train"))
+        yield ("texts", dataset, split, *drawn), f"other {split} texts", hashed
+    for name, hashed in result.get("sources", {}).items():
+        yield ("source", dataset, name), f"another file for {name}", hashed
+    for name, hashed in result.get("instructions_hash", {}).items():
+        yield ("instructions", name, result["instructions"]), "other instructions", hashed
+    if model := result.get("model_hash"):
+        yield ("weights", result["model"]), "another base model", model
 
 
 def _without_answers(result: Result) -> Result:
@@ -166,14 +179,23 @@ def _result(cell: Cell, run: RunFolder, out: Path) -> Result:
 
 
 def _data_of(cell: Cell, run: RunFolder) -> dict[str, Any]:
-    """`data`: for each split the hash of its texts and answers; `train_examples`: how many there were, where that is
-    fewer than data.max_train. Nothing of a mixture, whose sets have a manifest each."""
-    if not (run.data / MANIFEST).is_file():
-        return {}
-    manifest, most = read_sealed(run.data / MANIFEST), cell.config.data.max_train
-    hashes = {split: manifest["inputs"][split] for split in ("train", "dev", "test")}
-    there = manifest["counts"]["train"]
-    return {"data": hashes, **({"train_examples": there} if most and there < most else {})}
+    """`data`: for each split the hash of its texts and answers; `sources`: of each file that they came from;
+    `instructions_hash`: of each data set's instructions; `model_hash`: of the base model; `train_examples`: how many
+    there were, where that is fewer than data.max_train."""
+    files = sorted(file for file in run.data.glob(f"**/{MANIFEST}") if "epoch-" not in file.parent.name)
+    manifests = {m["dataset"]: m for m in map(read_sealed, files)}
+    hashes: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    for name, manifest in manifests.items():
+        of = f"{name}: " if len(manifests) > 1 else ""
+        hashes |= {f"{of}{split}": manifest["inputs"][split] for split in ("train", "dev", "test")}
+        sources |= {f"{of}{split}": source["sha256"] for split, source in manifest.get("sources", {}).items()}
+    told: dict[str, Any] = {"data": hashes, "sources": sources}
+    told["instructions_hash"] = {name: m["inputs"]["instructions"] for name, m in manifests.items()}
+    if model := run.noted().get("model"):
+        told["model_hash"] = model
+    most, there = cell.config.data.max_train, sum(m["counts"]["train"] for m in manifests.values())
+    return {**told, **({"train_examples": there} if most and len(manifests) == 1 and there < most else {})}
 
 
 def _notes(report: dict[str, Any]) -> list[str]:

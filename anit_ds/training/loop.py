@@ -22,11 +22,18 @@ from anit_ds.adversarial.rules import METHODS
 from anit_ds.config import Config
 from anit_ds.data.prompts import Encoded, PromptEncoder
 from anit_ds.data.rundata import RunData, forget_epochs
-from anit_ds.errors import RunFailed
+from anit_ds.errors import InputError, RunFailed
 from anit_ds.evaluation import Evaluator, Interrupted
 from anit_ds.files import write_atomically
 from anit_ds.identity import configuration_hash
-from anit_ds.modeling import dtype_name, load_tokenizer, peft_config, resolve_dtype, with_fields_of_init_from
+from anit_ds.modeling import (
+    base_fingerprint,
+    dtype_name,
+    load_tokenizer,
+    peft_config,
+    resolve_dtype,
+    with_fields_of_init_from,
+)
 from anit_ds.onewriter import only_writer
 from anit_ds.ranks import distributed
 from anit_ds.ranks.signals import Signals
@@ -138,6 +145,7 @@ class Trainer:
         limits = distributed.from_main(lambda: Evaluator(config, self.feed.data, tokenizer).answer_limits)
         evaluator = Evaluator(config, self.feed.data, tokenizer, limits)
         self.scores = Scores(evaluator, run, self._beat_in_evaluation, dtype_name(self.dtype))
+        base = distributed.from_main(lambda: self._fingerprint_of_base())
         here = distributed.ranks_here()
         if forecast and distributed.rank() == 0:
             said = forecast(config, [view for views in self.feed.samples for view in views], here)
@@ -147,7 +155,9 @@ class Trainer:
         state = self._resume(shorter)
         # Only now, with the model loaded, is a finished run one that goes on.
         data, was_steps = self.feed.data.identities, was.steps if was else None
-        distributed.from_main(lambda: run.note(config, data=data, answer_limits=dict(limits), was=was_steps))
+        distributed.from_main(
+            lambda: run.note(config, data=data, model=base, answer_limits=dict(limits), was=was_steps)
+        )
         self.earlier = distributed.from_main(lambda: [one["steps"] for one in run.earlier()])
         self.step = self.saved = state.get("step", 0)
         if was:
@@ -159,6 +169,16 @@ class Trainer:
         self.monitor = Monitor(
             config, run, self.lost, total_steps=self.length.steps, start=self.step, dev_due=self.dev_due
         )
+
+    def _fingerprint_of_base(self) -> str | None:
+        """Raises InputError where the base model is not the one that the run in the folder began with."""
+        base, begun = base_fingerprint(self.config.model), self.run.begun_model()
+        if begun is not None and base != begun:
+            raise InputError(
+                f"model.name_or_path: {self.config.model.name_or_path} is not the model that the run in this folder "
+                "began with; put back what it was, choose another out=, or begin anew with --fresh"
+            )
+        return base
 
     def _load_data(self, epoch: int) -> RunData:
         """The data as of an epoch. Noise that was drawn for earlier ones goes, but for what the last checkpoint is in:

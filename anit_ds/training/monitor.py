@@ -41,7 +41,7 @@ class Monitor:
     """
 
     def __init__(
-        self, config: Config, run: RunFolder, lost: LostSteps, *, total_steps: int, start: int, dev_due: bool
+        self, config: Config, run: RunFolder, lost: LostSteps, *, total_steps: int, start: int, dev_due: bool = False
     ) -> None:
         """start: the steps that the checkpoint has; dev_due: whether the evaluation behind it is made anew."""
         self.config, self.run, self.lost, self.log_every = config, run, lost, config.train.log_every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -9,11 +10,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import click
 import pytest
 import yaml
+from safetensors import SafetensorError
 
 import anit_ds
+from anit_ds.commands import entry
 from anit_ds.commands.cli import main
 from anit_ds.configfile import annotated_yaml, load_config, set_field
 
@@ -73,6 +78,7 @@ def line_of(file: Path, text: str) -> int:
         ({"method": {"name": "anitt"}}, "no method is called 'anitt'"),
         ({"method": {"name": "fgsm", "alpha": 3.0}}, "fgsm does not use 'alpha'; it reads attack_none, eps, eps_unit"),
         ({"modle": {}}, "modle: unknown key; did you mean model?"),
+        ({"train.learning_rate": 1e-4}, "train.learning_rate: unknown key; it is called train.lr here"),
     ],
 )
 def test_a_wrong_field_is_named_with_file_and_line(
@@ -90,6 +96,23 @@ def test_a_wrong_override_is_named(write_config, capsys, monkeypatch):
     assert "written key=value" in refusal(capsys, monkeypatch, "data", write_config(), "omega")
     message = refusal(capsys, monkeypatch, "data", write_config(), "nosie.omega=0.3")
     assert "command line: nosie: unknown key; did you mean noise?" in message
+    message = refusal(capsys, monkeypatch, "data", write_config(), "lora.lora_alpha=32")
+    assert message.endswith("lora: lora_alpha: it is called lora.alpha here")
+
+
+def test_a_full_disk_is_a_sentence(capsys):
+    def ended(error: Exception) -> str:
+        command = click.Command("full", callback=Mock(side_effect=error))
+        with pytest.raises(SystemExit) as exit:
+            entry.run(command, [])
+        assert exit.value.code == 1
+        return capsys.readouterr().err
+
+    full = os.strerror(errno.ENOSPC)
+    assert ended(OSError(errno.ENOSPC, full, "/mnt/out")).startswith(f"anit: /mnt/out: [Errno 28] {full}")
+    assert f"I/O error: {full}" in ended(SafetensorError(f"Error while serializing: I/O error: {full} (os error 28)"))
+    with pytest.raises(OSError, match="Permission"):
+        entry.run(click.Command("other", callback=Mock(side_effect=OSError("Permission"))), [])
 
 
 def test_a_missing_data_file_is_named(write_config, capsys, monkeypatch, tmp_path):

@@ -113,6 +113,8 @@ def test_each_form_of_labels_is_found_and_holds_the_same_rows(name: str, anit: A
         ("text,tags\nabc,q\n", ["--task", "multilabel"], "where there is none of ; | ,? --separator says it"),
         ("text,tags\nabc,a;b|c\n", ["--task", "multilabel"], "where there is ; and |? --separator says it"),
         ("text,tags\nabc,a\n", ["--separator", ";"], "are for --task multilabel"),
+        ("text,tags\nabc,a;b\nbcd,a\ncde,b\n" * 9, ["--label", "tags"], "such as 'a;b': --task multilabel; where"),
+        ('text,tags\nabc,"[""a""]"\nbcd,"[""b"", ""a""]"\n' * 9, ["--label", "tags"], "--task multilabel"),
     ],
 )  # fmt: skip
 def test_where_the_labels_are_is_asked_for(content: str, options: list[str], said: str, anit: Anit):
@@ -123,7 +125,9 @@ def test_where_the_labels_are_is_asked_for(content: str, options: list[str], sai
 def test_a_label_without_words_and_a_cell_that_is_neither_are_named_with_their_place(anit: Anit, tiny_folder: Path):
     comments(cell="maybe")
     ask = ("init", ".", "--data", "comments.csv", "--task", "multilabel", "--model", tiny_folder)
-    assert "1 rows cannot be read: comments.csv:7: threat: 'maybe' is neither 0 nor 1" in anit(*ask)
+    said = anit(*ask)
+    assert "1 rows cannot be read: comments.csv:7: threat: 'maybe' is neither 0 nor 1" in said
+    assert "anit train comments.yaml data.on_error=skip" in said
     assert "comments.csv:7: threat: 'maybe' is neither 0 nor 1" in anit("data", "comments.yaml", code=2)
     comments(cell="1")
     file = Path("instructions.yaml")

@@ -308,15 +308,29 @@ def test_cells_of_other_texts_are_not_compared(
     write, review_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ):
     data = shutil.copytree(review_folder, tmp_path / "reviews")
-    sets = {"datasets": [{"dataset": "jsonl", "path": str(data)}]}
-    base = {"train": {"max_steps": 1, "global_batch": 8, "micro_batch": 8}, "eval": {"max_new_tokens": 1}}
+    sets = {"datasets": [{"dataset": "jsonl", "path": str(data)}], "seeds": [1]}
+    base = {
+        "train": {"max_steps": 1, "global_batch": 8, "micro_batch": 8}, "eval": {"max_new_tokens": 1},
+        "data": {"instructions_file": str(data / "instructions.yaml")},
+    }  # fmt: skip
     assert anit(monkeypatch, write(base=base, grid={**sets, "methods": ["sft"]})) == 0
     lines = (data / "test.jsonl").read_text().splitlines(keepends=True)
     (data / "test.jsonl").write_text("".join(lines[1:]) + lines[0].replace("text", "text", 1).replace("test", "west"))
     capsys.readouterr()
     assert anit(monkeypatch, write(base=base, grid={**sets, "methods": ["sft", "neftune"]})) == 2
     assert "of other test texts than jsonl-neftune" in capsys.readouterr().err
-    assert len(list((tmp_path / "comparison" / "cells").iterdir())) == 2, "nothing is lost"
+    folder = tmp_path / "comparison" / "cells"
+    assert len(list(folder.iterdir())) == 2, "nothing is lost"
+    # Another seed draws other texts by itself, but from the same files, and asks with the same instructions.
+    (folder / next(name for name in os.listdir(folder) if "neftune" in name)).unlink()
+    assert anit(monkeypatch, write(base=base, grid={**sets, "methods": ["sft"], "seeds": [1, 2]})) == 2
+    assert "another file for test than jsonl-sft-none-s2" in capsys.readouterr().err
+    (data / "test.jsonl").write_text("".join(lines))
+    (folder / next(name for name in os.listdir(folder) if "-s2-" in name)).unlink()
+    words = (data / "instructions.yaml").read_text()
+    (data / "instructions.yaml").write_text(words.replace("Which?", "What?"))
+    assert anit(monkeypatch, write(base=base, grid={**sets, "methods": ["sft"], "seeds": [1, 3]})) == 2
+    assert "other instructions than jsonl-sft-none-s3" in capsys.readouterr().err
 
 
 def test_a_training_that_is_refused_is_no_result(write, tmp_path: Path):

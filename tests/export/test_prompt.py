@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, processors
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from anit_ds.config import Config
 from anit_ds.data.prompts import PromptEncoder
@@ -17,7 +17,10 @@ from anit_ds.data.rundata import RunData
 from anit_ds.export import write_prompt
 from anit_ds.tiny import tiny_tokenizer
 
-CHAT = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+CHAT = (
+    "{{ bos_token }}{{ strftime_now('%d %b %Y') }}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+)
 
 
 def tokenizer(begins: bool, ends: bool) -> Any:
@@ -35,9 +38,12 @@ def tokenizer(begins: bool, ends: bool) -> Any:
 @pytest.mark.parametrize("order", ["paper", "instruction_last"])
 @pytest.mark.parametrize("begins, ends", [(False, False), (True, False), (True, True)])
 def test_the_template_gives_the_tokens_of_training(
-    style: str, order: str, begins: bool, ends: bool, make_config: Callable[..., Config], tmp_path: Path
-):
-    config = make_config(**{"prompt.style": style, "prompt.order": order})
+    style: str, order: str, begins: bool, ends: bool, make_config: Callable[..., Config], tmp_path: Path,
+):  # fmt: skip
+    GenerationConfig(repetition_penalty=1.05).save_pretrained(tmp_path / "base")
+    config = make_config(
+        **{"prompt.style": style, "prompt.order": order, "model.name_or_path": str(tmp_path / "base")}
+    )  # fmt: skip
     data, made = RunData.load(config, None), tokenizer(begins, ends)
     assert write_prompt(tmp_path, config, data, made, {"jsonl": 7}) == []
     made.chat_template = (tmp_path / "chat_template.jinja").read_text()
@@ -49,6 +55,8 @@ def test_the_template_gives_the_tokens_of_training(
         assert alone.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) == prompt
     settings = json.loads((tmp_path / "generation_config.json").read_text())
     assert settings["max_new_tokens"] == 7 and made.eos_token_id in settings["eos_token_id"]
+    assert settings["repetition_penalty"] == 1.05, "the answers that were scored had it"
+    assert style == "plain" or "26 Jul 2024" in made.decode(prompts[0]), "a prompt is the same tomorrow"
 
 
 def test_a_template_that_would_say_something_else_is_not_written(make_config: Callable[..., Config], tmp_path: Path):

@@ -89,6 +89,28 @@ echo "   Command={copy}/slurm.sbatch --ranks 8 anit train conf/c.yaml"
     assert code == 2 and "no common.sh beside" in said
 
 
+def test_the_shell_of_salloc_is_no_job_with_a_script(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "   Command=(null)"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    shell = {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    code, text, said = launch("slurm.sbatch", "--dry-run", "anit", "train", "c.yaml", **shell)
+    assert code == 0 and "srun" in text, said
+
+
+@pytest.mark.parametrize(
+    "variables, ranks",
+    [({}, 3), ({"CUDA_VISIBLE_DEVICES": "0,2"}, 2), ({"CUDA_VISIBLE_DEVICES": ""}, 1), ({"DS_ACCELERATOR": "cpu"}, 1)],
+)
+def test_there_is_a_rank_for_each_gpu_that_is_visible(
+    variables: dict[str, str], ranks: int, tmp_path: Path, config: Path
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nseq 3\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DS_ACCELERATOR": "cuda", **variables}
+    _, text, _ = launch("local.sh", "--dry-run", "anit", "train", config, **path)
+    assert sum("LOCAL_RANK=" in line for line in text.splitlines()) == ranks
+
+
 def test_options_may_stand_before_a_run_s_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     code, _, said = launch("local.sh", "--ranks", 1, "anit", "eval", "--split", "dev", tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -65,6 +66,9 @@ def test_a_signal_in_any_evaluation(make_config: MakeConfig, monkeypatch: pytest
         assert (Path(stopped.out) / "requeue").read_text() == f"{which.name} at {said}\n"
     evaluations.stop_in = 0
     summary = train(stopped)
+    # The start before made up for dev at step 6 and ended without a checkpoint, so this one does so again.
+    lines = map(json.loads, (Path(stopped.out) / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "dev/micro_f1" in line] == [3, 6]
     assert summary is not None and expected is not None
     assert {k: summary[k] for k in ("dev", "after", "before")}["dev"] == expected["dev"]
     assert summary["before"] == expected["before"] and summary["after"]["nll"] == expected["after"]["nll"]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from resumed import assert_a_resume_is_exact
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from anit_ds.config import Config
 from anit_ds.errors import InputError
-from anit_ds.training import train
+from anit_ds.training import loop, train
 from anit_ds.training.length import Length
 
 MakeConfig = Callable[..., Config]
@@ -93,6 +94,30 @@ def test_a_finished_run_goes_on(make_config: MakeConfig, anit: Anit, tmp_path: P
     assert "holds a run of 12 steps" in anit("train", tmp_path / "run.yaml", "train.max_steps=7", code=2)
     assert "train.lr: 0.001 there, 0.1 here" in anit("train", tmp_path / "run.yaml", "train.lr=0.1", code=2)
     assert "micro-F1" in anit("eval", extended.out), "what was refused changed nothing"
+
+
+def test_a_longer_run_that_cannot_begin_leaves_the_finished_one(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = make_config(**{"method": {"name": "sft"}, "train.max_steps": 2, "eval.test": False})
+    train(short)
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(loop, "build_model", Mock(side_effect=MemoryError))
+        train(make_config(**{"method": {"name": "sft"}, "train.max_steps": 3, "eval.test": False}))
+    assert train(short) is not None and log(short).rstrip().endswith("is finished; --fresh trains it again")
+
+
+def test_another_base_model_under_the_same_name_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    settings = {"method": {"name": "sft"}, "eval.test": False, "model.name_or_path": str(base)}
+    shutil.copytree(make_config().model.name_or_path, base)
+    train(make_config(**settings, **{"train.max_steps": 1}))
+    file = base / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"model.name_or_path: {base} is not the model that the run in this folder"):
+        train(make_config(**settings, **{"train.max_steps": 2}))
 
 
 def test_the_end_of_a_shorter_run_costs_no_patience(make_config: MakeConfig) -> None:

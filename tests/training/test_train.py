@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from forked import Program
 from matrix import rows
+from peft.utils import save_and_load
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anit_ds.config import Config
 from anit_ds.errors import InputError
+from anit_ds.evaluation.finished import FinishedRun
 from anit_ds.sealed import read_sealed
 from anit_ds.training import train
 from anit_ds.training.scores import Scores
@@ -210,6 +213,17 @@ def test_a_finished_run_needs_what_it_began_from_no_more(make_config: MakeConfig
     assert train(second) == summary
     with pytest.raises(InputError, match="no adapter here"):
         train(second, fresh=True)
+
+
+def test_what_is_trained_beside_lora_comes_back(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
+    """Whole layers; and where the best weights are read the hub is not asked for a base."""
+    beside = {"lora": {"r": 4, "dropout": 0.0, "modules_to_save": ["norm"]}}
+    config = make_config(**beside, **{"method": {"name": "sft"}, "train.lr": 1e-2})
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", Mock(side_effect=AssertionError))
+    summary = train(config)
+    assert summary is not None
+    (scored,) = FinishedRun(config.out).evaluate("test")
+    assert scored.evaluation is not None and scored.evaluation.report["nll"] == summary["after"]["nll"]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def text_alone(record: Mapping[str, Any], columns: Columns) -> str:
     names = own if set(own) <= record.keys() else ["text"]
     if not set(names) <= record.keys():
         other = "" if own == ["text"] else f", or with {' and '.join(map(json.dumps, own))} as in training"
-        raise Broken(f'expected an object with a "text"{other}')
+        raise Broken(f'expected an object with a "text"{other}; it has {", ".join(map(str, record)) or "nothing"}')
     text = _text(record, names)
     if not text:
         raise Broken("the text is blank")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from anit_ds.config import Columns
@@ -11,7 +13,7 @@ from anit_ds.data.corpora.choosing import WHOLE, Cut, carve_missing, thin
 from anit_ds.data.corpora.datasets import dataset_info
 from anit_ds.data.corpora.reading import Faults, OnError
 from anit_ds.data.corpora.splits import read_splits
-from anit_ds.data.examples import Example
+from anit_ds.data.examples import Example, hash_of_id
 from anit_ds.errors import InputError
 
 FEW_FOR_DEV = 50
@@ -85,6 +87,7 @@ def load_corpus(
         notes.append(f"train: a seeded {cut.fraction:.2%} subset, {len(train)} examples")
     if cut.max_train and cut.max_train > len(train):
         notes.append(f"train: has {len(train)} examples, fewer than data.max_train {cut.max_train}")
+    notes += _texts_in_both(train, {"test": test, "dev": dev})
     if len(dev) < FEW_FOR_DEV:
         notes.append(f"dev: {len(dev)} examples are few to choose an adapter by; have at least {FEW_FOR_DEV}")
     return Corpus(
@@ -108,3 +111,12 @@ def _refuse_unknown(faults: Faults) -> None:
     others = f"; nor are {', '.join(repr(other) for other, _ in more[:5])}" if more else ""
     there = ", ".join(repr(label) for label in list(faults.known or ())[:10])
     raise InputError(f"{place}: label {label!r} is not under `labels` in the instructions{others}; there are {there}")
+
+
+def _texts_in_both(train: Iterable[Example], others: Mapping[str, Sequence[Example]]) -> list[str]:
+    """What to say of texts of dev and test that are trained on too: their scores promise more than new texts give."""
+    texts = {split: Counter(hash_of_id(example.text, 8) for example in examples) for split, examples in others.items()}
+    asked = set(chain.from_iterable(texts.values()))
+    trained = {text for example in train if (text := hash_of_id(example.text, 8)) in asked}
+    both = {split: sum(counted[text] for text in trained) for split, counted in texts.items()}
+    return [f"{split}: {both[split]} of {len(others[split])} texts stand in train too" for split in both if both[split]]

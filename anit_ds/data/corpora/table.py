@@ -9,7 +9,7 @@ from anit_ds.config import Columns
 from anit_ds.data.corpora.columns import row_of
 from anit_ds.data.corpora.csvfile import csv_rows
 from anit_ds.data.corpora.jsonfile import json_objects
-from anit_ds.data.corpora.reading import Broken, Faults, Row, numbered_lines, read_rows
+from anit_ds.data.corpora.reading import Broken, Faults, Row, numbered_lines, open_binary, read_rows
 from anit_ds.data.corpora.streams import stream_of
 from anit_ds.errors import InputError, shown
 
@@ -53,6 +53,13 @@ def _unquoted(cell: str) -> str:
 
 
 def _with_header(path: Path, rows: Iterator[tuple[int, list[str] | Broken]]) -> Iterator[tuple[int, object]]:
+    with open_binary(path) as file:
+        try:
+            file.readline().decode("utf-8-sig")
+        except UnicodeDecodeError as error:  # never left out: the next line would name the columns
+            raise InputError(
+                f"{path}:1: the first line is not UTF-8 ({error.reason}); save the file as UTF-8"
+            ) from error
     number, header = next(rows, (1, []))
     # A first column without a name is the row numbers that pandas writes.
     numbered = isinstance(header, list) and len(header) > 1 and not header[0].strip()

@@ -120,6 +120,16 @@ def test_carved_splits_have_every_label_of_classification(tmp_path: Path) -> Non
     assert any(note.startswith("test: seeded 10% of train of each label, 20 examples") for note in corpus.notes)
 
 
+def test_texts_that_are_trained_on_too_are_counted(tmp_path: Path) -> None:
+    for split, texts in (("train", "abc"), ("dev", "ax"), ("test", "abbz")):
+        rows = [json.dumps({"id": f"{n}", "text": text, "label": "y"}) for n, text in enumerate(texts)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+    notes = load_corpus("jsonl", tmp_path, task="classification").notes
+    assert {note for note in notes if "stand in train" in note} == {
+        "test: 3 of 4 texts stand in train too", "dev: 1 of 2 texts stand in train too",
+    }  # fmt: skip
+
+
 def test_notes_say_what_is_used(tmp_path: Path) -> None:
     whole = load_corpus("jsonl", _jsonl(tmp_path / "all.jsonl", 1000))
     assert "test: seeded 10% of train, 100 examples" in whole.notes and not any("few" in n for n in whole.notes)

@@ -164,3 +164,9 @@ def test_names_that_are_taken_or_are_none(tmp_path: Path) -> None:
         load_corpus("a/b", tmp_path, own=COLUMNS)
     with pytest.raises(InputError, match=r"no data set is called 'sst'; did you mean sst2\?"):
         load_corpus("sst", tmp_path)
+
+
+def test_a_header_that_cannot_be_read_is_never_left_out(tmp_path: Path):
+    (tmp_path / "own.csv").write_bytes("Stra\u00dfe,label\nsome text,a\n".encode("latin-1") * 20)
+    with pytest.raises(InputError, match=r"own.csv:1: the first line is not UTF-8 .*save the file as UTF-8"):
+        load_corpus("own", tmp_path / "own.csv", own=Columns(text="some text", label="a"), on_error="skip")
