@@ -208,9 +208,11 @@ class PromptConfig(Section):
 
 
 class MethodConfig(Section):
-    name: str = "anit"
-    """sft, noisy_sft, neftune, random, fgsm, fgm, pgd, freelb, freeat or anit. `sft` is raw
-    instructions by definition: it switches noise.kind to none; `noisy_sft` is the same on noisy ones."""
+    name: str = Field(
+        "anit",
+        description=f"One of {', '.join(METHODS)}.\n`sft` is raw instructions by definition: it switches noise.kind "
+        "to none; `noisy_sft` is the same on noisy ones.",
+    )
     preset: Literal["paper", "authors", "ours"] = "ours"
     """anit's settings where this section is silent: the paper's text, what its authors ran, or ours, which trains on
     raw instructions where noise.kind is not given."""

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anit_ds.adversarial.batch import Batch
-    from anit_ds.adversarial.method import Method, build_method
+    from anit_ds.adversarial.method import build_method
     from anit_ds.adversarial.methods.alternating import AlternatingNRM
+    from anit_ds.adversarial.methods.base import Method
     from anit_ds.adversarial.methods.nrm import NRM
     from anit_ds.adversarial.methods.pipelined import PipelinedNRM
     from anit_ds.adversarial.methods.sft import SFT
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "NRM": "methods.nrm", "AlternatingNRM": "methods.alternating", "PipelinedNRM": "methods.pipelined",
     "SFT": "methods.sft",
-    "Method": "method", "build_method": "method",
+    "Method": "methods.base", "build_method": "method",
     "PerturbableLM": "perturb", "embedding_scale": "perturb", "PrefixTreeLM": "prefix_tree",
     "rehearse": "rehearsal",
     "Batch": "batch", "StepStats": "stats",

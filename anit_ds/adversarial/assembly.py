@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from anit_ds.adversarial.method import Method, build_method
+from anit_ds.adversarial.method import build_method
+from anit_ds.adversarial.methods.base import Method
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.prefix_tree import PrefixTreeLM
 from anit_ds.config import Config

@@ -1,43 +1,18 @@
-"""`Method`: the one interface that every way of training has, and the method that a configuration names."""
+"""`build_method`: the method that a configuration names."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.alternating import AlternatingNRM
+from anit_ds.adversarial.methods.base import Method
 from anit_ds.adversarial.methods.pipelined import PipelinedNRM
 from anit_ds.adversarial.methods.warm_up import WarmedUp
-from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.rules import METHODS
-from anit_ds.adversarial.stats import StepStats
 
 if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
-
-
-class Method(Protocol):
-    """A way of training: some forward-and-backward passes over a batch, which end with gradients in place.
-
-    A loop calls `attach` once, then for each micro-batch `foresee` and `backward`. Most methods have nothing to do in
-    the first two; a loop that knows its method may leave them out.
-    """
-
-    @property
-    def replays(self) -> int:
-        """Optimizer steps that each minibatch is given for, in a row; nearly always 1."""
-        ...
-
-    def attach(self, lm: PerturbableLM) -> None:
-        """Make the model ready. Raises InputError for a model that the method cannot train."""
-
-    def foresee(self, upcoming: Batch | None) -> None:
-        """The micro-batch after the one that comes next; None where the optimizer steps in between."""
-
-    def backward(self, lm: PerturbableLM, batch: Batch) -> StepStats:
-        """One micro-batch: its loss, backpropagated, and what there is to say about it."""
-        ...
 
 
 def build_method(config: MethodConfig, *, seed: int, scale: float, total_steps: int | None = None) -> Method:

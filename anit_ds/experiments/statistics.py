@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 RESAMPLES = 2000
 _AT_ONCE = 250  # weightings of ten thousand examples are 20 MB
@@ -89,13 +90,6 @@ def score(runs: Runs) -> Interval:
     return replace(combination([(1, runs)]), p=float("nan"))
 
 
-# The 97.5% quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the last it falls by 0.126 at most.
-_STUDENT = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
-)  # fmt: skip
-
-
 def student(values: Sequence[float]) -> Interval:
     """The mean of independent values and its 95% interval by Student's t; of a single value no interval.
 
@@ -106,7 +100,7 @@ def student(values: Sequence[float]) -> Interval:
     mean, n = float(np.mean(values)), len(values)
     if n == 1:
         return Interval(mean, float("nan"), float("nan"))
-    half = _STUDENT[min(n - 2, len(_STUDENT) - 1)] * float(np.std(values, ddof=1)) / n**0.5
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
     return Interval(mean, mean - half, mean + half)
 
 

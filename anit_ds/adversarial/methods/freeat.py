@@ -14,7 +14,7 @@ import torch
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, moved, project
-from anit_ds.adversarial.methods.base import OneBatchAtATime, check_choices
+from anit_ds.adversarial.methods.base import Method, check_choices
 from anit_ds.adversarial.methods.replays import Carried
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
 
 
-class FreeAT(OneBatchAtATime):
+class FreeAT(Method):
     """eps, alpha: radius and step in the units of the embeddings; replays: m."""
 
     def __init__(self, *, eps: float, alpha: float, replays: int, ball: str = "frobenius") -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, moved, project
-from anit_ds.adversarial.methods.base import OneBatchAtATime
+from anit_ds.adversarial.methods.base import Method
 from anit_ds.adversarial.methods.delta import perturbed_start
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
 
 
-class FreeLB(OneBatchAtATime):
+class FreeLB(Method):
     """eps: largest norm of a sample's delta, 0 for none (their max_norm); alpha: step (adv_lr); steps: K.
 
     init_norm: the random start is U(-1, 1) * init_norm / sqrt(N) (their init_mag), drawn by NRM's counter-based

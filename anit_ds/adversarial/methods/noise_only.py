@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.base import OneBatchAtATime
+from anit_ds.adversarial.methods.base import Method
 from anit_ds.adversarial.methods.delta import perturbed_start
 from anit_ds.adversarial.methods.nrm import NRM
 from anit_ds.adversarial.perturb import PerturbableLM
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
 
 
-class NEFTune(OneBatchAtATime):
+class NEFTune(Method):
     """alpha: their a. T counts a sample's real tokens, so padding does not weaken the noise (for full rows: as
     theirs)."""
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from anit_ds.adversarial.answers import answer_losses, divergence
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.base import OneBatchAtATime, check_choices
+from anit_ds.adversarial.methods.base import Method, check_choices
 from anit_ds.adversarial.methods.delta import perturbed_start, perturbed_step
 from anit_ds.adversarial.methods.signed import signed_step
 from anit_ds.adversarial.perturb import Input, PerturbableLM
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
 
 
-class NRM(OneBatchAtATime):
+class NRM(Method):
     """The method `anit`: three passes, two with `gradient="clean"`.
 
     eps, alpha: radius and step in the units of the embeddings (multiply by `embedding_scale(model)` for relative ones).

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, moved, project
-from anit_ds.adversarial.methods.base import OneBatchAtATime, check_choices
+from anit_ds.adversarial.methods.base import Method, check_choices
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
 
 
-class PGD(OneBatchAtATime):
+class PGD(Method):
     """eps, alpha: radius and step in the units of the embeddings; steps: K."""
 
     def __init__(self, *, eps: float, alpha: float, steps: int, ball: str = "frobenius") -> None:

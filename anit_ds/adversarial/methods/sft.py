@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.methods.base import OneBatchAtATime
+from anit_ds.adversarial.methods.base import Method
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
 
 
-class SFT(OneBatchAtATime):
+class SFT(Method):
     """L(e); one pass."""
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from anit_ds.adversarial.batch import Batch
 from anit_ds.adversarial.methods.ball import direction, moved
-from anit_ds.adversarial.methods.base import OneBatchAtATime
+from anit_ds.adversarial.methods.base import Method
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anit_ds.config import MethodConfig
 
 
-class SingleStep(OneBatchAtATime):
+class SingleStep(Method):
     """`step` is "sign" (fgsm) or "norm" (fgm); eps in the units of the embeddings."""
 
     def __init__(self, *, eps: float, lambda_: float = 1.0, step: Literal["sign", "norm"]) -> None:

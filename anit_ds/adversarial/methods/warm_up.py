@@ -5,27 +5,19 @@ An attack on a model that does not know the task yet teaches it noise, and a ste
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.methods.base import Method
 from anit_ds.adversarial.methods.sft import SFT
 from anit_ds.adversarial.perturb import PerturbableLM
 from anit_ds.adversarial.stats import StepStats
 
-if TYPE_CHECKING:
-    from anit_ds.adversarial.method import Method
 
-
-class WarmedUp:
+class WarmedUp(Method):
     """A method from optimizer step `until` on, counted from 0; before it the step of `sft`, in one pass."""
 
     def __init__(self, method: Method, *, until: int) -> None:
-        self.method, self.until = method, until
+        self.method, self.until, self.replays = method, until, method.replays
         self._plain = SFT()
-
-    @property
-    def replays(self) -> int:
-        return self.method.replays
 
     def attach(self, lm: PerturbableLM) -> None:
         self.method.attach(lm)
