@@ -17,7 +17,7 @@ from anit_ds.configfile import load_config
 from anit_ds.errors import InputError
 from anit_ds.files import write_atomically
 from anit_ds.identity import configuration_hash, differ_in_length, differences, with_absolute_paths
-from anit_ds.litter import sweep
+from anit_ds.leftovers import sweep
 from anit_ds.sealed import Damaged, read_sealed, write_sealed
 
 # What `--fresh` and the demo may delete: our own names only, whatever else lies in the folder. Logs stay.

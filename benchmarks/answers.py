@@ -38,10 +38,10 @@ from anit_ds.config import Config
 from anit_ds.data.rundata import RunData
 from anit_ds.errors import InputError
 from anit_ds.evaluation import Evaluator, plain
-from anit_ds.evaluation.asking import Question, texts_of
 from anit_ds.evaluation.cached import CachedLM
 from anit_ds.evaluation.decode import ask
 from anit_ds.evaluation.prefix import shared_prefixes
+from anit_ds.evaluation.questions import Question, texts_of
 from anit_ds.evaluation.rows import Rows
 
 DATASETS = ("sst2", "agnews", "14lap", "14res", "wnut17", "scierc", "webnlg")

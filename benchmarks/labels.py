@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from measuring import Cost, show, time_of, write_json
 
-from anit_ds.evaluation.asking import Question
 from anit_ds.evaluation.cached import CachedLM
 from anit_ds.evaluation.decode import ask
 from anit_ds.evaluation.finished import FinishedRun
+from anit_ds.evaluation.questions import Question
 
 COLUMNS = (
     "dataset",

@@ -130,6 +130,13 @@ def test_docstrings_cite_headings_that_are_there() -> None:
     assert cited > 10
 
 
+def test_the_tables_of_results_are_those_of_the_cells() -> None:
+    """`.venv/bin/cog -I examples/study -r docs/results.md` makes them anew."""
+    cog = [sys.executable, "-m", "cogapp", "--check", "--diff", "-I", "examples/study", "docs/results.md"]
+    done = subprocess.run(cog, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def a_training_loop() -> dict[str, object]:
     model = tiny_model()
     ids = torch.randint(2, 250, (3, 10))

@@ -16,7 +16,7 @@ import pytest
 
 from anit_ds.config import Config
 from anit_ds.configfile import load_config, validate
-from anit_ds.onewriter import only_writer
+from anit_ds.folder_lock import only_writer
 from anit_ds.sealed import read_sealed, write_sealed
 from anit_ds.training import train
 
@@ -316,7 +316,7 @@ def test_a_damaged_summary_is_made_again(run: Path, trained: Path, anit: Anit):
 HOLD = """
 import sys, time
 from pathlib import Path
-from anit_ds.onewriter import only_writer
+from anit_ds.folder_lock import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -1,11 +1,18 @@
-"""What a model's tokens meet beside those before them: why some models go neither into rows nor on from a prefix."""
+"""Whether a model is plainly causal: only then can samples share a row, or go on from a prefix that is kept."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
 # A window is a mask, which rows and kept prefixes respect; a chunk's moves with a token's place in its row.
 _LAYERS = {"full_attention", "sliding_attention"}
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside a PEFT model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def beyond_causal(model: nn.Module) -> str | None:

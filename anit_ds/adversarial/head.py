@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anit_ds.adversarial.causal import base_of
+
 
 class AnswerHead:
     """Inside `with head.only_at(rows, positions)` the model's logits are [A, V] float32; outside, the usual [B, T,
     V]."""
 
     def __init__(self, model: nn.Module) -> None:
-        wrapped: Any = model
-        base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-        self.module: nn.Module = base.get_output_embeddings()
+        self.module: nn.Module = base_of(model).get_output_embeddings()
         self._original = self.module.forward
         self._where: tuple[Tensor, Tensor] | None = None
         self._off, self._learns = False, True

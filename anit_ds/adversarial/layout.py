@@ -1,4 +1,4 @@
-"""`Layout`: which tokens of a packed row see which, as runs of tokens that stand behind chains of other runs.
+"""`Layout`: which tokens of a packed row see which: a block-sparse pattern of attention, as runs of tokens.
 
 Samples laid end to end are runs without chains. Samples that begin alike are a tree: the run they share stands once,
 and each sample's own run names it in its chain. A run sees its chain whole and itself causally. Runs of an earlier

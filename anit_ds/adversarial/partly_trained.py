@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anit_ds.adversarial.switches import dropout_rates
+from anit_ds.adversarial.dropout import dropout_rates
 from anit_ds.errors import InputError
 
 _INSTEAD = "use method.schedule=three_pass"

@@ -26,10 +26,10 @@ from torch.utils.hooks import RemovableHandle
 
 from anit_ds.adversarial.answers import answer_losses
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.dropout import DropoutSwitch, without_checkpointing
 from anit_ds.adversarial.head import AnswerHead
 from anit_ds.adversarial.join import join, join_tokens, split_tokens
 from anit_ds.adversarial.segments import SegmentAttention
-from anit_ds.adversarial.switches import DropoutSwitch, without_checkpointing
 from anit_ds.errors import InputError
 
 # What a pass sees of a batch: its clean embeddings (None), other ones [B, T, D], or what a function makes of the clean
@@ -244,8 +244,8 @@ class PerturbableLM:
         return not getattr(getattr(self.module, "config", None), "use_bidirectional_attention", False)
 
     def take_packed_batches(self) -> SegmentAttention:
-        """Make ready for packed batches, as the first one does. Raises InputError where samples would see each
-        other."""
+        """Install packed attention now, not at the first packed batch. Raises InputError where samples would see
+        each other."""
         if self._segments is None:
             self._segments = SegmentAttention(self.module)
         return self._segments

@@ -1,4 +1,4 @@
-"""`PrefixTreeLM`: no token of a micro-batch runs twice where it is the same computation; `schedule: prefix_tree`.
+"""`PrefixTreeLM`: tokens that samples or passes share are computed once; `schedule: prefix_tree`.
 
 The samples of a task begin alike, and in a causal model nothing before the first perturbed token feels a perturbation.
 So a `TreeBatch` is run as a tree: a run of tokens that samples share stands once in a packed row, and, where the
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from anit_ds.adversarial.batch import Batch
+from anit_ds.adversarial.dropout import recomputes_reentrantly
 from anit_ds.adversarial.perturb import AttackPoint, Input, PerturbableLM, as_seen
 from anit_ds.adversarial.segments import KeysAndValues, SegmentAttention, Segments
-from anit_ds.adversarial.switches import recomputes_reentrantly
 from anit_ds.adversarial.tree import Row, TreeBatch, lay_together
 from anit_ds.errors import InputError
 

@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
 from anit_ds.adversarial.batch import Batch
-from anit_ds.adversarial.causal import beyond_causal
+from anit_ds.adversarial.causal import base_of, beyond_causal
 from anit_ds.adversarial.layout import Layout, banded
 from anit_ds.adversarial.merged_attention import merged_attention
 from anit_ds.errors import InputError
@@ -63,8 +63,7 @@ class SegmentAttention:
     """
 
     def __init__(self, model: nn.Module, *, trees: bool = False, asked_by: str = "train.padding_free") -> None:
-        wrapped: Any = model
-        self._model: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+        self._model: Any = base_of(model)
         _refuse_other_mixers(self._model, asked_by)
         self._own: str = self._model.config._attn_implementation
         flash = is_flash_attention_requested(requested_attention_implementation=self._own)

@@ -1,4 +1,4 @@
-"""`StepStats`: what a step has to say, as sums and weights that stay on the device until somebody asks.
+"""`StepStats`: a step's statistics, as sums and weights that stay on the device until somebody asks.
 
 A statistic is a weighted mean. Keeping sum and weight apart makes micro-batches, accumulation and ranks add up to the
 global figure, and keeps `.item()`, which waits for the device, out of the step.

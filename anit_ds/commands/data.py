@@ -22,7 +22,7 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
     from anit_ds.configfile import load_config
     from anit_ds.data.rundata import RunData
     from anit_ds.data.survey import PLAIN, Template, survey
-    from anit_ds.onewriter import only_writer
+    from anit_ds.folder_lock import only_writer
     from anit_ds.runfolder import RunFolder
 
     settings = load_config(config, overrides)

@@ -23,7 +23,7 @@ def demo(out: str, dtype: str) -> None:
     from anit_ds.commands.describe import describe_data, describe_summary
     from anit_ds.data.rundata import RunData
     from anit_ds.demo import cache_folder, demo_config, prepare_data, prepare_model
-    from anit_ds.onewriter import only_writer
+    from anit_ds.folder_lock import only_writer
     from anit_ds.runfolder import RunFolder
 
     cache, clock = cache_folder(), Clock()

@@ -13,7 +13,7 @@ _COLOURS = {"ok": None, "warning": "yellow", "error": "red"}
 @click.option("--out", default="runs", show_default=True, help="Where runs would be written.")
 def doctor(out: str) -> None:
     """What is installed, which accelerator, does the kernel compile, can ranks talk, is there disk."""
-    from anit_ds.examinations import examine
+    from anit_ds.doctor_checks import examine
 
     errors = 0
     for finding in examine(out):

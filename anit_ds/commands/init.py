@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from anit_ds.data.beginning import Beginning
+    from anit_ds.data.table_guess import Beginning
 
 _MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -48,8 +48,8 @@ def init(
 
     Nothing that is there is overwritten.
     """
-    from anit_ds.data.beginning import look_at
     from anit_ds.data.corpora import DATASETS, dataset_info
+    from anit_ds.data.table_guess import look_at
     from anit_ds.errors import InputError
     from anit_ds.files import write_atomically
 
@@ -93,7 +93,7 @@ _ABOVE_CONFIG = """\
 def _instructions(found: Beginning, source: str, *, opposites: bool) -> str:
     """The file's text. Raises InputError for labels that no instructions can have, before anything is written."""
     from anit_ds.configfile import validated
-    from anit_ds.data.first_instructions import instructions_for
+    from anit_ds.data.default_instructions import instructions_for
     from anit_ds.data.instructions import Instructions
     from anit_ds.yamlfile import dump_yaml
 

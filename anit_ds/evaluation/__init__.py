@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from anit_ds.evaluation.asking import Interrupted
 from anit_ds.evaluation.evaluator import Evaluator
+from anit_ds.evaluation.questions import Interrupted
 from anit_ds.evaluation.report import Evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 

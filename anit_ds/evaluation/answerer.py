@@ -20,13 +20,13 @@ from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.data.tasks.grammar import grammar_for
 from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.evaluation import decode
-from anit_ds.evaluation.asking import Question, Reply, texts_of
 from anit_ds.evaluation.constrained import item_scores
 from anit_ds.evaluation.labels import Labels
+from anit_ds.evaluation.questions import Question, Reply, texts_of
 
 # What an answer may be longer than the longest one of training before it is cut off: so many tokens, or this share of
-# it where that is more. Room for a wrong answer to be wrong in its way, and for a right one that training had no like
-# of.
+# it where that is more. Room for a wrong answer to be wrong in its way, and for a right one that is longer
+# than any of training.
 _MARGIN, _SHARE = 8, 0.25
 _COUNTED_AT_ONCE = 10_000
 _DIGITS = 6
@@ -41,7 +41,7 @@ class Answerer:
 
     `answer_limits`: of each data set the tokens that an answer may have; counted where they are not given. For labels
     by probability (labels.py) `temperatures` are those found on dev, by data set, and `thresholds` the caller's;
-    `none_thresholds` are for constrained answers (nothing.py), by data set.
+    `none_thresholds` are for constrained answers (none_threshold.py), by data set.
     """
 
     temperatures: Mapping[str, float]

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anit_ds.adversarial.causal import beyond_causal
+from anit_ds.adversarial.causal import base_of, beyond_causal
 from anit_ds.adversarial.head import AnswerHead
 from anit_ds.errors import RunFailed
-from anit_ds.evaluation.asking import base_of
 from anit_ds.evaluation.rows import GrowingLayer, Rows
 from anit_ds.evaluation.trie import Trie
 from anit_ds.ranks import distributed

@@ -1,4 +1,4 @@
-"""Answers that are valid by construction: of the tokens in the model's order, the first after which one still is.
+"""Answers that are valid by construction: at each step the most probable token that keeps the answer valid.
 
 Beside the answer each item has a score, from its tokens' probabilities under the model without the constraint.
 """
@@ -16,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from anit_ds.data.tasks.answers import split_unescaped
 from anit_ds.data.tasks.grammar import Grammar
-from anit_ds.evaluation.asking import Reply
+from anit_ds.evaluation.questions import Reply
 
 # The most probable token is nearly always valid; so many are looked at before the whole vocabulary is.
 _FIRST = 32

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from anit_ds.adversarial.causal import base_of
 from anit_ds.errors import InputError
 from anit_ds.evaluation import plain
-from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, base_of, evaluating, in_order
 from anit_ds.evaluation.cached import CachedLM, why_not_cached
 from anit_ds.evaluation.constrained import Bytes, Constraint
 from anit_ds.evaluation.prefix import Prefixes, shared_prefixes
+from anit_ds.evaluation.questions import Ending, Interrupted, Question, Reply, evaluating, in_order
 from anit_ds.evaluation.rows import Rows
 from anit_ds.evaluation.trie import Trie
 from anit_ds.ranks import distributed

@@ -20,9 +20,9 @@ from anit_ds.data.rundata import DataSet
 from anit_ds.data.tasks import Parsed, score
 from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.evaluation.answerer import MOST_LABELS, Answerer, Ask, none_probability, told_if_cut
-from anit_ds.evaluation.asking import Question, Reply
 from anit_ds.evaluation.labels import fitted_temperature, labels_report
-from anit_ds.evaluation.nothing import chosen, fitted_threshold, nothing_report
+from anit_ds.evaluation.none_threshold import chosen, fitted_threshold, nothing_report
+from anit_ds.evaluation.questions import Question, Reply
 from anit_ds.evaluation.report import Evaluation
 from anit_ds.files import finite_or_null
 

@@ -28,7 +28,7 @@ from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.errors import InputError
 from anit_ds.evaluation.evaluator import Evaluator
 from anit_ds.evaluation.labels import temperatures_of
-from anit_ds.evaluation.nothing import thresholds_of
+from anit_ds.evaluation.none_threshold import thresholds_of
 from anit_ds.evaluation.report import AnsweredBy, Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.evaluation.thresholds import FITTED, Thresholds

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from anit_ds.adversarial.head import AnswerHead
-from anit_ds.evaluation.asking import Ending, Interrupted, Question, Reply, evaluating, in_order, stops_of
+from anit_ds.evaluation.questions import Ending, Interrupted, Question, Reply, evaluating, in_order, stops_of
 from anit_ds.ranks import distributed
 
 

@@ -78,7 +78,7 @@ def judge(everyone: Iterable[Seen], *, timeout: float, now: float) -> Verdict | 
     culprits = [seen for seen in active if _place(seen.status) == behind]
     for seen in active:
         if _place(seen.status) != behind:
-            seen.progressed = now  # or it were at fault as soon as the one that it waits for goes on
+            seen.progressed = now  # else it were to blame once the rank it waits for moves on
     if any(now - seen.progressed <= timeout for seen in culprits):
         culprits = []
     for seen in active:

@@ -53,9 +53,9 @@ class Length:
         return step % self.replays == 0 or step == self.steps
 
     def is_over(self, step: int, best: Best) -> bool:
-        """Whether all steps are made, or dev has not become better for as long as the YAML bears."""
-        tired = self.patience is not None and best.since >= self.patience and self.between_minibatches(step)
-        return step >= self.steps or tired
+        """Whether all steps are made, or dev has not become better for `early_stopping_patience` evaluations."""
+        out_of_patience = self.patience is not None and best.since >= self.patience and self.between_minibatches(step)
+        return step >= self.steps or out_of_patience
 
     def evaluates_at(self, step: int) -> bool:
         return step == self.steps or self.is_in_turn(step)

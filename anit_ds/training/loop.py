@@ -25,6 +25,7 @@ from anit_ds.data.rundata import RunData, forget_epochs
 from anit_ds.errors import InputError, RunFailed
 from anit_ds.evaluation import Evaluator, Interrupted
 from anit_ds.files import write_atomically
+from anit_ds.folder_lock import only_writer
 from anit_ds.identity import configuration_hash
 from anit_ds.modeling import (
     base_fingerprint,
@@ -34,7 +35,6 @@ from anit_ds.modeling import (
     resolve_dtype,
     with_fields_of_init_from,
 )
-from anit_ds.onewriter import only_writer
 from anit_ds.ranks import distributed
 from anit_ds.ranks.signals import Signals
 from anit_ds.runfolder import RunFolder, log_to
@@ -54,14 +54,14 @@ from anit_ds.training.checkpoint import (
 from anit_ds.training.ds_config import deepspeed_config
 from anit_ds.training.engine import set_learning_rate, take_step
 from anit_ds.training.feed import Feed
+from anit_ds.training.gathered_weights import whole_for_evaluation
 from anit_ds.training.length import Length, check_longer, told_of_longer
-from anit_ds.training.lost import LostSteps
 from anit_ds.training.model import build_model
 from anit_ds.training.monitor import Monitor, peak_memory_mb
+from anit_ds.training.nonfinite import LostSteps
 from anit_ds.training.scores import Best, Scores
 from anit_ds.training.summary import finished
 from anit_ds.training.trackers import check_installed
-from anit_ds.training.whole import whole_for_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Trainer:
         stats = StepStats()
         for number, (batch, upcoming) in enumerate(zip(batches, [*batches[1:], None], strict=True)):
             # Dropout masks follow from the position, so a resumed run draws the same ones without saved RNG states.
-            torch.manual_seed(_mix(self.config.train.seed, self.step, number, distributed.rank()))
+            torch.manual_seed(_seed_of(self.config.train.seed, self.step, number, distributed.rank()))
             self.method.foresee(upcoming)
             stats.merge(self.method.backward(self.lm, batch))
             grad_norm = take_step(engine)  # which moves the weights behind the last micro-batch alone
@@ -237,18 +237,18 @@ class Trainer:
         self.signals = signals
         if distributed.rank() == 0:
             self.run.requeue.unlink(missing_ok=True)
-        self._say_what_begins()
+        self._log_start()
         self.begun = time.perf_counter() - self.spent
         try:
             if self.config.eval.before and self.before is None:
-                with self._weights_at_hand():
+                with self._gathered_weights():
                     self.before = self.scores.untouched(self.module)
             if self.dev_due:
                 self._evaluate_dev()
             while not self.length.is_over(self.step, self.scores.best):
                 self._optimizer_step()
                 self._beat()
-                self._go_on_only_with_hope()
+                self._stop_if_nothing_is_learned()
                 stop = distributed.any_rank(signals.received is not None) and self.length.between_minibatches(self.step)
                 if self.length.evaluates_at(self.step):
                     self._evaluate_dev()
@@ -262,7 +262,7 @@ class Trainer:
             if why := self.length.why_it_stopped(self.step, self.scores.best):
                 logger.info("%s", why)
             if not self.scores.best.step:
-                raise RunFailed(self._why_it_failed())
+                raise RunFailed(self._failure_message())
             return self._finish()
         except Interrupted:
             if self.dev_due:
@@ -272,16 +272,16 @@ class Trainer:
         finally:
             self.monitor.close()
 
-    def _go_on_only_with_hope(self) -> None:
+    def _stop_if_nothing_is_learned(self) -> None:
         hopeless = self.lost.hopeless(an_epoch=self.feed.per_epoch * self.feed.replays, total=self.length.steps)
         if hopeless and not self.scores.best.step:
-            raise RunFailed(self._why_it_failed())
+            raise RunFailed(self._failure_message())
 
-    def _why_it_failed(self) -> str:
+    def _failure_message(self) -> str:
         why = self.lost.why_nothing_was_learned(self.step, self.config.train, dtype_name(self.dtype))
         return f"{self.run.path}: {why}"
 
-    def _say_what_begins(self) -> None:
+    def _log_start(self) -> None:
         logger.info(
             "%s on %d samples, %d steps of %d, %d ranks x %d micro-batches, %s, beta %s",
             self.config.method.name, len(self.feed.samples), self.length.steps, self.config.train.global_batch,
@@ -346,13 +346,13 @@ class Trainer:
             write_atomically(self.run.requeue, f"{why} at step {self.step}\n")
         logger.info("%s: saved at step %d of %d; start again to go on", why, self.step, self.length.steps)
 
-    def _weights_at_hand(self) -> AbstractContextManager[None]:
+    def _gathered_weights(self) -> AbstractContextManager[None]:
         return whole_for_evaluation(self.lm.engine, self.config.eval.whole_weights)
 
     def _evaluate_dev(self) -> None:
         self.monitor.flush()
         self.dev_due = True
-        with self._weights_at_hand():
+        with self._gathered_weights():
             evaluation, better = self.scores.dev(
                 self.module, self.step, usable=self.lost.finite > 0, in_turn=self.length.is_in_turn(self.step)
             )
@@ -387,7 +387,7 @@ class Trainer:
         if not self.config.eval.test and self.scores.dev_of_best() is not None:
             return None, {}
         load_weights(self.lm.engine, read_best(self.module, self.best), masters=False)
-        with self._weights_at_hand():
+        with self._gathered_weights():
             if self.config.eval.test:
                 return self.scores.test(self.module)
             self.scores.dev_again(self.module)
@@ -428,7 +428,7 @@ def _with_whole_lora(config: Config, run: RunFolder, fresh: bool) -> Config:
     return config.model_copy(update={"lora": known}) if known else with_fields_of_init_from(config)
 
 
-def _mix(*numbers: int) -> int:
+def _seed_of(*numbers: int) -> int:
     """A 63-bit seed from several numbers, so that neighbouring steps and ranks share no stream."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

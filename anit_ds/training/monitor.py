@@ -28,7 +28,7 @@ from anit_ds.identity import identity
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
 from anit_ds.training.hparams import hyperparameters
-from anit_ds.training.lost import LostSteps
+from anit_ds.training.nonfinite import LostSteps
 from anit_ds.training.trackers import Trackers
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""summary.json, which the trainer writes once at a run's end, for the one who asks whether the run is finished."""
+"""summary.json, written once at a run's end: where it stands the run is finished."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The tables of docs/results.md, made from the cells that are committed, so that no digit is copied by hand.
 
-.venv/bin/cog -r docs/results.md      writes them into the page anew; a test sees whether they are there
+.venv/bin/cog -I examples/study -r docs/results.md      writes them into the page anew; a test sees whether they are there
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ def _nll(value: float) -> str:
 
 def _told(interval: Interval, form: str) -> str:
     bare = form.removeprefix("+")
-    return f"{interval.mean:{form}} ({interval.low:{bare}} to {interval.high:{bare}})"
+    ends = f" ({interval.low:{bare}} to {interval.high:{bare}})" if math.isfinite(interval.low) else ""
+    return f"{interval.mean:{form}}{ends}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,8 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from anit_ds.adversarial import NRM, SFT, Batch, PerturbableLM
+from anit_ds.adversarial.dropout import dropout_rates
 from anit_ds.adversarial.partly_trained import PartlyTrainedLora
-from anit_ds.adversarial.switches import dropout_rates
 from anit_ds.errors import InputError
 from anit_ds.tiny import FAMILIES, tiny_model
 

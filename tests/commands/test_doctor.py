@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from anit_ds import examinations
+from anit_ds import doctor_checks
 from anit_ds.commands.cli import cli
 
 
-def only(findings: Iterator[examinations.Finding]) -> examinations.Finding:
+def only(findings: Iterator[doctor_checks.Finding]) -> doctor_checks.Finding:
     (finding,) = findings
     return finding
 
@@ -38,16 +38,18 @@ def test_a_stale_lock_is_an_error_and_its_removal_the_cure(tmp_path: Path, monke
     lock.parent.mkdir(parents=True)
     lock.touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    assert only(examinations.check_extensions_lock()).level == "warning", "a fresh one may be a compilation in progress"
+    assert only(doctor_checks.check_extensions_lock()).level == "warning", (
+        "a fresh one may be a compilation in progress"
+    )
     os.utime(lock, (0, 0))
-    found = only(examinations.check_extensions_lock())
+    found = only(doctor_checks.check_extensions_lock())
     assert (found.level, found.cure) == ("error", f"rm {lock}")
 
 
 def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
-    found = only(examinations.check_disk(tmp_path, needed=1e18, wished=1e18))
+    found = only(doctor_checks.check_disk(tmp_path, needed=1e18, wished=1e18))
     assert found.level == "error" and "GB free" in found.text and found.cure
-    assert only(examinations.check_disk(tmp_path, needed=0, wished=1e18)).level == "warning"
+    assert only(doctor_checks.check_disk(tmp_path, needed=0, wished=1e18)).level == "warning"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tiny disk needs root")
@@ -55,7 +57,7 @@ def test_a_disk_of_one_page_cannot_be_written(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     try:
-        found = only(examinations.check_disk(tmp_path / "run"))
+        found = only(doctor_checks.check_disk(tmp_path / "run"))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
     assert found.level == "error" and "No space left" in found.text
@@ -65,33 +67,33 @@ def test_a_port_in_use_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
         monkeypatch.setenv("MASTER_PORT", port)
-        found = only(examinations.check_port())
+        found = only(doctor_checks.check_port())
     assert found.level == "error" and port in found.text
-    assert only(examinations.check_port()).level == "ok"
+    assert only(doctor_checks.check_port()).level == "ok"
 
 
 @pytest.mark.parametrize("nonsense", ["ninety", "99999"])
 def test_a_port_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, nonsense: str) -> None:
     monkeypatch.setenv("MASTER_PORT", nonsense)
-    assert only(examinations.check_port()).level == "error"
+    assert only(doctor_checks.check_port()).level == "error"
 
 
 def test_a_hub_cache_that_is_no_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file"))
-    found = only(examinations.check_hub_cache())
+    found = only(doctor_checks.check_hub_cache())
     assert found.level == "error" and "HF_HOME" in found.cure
 
 
 def test_an_interface_that_is_not_there_keeps_ranks_from_talking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
-    found = only(examinations.check_ranks(timeout=60))
+    found = only(doctor_checks.check_ranks(timeout=60))
     assert found.level == "error" and "GLOO_SOCKET_IFNAME" in found.cure
 
 
 def test_a_missing_or_old_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examinations, "requires", lambda _: ["no-such-package>=1", "click>=1000", "torch>=2"])
-    missing, old, torch = [f for f in examinations.check_packages() if f.what != "python"]
+    monkeypatch.setattr(doctor_checks, "requires", lambda _: ["no-such-package>=1", "click>=1000", "torch>=2"])
+    missing, old, torch = [f for f in doctor_checks.check_packages() if f.what != "python"]
     assert (missing.level, missing.cure) == ("error", "pip install 'no-such-package>=1'")
     assert old.level == "error" and "too old" in old.text
     assert torch.level == "ok"

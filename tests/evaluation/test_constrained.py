@@ -14,9 +14,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from anit_ds.data.tasks import TASKS
 from anit_ds.data.tasks.grammar import Grammar, grammar_for
-from anit_ds.evaluation.asking import Question, texts_of
 from anit_ds.evaluation.constrained import Bytes, Constraint, item_scores
 from anit_ds.evaluation.decode import ask
+from anit_ds.evaluation.questions import Question, texts_of
 from anit_ds.tiny import tiny_tokenizer
 
 WORDS = {"PER": "person", "LOC": "place"}
@@ -119,7 +119,7 @@ def test_a_character_of_several_tokens_can_be_said(kind: Callable[[], Any], name
 
 
 def test_an_item_s_score_is_the_mean_of_its_tokens(tokenizer: Any):
-    from anit_ds.evaluation.asking import Reply
+    from anit_ds.evaluation.questions import Reply
 
     first, second = tokenizer(" person: Ada;")["input_ids"], tokenizer(" place: Bern")["input_ids"]
     reply = Reply(tokens=[*first, *second, tokenizer.eos_token_id])

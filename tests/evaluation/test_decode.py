@@ -15,8 +15,8 @@ from matrix import rows
 
 from anit_ds.errors import RunFailed
 from anit_ds.evaluation import plain
-from anit_ds.evaluation.asking import Question, base_of, texts_of
 from anit_ds.evaluation.decode import ask
+from anit_ds.evaluation.questions import Question, base_of, texts_of
 from anit_ds.tiny import tiny_model
 
 MODELS = {

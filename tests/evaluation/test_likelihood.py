@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anit_ds.evaluation.asking import Question
 from anit_ds.evaluation.decode import ask
 from anit_ds.evaluation.labels import expected_calibration_error
+from anit_ds.evaluation.questions import Question
 
 FAMILIES = {
     "llama": {},

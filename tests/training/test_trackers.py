@@ -22,8 +22,8 @@ from anit_ds.config import Config
 from anit_ds.errors import InputError
 from anit_ds.runfolder import RunFolder
 from anit_ds.training import train
-from anit_ds.training.lost import LostSteps
 from anit_ds.training.monitor import Monitor
+from anit_ds.training.nonfinite import LostSteps
 
 MakeConfig = Callable[..., Config]
 

@@ -1,4 +1,4 @@
-"""The kernels' door for a `Batch`: e + delta0 and e + delta1 of its samples, padded or packed."""
+"""e + delta0 and e + delta1 for a `Batch`, padded or packed, through `anit_kernels`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from anit_ds.data.beginning import Beginning
+from anit_ds.data.table_guess import Beginning
 from anit_ds.data.tasks.answers import fold
 
 _NO, _YES = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")

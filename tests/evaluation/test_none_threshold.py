@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from anit_ds.data.tasks import TASKS, Parsed, score
 from anit_ds.data.tasks.grammar import Grammar, grammar_for
-from anit_ds.evaluation.nothing import chosen, fitted_threshold, nothing_report, thresholds_of
+from anit_ds.evaluation.none_threshold import chosen, fitted_threshold, nothing_report, thresholds_of
 
 ITEMS = [("PER", "Ada"), ("PER", "Bo"), ("LOC", "Bern")]
 items = st.lists(st.sampled_from(ITEMS), max_size=3).map(tuple)

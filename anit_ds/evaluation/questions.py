@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from anit_ds.adversarial.causal import base_of
 from anit_ds.data.tasks.grammar import Grammar
 from anit_ds.ranks import distributed
 
@@ -38,11 +39,6 @@ def texts_of(replies: Sequence[Reply], tokenizer: Any) -> list[str]:
     """The greedy answers in words."""
     texts: list[str] = tokenizer.batch_decode([reply.tokens for reply in replies], skip_special_tokens=True)
     return [text.strip() for text in texts]
-
-
-def base_of(model: Any) -> Any:
-    """The transformers model inside a PEFT model."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def stops_of(model: nn.Module, tokenizer: Any) -> list[int]:

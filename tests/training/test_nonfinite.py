@@ -18,7 +18,7 @@ from anit_ds.commands.train import train as train_command
 from anit_ds.config import Config
 from anit_ds.errors import InputError, RunFailed
 from anit_ds.training import train
-from anit_ds.training.lost import LostSteps
+from anit_ds.training.nonfinite import LostSteps
 
 MakeConfig = Callable[..., Config]
 

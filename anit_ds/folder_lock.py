@@ -20,11 +20,12 @@ _LOCK = ".lock"
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Inside, this process alone writes `folder`, which is made where it is missing. Nobody's reading is in its way.
+    """Inside, this process alone writes `folder`, which is made where it is missing. Readers are never
+    blocked.
 
     The lock is the open file's (flock), so a kill lets go of it; the file stays, with the host and process id of who
-    writes. NFS passes the lock on to its server; a file system without locks is said and kept by nobody. Raises
-    InputError: another process writes there, with its host and id, or the folder cannot be written.
+    writes. NFS passes the lock on to its server; on a file system without locks a warning is logged and nothing is
+    enforced. Raises InputError: another process writes there, with its host and id, or the folder cannot be written.
     """
     path = folder / _LOCK
     try:
