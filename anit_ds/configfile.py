@@ -129,9 +129,12 @@ def validated(
             keys = [str(k) for k in problem["loc"]]
             field = ".".join(keys)
             line = _line_of(tree, keys)
-            made_up = problem["type"] == "extra_forbidden" and any(o.startswith(f"{field}.") for o in overridden)
+            inside = any(o.startswith(f"{field}.") for o in overridden)
+            made_up = problem["type"] == "extra_forbidden" and inside
             on_command_line = made_up or any(o == field or field.startswith(f"{o}.") for o in overridden)
             where = "command line" if on_command_line else f"{source}:{line}" if line else source
+            if inside and not made_up:  # of a section, which both have a say in
+                where += " with the command line"
             sentences.append(f"{where}: {field}: {_explain(problem, keys, schema)}".replace(": : ", ": "))
         raise InputError("\n".join(dict.fromkeys(sentences))) from error
 

@@ -43,7 +43,7 @@ class Batch:
     def from_labels(
         cls,
         input_ids: Tensor,
-        attended: Tensor,
+        attended: Tensor | None,
         labels: Tensor,
         *,
         scope: Tensor | None = None,
@@ -56,9 +56,17 @@ class Batch:
 
         A label counts where its token and the one before it are attended: a sample's first has nothing to be predicted
         from. `scope` defaults to the prompt, that is every attended token without a label; `sample_ids` to 0 .. B-1
-        (give real ones where the random start must not depend on a sample's place in the batch).
+        (give real ones where the random start must not depend on a sample's place in the batch). Without `attended` no
+        token is padding. Raises ValueError for shapes that are not one, and for a beta that is no share.
         """
-        size, device, attended = input_ids.shape[0], input_ids.device, attended.bool()
+        size, device = input_ids.shape[0], input_ids.device
+        attended = torch.ones_like(input_ids) if attended is None else attended
+        for name, given in {"attended": attended, "labels": labels, "scope": scope}.items():
+            if given is not None and given.shape != input_ids.shape:
+                raise ValueError(f"{name}: [{size}, T] as input_ids {list(input_ids.shape)}, not {list(given.shape)}")
+        if not isinstance(beta, Tensor) and not 0 <= beta <= 1:
+            raise ValueError(f"beta: a distortion from 0 to 1, not {beta}")
+        attended = attended.bool()
         predicted = (labels[:, 1:] != IGNORE) & attended[:, 1:] & attended[:, :-1]
         rows, positions = predicted.nonzero(as_tuple=True)
         return cls(

@@ -1,6 +1,6 @@
 """The tables of docs/results.md, made from the cells that are committed, so that no digit is copied by hand.
 
-.venv/bin/cog -I examples/study -r docs/results.md      writes them into the page anew; a test sees whether they are there
+.venv/bin/cog -I examples/study -r docs/results.md      writes them anew; a test sees whether they are there
 """
 
 from __future__ import annotations

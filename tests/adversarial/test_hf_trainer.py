@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -56,8 +56,8 @@ def trained(kind: type[Recorded], folder: Path, settings: dict[str, Any] | None 
     arguments = SFTConfig(
         output_dir=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=ACCUMULATION,
         learning_rate=LR, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0,
-        gradient_checkpointing=False, completion_only_loss=True, report_to="none", use_cpu=True, bf16=False,
-        save_strategy="no", disable_tqdm=True, **{"max_steps": STEPS, "logging_steps": 1, **(settings or {})},
+        gradient_checkpointing=False, report_to="none", use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
+        **{"completion_only_loss": True, "max_steps": STEPS, "logging_steps": 1, **(settings or {})},
     )  # fmt: skip
     data = Dataset.from_list(rows)
     trainer = kind(
@@ -124,6 +124,43 @@ def test_a_packed_collator_is_refused(tmp_path: Path):
         )
         ids = torch.tensor([[2, 3]])
         trainer.training_step(trainer.model, {"input_ids": ids, "labels": ids})
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [({"label_smoothing_factor": 0.1}, "label_smoothing_factor"), ({"loss_type": "dft"}, "loss_type=dft")],
+    ids=str,
+)
+def test_another_loss_is_refused(settings: dict[str, Any], said: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"the plain loss of the answers, .*{said}"):
+        trained(NRMTrainer, tmp_path, settings)
+
+
+def test_a_batch_without_a_prompt_is_refused_and_the_optimizer_is_in_training(tmp_path: Path):
+    with pytest.raises(ValueError, match="no prompt is left to perturb; set completion_only_loss"):
+        trained(NRMTrainer, tmp_path, {"completion_only_loss": False})
+
+    class Modes(torch.optim.SGD):
+        steps_in: ClassVar[list[str]] = []
+        mode = "train"
+
+        def train(self) -> None:
+            self.mode = "train"
+
+        def eval(self) -> None:
+            self.mode = "eval"
+
+        def step(self, closure: Any = None) -> None:
+            self.steps_in.append(self.mode)
+            super().step()
+
+    class Trainer(NRMTrainer):
+        def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
+            self.optimizer = Modes([p for p in self.model.parameters() if p.requires_grad], lr=LR)
+            return self.optimizer
+
+    trained(Trainer, tmp_path, {"eval_strategy": "steps", "eval_steps": 1})
+    assert Modes.steps_in == ["train"] * STEPS
 
 
 @pytest.mark.parametrize(

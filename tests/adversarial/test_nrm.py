@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import peft
 import pytest
@@ -12,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from anit_ds.adversarial import NRM, SFT, Batch, PerturbableLM
+from anit_ds.adversarial import NRM, SFT, Batch, PerturbableLM, PrefixTreeLM
 from anit_ds.adversarial.dropout import dropout_rates
 from anit_ds.adversarial.partly_trained import PartlyTrainedLora
 from anit_ds.errors import InputError
@@ -354,12 +355,61 @@ def test_tokens_that_peft_puts_in_front_are_refused():
         {"gradient": "Clean"},
         {"loss": "kl"},
         {"loss": "consistency", "passes": "separate"},
+        {"eps": -1.0},
     ],
     ids=str,
 )
-def test_a_setting_that_is_none_is_refused(settings: dict[str, str]):
+def test_a_setting_that_is_none_is_refused(settings: dict[str, Any]):
     with pytest.raises(ValueError, match=next(iter(settings))):
         NRM(**settings)
+
+
+def test_what_is_no_batch_is_refused():
+    batch = ragged_batch()
+    ids, labels = batch.input_ids, torch.full_like(batch.input_ids, -100)
+    assert bool(Batch.from_labels(ids, None, labels).attended.all())
+    with pytest.raises(ValueError, match=r"attended: \[4, T\] as input_ids \[4, 12\], not \[4, 5\]"):
+        Batch.from_labels(ids, batch.attended[:, :5], labels)
+    with pytest.raises(ValueError, match="beta: a distortion from 0 to 1, not 2"):
+        Batch.from_labels(ids, batch.attended, labels, beta=2.0)
+    nobody = batch.attended & (torch.arange(4) > 0)[:, None]
+    with pytest.raises(ValueError, match="a sample without an attended token"):
+        Batch.from_labels(ids, nobody, labels).packed()
+
+
+@pytest.mark.parametrize("kind", [PerturbableLM, PrefixTreeLM])
+def test_after_a_pass_that_fails_a_forward_is_plain(kind: type[PerturbableLM]):
+    model, batch = lora_model(), ragged_batch()
+    other = torch.randint(2, 250, (2, 20), generator=torch.Generator().manual_seed(5))
+    expected = model(input_ids=other).logits
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    lm = kind(model)
+    prepared = lm.prepare(batch)
+    (losses,) = lm.losses(prepared, (lambda e: e + 1,))
+    losses.register_hook(fail)
+    with pytest.raises(MemoryError):
+        lm.backward(losses.sum())
+    assert torch.equal(model(input_ids=other).logits, expected)
+    layer = model.get_base_model().model.layers[0].register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        lm.losses(prepared, (lambda e: e + 1,))
+    layer.remove()
+    assert torch.equal(model(input_ids=other).logits, expected)
+
+
+@pytest.mark.parametrize("kind", [PerturbableLM, PrefixTreeLM])
+@pytest.mark.parametrize("loss", ["ce", "consistency"])
+def test_a_rank_without_a_sample_takes_part(loss: str, kind: type[PerturbableLM]):
+    """Its filler is one token, with nothing to attack and nothing to learn."""
+    ids = torch.tensor([[5]])
+    lm = kind(lora_model())
+    nothing = torch.zeros_like(ids, dtype=torch.bool)
+    batch = Batch.from_labels(ids, None, torch.full_like(ids, -100), scope=nothing, denominator=3.0)
+    stats = NRM(alpha=0.3, loss=loss).backward(lm, lm.prepare(batch))
+    assert stats["loss/adversarial"][0] == 0 and not any(g.any() for g in lora_gradients(lm.module).values())
 
 
 def test_an_attack_may_keep_its_activations_where_training_recomputes():

@@ -97,7 +97,7 @@ def test_a_wrong_override_is_named(write_config, capsys, monkeypatch):
     message = refusal(capsys, monkeypatch, "data", write_config(), "nosie.omega=0.3")
     assert "command line: nosie: unknown key; did you mean noise?" in message
     message = refusal(capsys, monkeypatch, "data", write_config(), "lora.lora_alpha=32")
-    assert message.endswith("lora: lora_alpha: it is called lora.alpha here")
+    assert "with the command line: lora: lora_alpha: it is called lora.alpha here" in message
 
 
 def test_a_full_disk_is_a_sentence(capsys):

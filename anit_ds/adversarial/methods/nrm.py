@@ -63,6 +63,8 @@ class NRM(Method):
         gradient: Literal["attack", "clean"] = "attack",
     ) -> None:
         check_choices(ball=ball, step=step, loss=loss, passes=passes, gradient=gradient)
+        if not (eps >= 0 and 0 <= start <= 1):
+            raise ValueError(f"eps: {eps} and start: {start}; a radius is not negative, a share from 0 to 1")
         if loss == "consistency" and (passes, gradient) != ("joined", "attack"):
             raise ValueError(
                 "loss: consistency compares rows of one pass, so it needs passes joined and gradient attack"
