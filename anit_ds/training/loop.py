@@ -125,50 +125,68 @@ class Trainer:
         """shorter: what the run in the folder was asked for, where it is to go on for longer."""
         self.config, self.run, self.watchdog, self.step = config, run, watchdog, 0
         split = Split.of(config.train, distributed.world_size())
-        device = distributed.device()
-        self.dtype = resolve_dtype(config.model.dtype, device.type)
-        if config.lora is not None:
-            peft_config(config.lora)  # what is wrong with it is said before any work
-        check_installed(config.train.report_to)
-        ds_config = deepspeed_config(config, split=split, dtype=self.dtype)
+        self.dtype = resolve_dtype(config.model.dtype, distributed.device().type)
+        ds_config = self._check_early(split)
         tokenizer = load_tokenizer(config.model)
-        encoder = PromptEncoder.of(config, tokenizer)
-        self.feed = Feed(
-            config, encoder, self._load_data, accumulation=split.micro_batches,
-            pad_id=tokenizer.pad_token_id, device=device,
-        )  # fmt: skip
-        self.length = Length.of(config, self.feed.per_epoch)
-        was = Length.of(shorter, self.feed.per_epoch) if shorter else None
-        if was:
-            distributed.from_main(lambda: check_longer(run, was, self.length))
-        self.truncated, self.left_out = self.feed.count_what_is_cut()
-        limits = distributed.from_main(lambda: Evaluator(config, self.feed.data, tokenizer).answer_limits)
-        evaluator = Evaluator(config, self.feed.data, tokenizer, limits)
-        self.scores = Scores(evaluator, run, self._beat_in_evaluation, dtype_name(self.dtype))
-        base = distributed.from_main(lambda: self._fingerprint_of_base())
-        here = distributed.ranks_here()
-        if forecast and distributed.rank() == 0:
-            said = forecast(config, [view for views in self.feed.samples for view in views], here)
-            if said:
-                logger.info(said)
+        was = self._open_feed(tokenizer, split, shorter)
+        limits = self._open_scores(tokenizer)
+        base = distributed.from_main(self._fingerprint_of_base)
+        self._log_forecast(forecast)
         self.config, self.lm, self.method = build_model(config, self.feed, ds_config, self.dtype, self.length.steps)
-        state = self._resume(shorter)
+        self._restore(self._resume(shorter))
         # Only now, with the model loaded, is a finished run one that goes on.
-        data, was_steps = self.feed.data.identities, was.steps if was else None
-        distributed.from_main(
-            lambda: run.note(config, data=data, model=base, answer_limits=dict(limits), was=was_steps)
-        )
+        begins: dict[str, Any] = {"data": self.feed.data.identities, "model": base, "answer_limits": limits}
+        distributed.from_main(lambda: run.note(config, **begins, was=was.steps if was else None))
         self.earlier = distributed.from_main(lambda: [one["steps"] for one in run.earlier()])
-        self.step = self.saved = state.get("step", 0)
         if was:
             logger.info("%s", told_of_longer(config, self.step, was, self.length))
+        self.monitor = Monitor(
+            config, run, self.lost, total_steps=self.length.steps, start=self.step, dev_due=self.dev_due
+        )
+
+    def _check_early(self, split: Split) -> dict[str, Any]:
+        """DeepSpeed's configuration. Raises InputError for what is wrong with the run's own, before any work."""
+        if self.config.lora is not None:
+            peft_config(self.config.lora)
+        check_installed(self.config.train.report_to)
+        return deepspeed_config(self.config, split=split, dtype=self.dtype)
+
+    def _open_feed(self, tokenizer: Any, split: Split, shorter: Config | None) -> Length | None:
+        """Data, batches and the run's length; returns how long it was to be, where it is to go on for longer."""
+        encoder = PromptEncoder.of(self.config, tokenizer)
+        self.feed = Feed(
+            self.config, encoder, self._load_data, accumulation=split.micro_batches,
+            pad_id=tokenizer.pad_token_id, device=distributed.device(),
+        )  # fmt: skip
+        self.length = Length.of(self.config, self.feed.per_epoch)
+        was = Length.of(shorter, self.feed.per_epoch) if shorter else None
+        if was:
+            distributed.from_main(lambda: check_longer(self.run, was, self.length))
+        self.truncated, self.left_out = self.feed.count_what_is_cut()
+        return was
+
+    def _open_scores(self, tokenizer: Any) -> dict[str, int]:
+        """What evaluates the model; returns the tokens that an answer may have, by data set."""
+        data = self.feed.data
+        limits = distributed.from_main(lambda: dict(Evaluator(self.config, data, tokenizer).answer_limits))
+        evaluator = Evaluator(self.config, data, tokenizer, limits)
+        self.scores = Scores(evaluator, self.run, self._beat_in_evaluation, dtype_name(self.dtype))
+        return limits
+
+    def _log_forecast(self, forecast: Forecast | None) -> None:
+        here = distributed.ranks_here()
+        if forecast and distributed.rank() == 0:
+            said = forecast(self.config, [view for views in self.feed.samples for view in views], here)
+            if said:
+                logger.info(said)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """The position that a checkpoint's state has; the beginning where it is empty."""
+        self.step = self.saved = state.get("step", 0)
         self.spent = state.get("train_seconds", 0.0)
         self.before = state.get("before")
         self.lost = LostSteps(float16=self.dtype is torch.float16, **state.get("lost", {}))
         self.dev_due = state.get("dev_due", False)
-        self.monitor = Monitor(
-            config, run, self.lost, total_steps=self.length.steps, start=self.step, dev_due=self.dev_due
-        )
 
     def _fingerprint_of_base(self) -> str | None:
         """Raises InputError where the base model is not the one that the run in the folder began with."""
