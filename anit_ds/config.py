@@ -483,7 +483,7 @@ class Config(Section):
         return raw
 
     @model_validator(mode="after")
-    def _across_sections(self) -> Config:
+    def _decided_by_the_method(self) -> Config:
         if self.method.name == "anit" and self.method.preset == "paper" and self.distortion.normalise == "auto":
             self.distortion.normalise = "minmax"
         if self.method.name == "sft":
@@ -491,6 +491,10 @@ class Config(Section):
         elif raw_unless_told(self.method.name, self.method.preset) and "kind" not in self.noise.model_fields_set:
             self._noise_is_not_half_asked_for()
             self.noise.kind = "none"
+        return self
+
+    @model_validator(mode="after")
+    def _sections_do_not_contradict_each_other(self) -> Config:
         if self.noise.kind == "none" and self.noise.views > 1:
             raise ValueError(f"noise.views: {self.noise.views} views of a sample need a noise; noise.kind is none")
         if set(self.eval.noises) - {"none", "opposite"} and not self.omega_at_evaluation:

@@ -120,30 +120,23 @@ class TreeBatch(Batch):
         offsets = [stop - length for stop, length in zip(accumulate(batch.lengths), batch.lengths, strict=True)]
         ids = batch.input_ids[0].numpy()
         tokens = [ids[o : o + n] for o, n in zip(offsets, batch.lengths, strict=True)]
-        # The token that predicts the first answer token has a sample's own hidden state read, so it is not shared.
-        first_target = list(batch.lengths)
-        for row, place in zip(batch.target_rows.tolist(), batch.target_positions.tolist(), strict=True):
-            first_target[row] = min(first_target[row], place - offsets[row])
+        first_target = _first_targets(batch, offsets)
         limits = [min(first, n - 1) for first, n in zip(first_target, batch.lengths, strict=True)]
-        runs, _ = grow(tokens, limits, batch.lengths)
-        whole = _row(batch, runs, offsets)
         starts = _scope_starts(batch, offsets, limits)
         trunk_runs, last = grow(tokens, [min(pair) for pair in zip(starts, limits, strict=True)], starts)
-        if keeps_trunk is None:
-            keeps_trunk = bool(trunk_runs)
-        if not keeps_trunk:
-            apart = _row(batch, [Run(s, 0, n, ()) for s, n in enumerate(batch.lengths)], offsets)
-            return cls(**vars(batch), whole=whole, apart=apart)
+        if not (bool(trunk_runs) if keeps_trunk is None else keeps_trunk):
+            runs, _ = grow(tokens, limits, batch.lengths)
+            alone = [Run(sample, 0, length, ()) for sample, length in enumerate(batch.lengths)]
+            return cls(**vars(batch), whole=_row(batch, runs, offsets), apart=_row(batch, alone, offsets))
         if late := [s for s, start in enumerate(starts) if start > first_target[s]]:
             raise ValueError(
                 f"sample {late[0]}: a token before the scope predicts one of the answer; put the perturbed tokens last"
             )
-        trunk_runs = trunk_runs or [Run(0, 0, 1, ())]
+        trunk_runs = trunk_runs or [Run(0, 0, 1, ())]  # other ranks have one to run, so this one does
         chains = [() if end < 0 else (*trunk_runs[end].chain, end) for end in last]
         order = sorted(range(batch.size), key=lambda s: (last[s], s))
         behind = [Run(s, starts[s], batch.lengths[s], chains[s]) for s in order]
-        kept = tuple(run.stop - run.start for run in trunk_runs)
-        row = _row(batch, behind, offsets, kept)
+        row = _row(batch, behind, offsets, tuple(run.stop - run.start for run in trunk_runs))
         return cls(**vars(batch), whole=row, apart=row, trunk=_row(batch, trunk_runs, offsets))
 
     def to(self, device: torch.device | str) -> TreeBatch:
@@ -151,6 +144,16 @@ class TreeBatch(Batch):
         assert isinstance(moved, TreeBatch)
         trunk = None if self.trunk is None else self.trunk.to(device)
         return replace(moved, whole=self.whole.to(device), apart=self.apart.to(device), trunk=trunk)
+
+
+def _first_targets(batch: Batch, offsets: Sequence[int]) -> list[int]:
+    """Of each sample the place of the token that predicts its first answer token, whose hidden state is read and which
+    is not shared; its length where it has no answer."""
+    assert batch.lengths is not None
+    first = list(batch.lengths)
+    for sample, place in zip(batch.target_rows.tolist(), batch.target_positions.tolist(), strict=True):
+        first[sample] = min(first[sample], place - offsets[sample])
+    return first
 
 
 def _scope_starts(batch: Batch, offsets: Sequence[int], limits: Sequence[int]) -> list[int]:

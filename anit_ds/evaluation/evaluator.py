@@ -119,20 +119,23 @@ class Evaluator(Answerer):
         """What a report says of `None` chosen by its probability, and what each row does. `fits`: it has the threshold
         that is best for these texts too, which takes an answer with an item to each; where the caller has none, it is
         that one."""
-        likely, threshold = [none_probability(reply) for reply in replies], self.none_thresholds.get(data_set.name)
-        told: list[dict[str, Any]] = [{"none": p} for p in likely]
-        if threshold is None and not fits:
-            return {"nothing": None}, told
-        somethings, below = list(parsed), math.inf if fits or threshold is None else threshold
+        probabilities, given = [none_probability(reply) for reply in replies], self.none_thresholds.get(data_set.name)
+        rows: list[dict[str, Any]] = [{"none": p} for p in probabilities]
+        if given is None and not fits:
+            return {"nothing": None}, rows
+        best_item = list(parsed)  # of each text; to fit a threshold every text needs one
+        below = math.inf if given is None or fits else given
         for place, (answer, _) in self._somethings(asked, replies, parsed, ask, below=below).items():
-            somethings[place] = data_set.parse(answer)
-        fitted, best = threshold is None, {"best": fitted_threshold(likely, somethings, gold)} if fits else {}
-        threshold = threshold or best.get("best")
+            best_item[place] = data_set.parse(answer)
+        about: dict[str, Any] = {"fitted": given is None}
+        if fits:
+            about["best"] = fitted_threshold(probabilities, best_item, gold)
+        threshold = about.get("best") if given is None else given
         if threshold is None:
-            return {"nothing": {"threshold": None, "fitted": True, **best}}, told
-        said = [chosen(p, threshold, parsed) for p, parsed in zip(likely, somethings, strict=True)]
-        rows = [row | {"at_threshold": parsed.items} for row, parsed in zip(told, said, strict=True)]
-        return {"nothing": {**nothing_report(said, gold, threshold), "fitted": fitted, **best}}, rows
+            return {"nothing": {"threshold": None, **about}}, rows
+        said = [chosen(p, threshold, item) for p, item in zip(probabilities, best_item, strict=True)]
+        rows = [row | {"at_threshold": answer.items} for row, answer in zip(rows, said, strict=True)]
+        return {"nothing": {**nothing_report(said, gold, threshold), **about}}, rows
 
     def _by_label(
         self, data_set: DataSet, replies: Sequence[Reply], gold: Sequence[int], fits: bool
