@@ -13,6 +13,7 @@ from anit_ds.data.tasks import NONE
 
 _WIDTH = 110
 _MOST_LABELS = 12
+_LONGEST_LINE = 1000  # characters
 
 
 def describe_data(data: RunData, folder: Path, surveys: Sequence[Survey] = ()) -> str:
@@ -45,8 +46,14 @@ def _describe_survey(found: Survey) -> str:
             f"note: {len(found.absent)} of {found.spans} spans of train do not occur in their text, such as "
             f"{span[:60]!r} in {id}"
         )
-    lines += ["the first training sample, with its answer:", *(f"    {line}" for line in found.prompt.split("\n"))]
+    prompt = map(_clipped, found.prompt.split("\n"))
+    lines += ["the first training sample, with its answer:", *(f"    {line}" for line in prompt)]
     return "\n".join(lines)
+
+
+def _clipped(line: str) -> str:
+    """A line of a prompt, whose text may be a book."""
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ... ({len(line):,} characters)"
 
 
 def _describe_set(of: DataSet) -> str:

@@ -60,6 +60,7 @@ def predict(
     from anit_ds.evaluation.finished import FinishedRun
     from anit_ds.ranks import distributed
 
+    _check_output(output, source)
     with FinishedRun.watched(run, dtype=dtype, max_new_tokens=max_new_tokens, thresholds=thresholds) as asked:
         main = distributed.rank() == 0
         if asked.thresholds.labels:
@@ -74,7 +75,7 @@ def predict(
             _rows(source), probabilities=probabilities, least=min_score,
             constrained=constrained or min_score > 0,
         )  # fmt: skip
-        with _written(output if main else os.devnull, source) as out:  # emptied, now that nothing is refused
+        with _written(output if main else os.devnull) as out:  # emptied, now that nothing is refused
             for answered in answers:
                 # A Parquet file may hold dates, and numbers that JSON has no word for.
                 out.write(b"".join(json_line(finite_or_null(row), default=str) for row in answered))
@@ -127,14 +128,28 @@ def _records(source: str) -> Iterator[tuple[int, object]]:
             yield from json_lines(file, refuse)
 
 
+def _check_output(output: str, source: str) -> None:
+    """Raises InputError for a file that cannot be written, before a model is loaded; nothing in it changes."""
+    if output == "-":
+        return
+    path = Path(output)
+    try:
+        if source != "-" and path.exists() and os.path.samefile(source, output):
+            raise InputError(f"--output: {output} is the input; choose another file")
+        if not path.exists():
+            path.parent.stat()
+        elif path.is_file():
+            path.open("ab").close()
+    except OSError as error:
+        raise InputError(f"--output: cannot write {output} ({error.strerror})") from error
+
+
 @contextmanager
-def _written(output: str, source: str) -> Iterator[BinaryIO]:
+def _written(output: str) -> Iterator[BinaryIO]:
     if output == "-":
         yield sys.stdout.buffer
         return
     try:
-        if source != "-" and Path(output).exists() and os.path.samefile(source, output):
-            raise InputError(f"--output: {output} is the input; choose another file")
         file = Path(output).open("wb")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise InputError(f"--output: cannot write {output} ({error.strerror})") from error

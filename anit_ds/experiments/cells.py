@@ -214,7 +214,13 @@ def _cell(
 def _raw_at(config: CompareConfig, place: _Place, spec: MethodSpec, noise: str, *, raw_only: bool) -> dict[str, Any]:
     """`base` with what the place and the method say, before anyone's `set`."""
     raw, data = copy.deepcopy(config.base), place.data
-    where = {"mix": [m.model_dump() for m in data.mix]} if data.mix else {"dataset": data.dataset, "path": data.path}
+    where: dict[str, Any] = {"dataset": data.dataset, "path": data.path}
+    if data.mix:
+        where = {"mix": [m.model_dump() for m in data.mix]}
+    if data.columns:
+        where["columns"] = data.columns.model_dump()
+    if data.instructions_file:
+        where["instructions_file"] = data.instructions_file
     raw["data"] = {**raw.get("data", {}), **where, "instructions": place.version, "fraction": place.fraction}
     if place.size is not None:
         raw["data"]["max_train"] = place.size

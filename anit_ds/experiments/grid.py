@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from anit_ds.adversarial.rules import METHODS
-from anit_ds.config import MixItem, NoiseKind, PathText, Section
+from anit_ds.config import Columns, MixItem, NoiseKind, PathText, Section
 from anit_ds.configfile import annotated
 from anit_ds.errors import shown
 
@@ -74,6 +74,10 @@ class DataSpec(Section):
     """Name of a data set, as in a run's data.dataset."""
     path: PathText | None = None
     """Its folder, file or hub id."""
+    columns: Columns | None = None
+    """Data of your own: which columns hold what, as in a run's data.columns."""
+    instructions_file: PathText | None = None
+    """Data of your own: their instructions, as in a run's data.instructions_file."""
     mix: list[MixItem] = Field(default_factory=list)
     """Several data sets in one run, in place of dataset and path."""
     set: dict[str, Any] = Field(default_factory=dict)

@@ -72,6 +72,17 @@ def test_trials_are_as_long_as_the_cells_they_choose_for(write):
     }  # fmt: skip
 
 
+def test_a_table_of_one_s_own_says_its_columns_and_instructions(write, review_folder: Path):
+    words = str(review_folder / "instructions.yaml")
+    here = {"dataset": "own", "path": "own.csv", "columns": {"text": "body"}, "instructions_file": words}
+    set_ = {"data.columns": {"text": "body"}, "data.instructions_file": words}
+    one, other = (
+        cells(load_compare_config(write(grid={"datasets": [spec], "methods": ["sft"]})))[0]
+        for spec in (here, {"dataset": "own", "path": "own.csv", "set": set_})
+    )
+    assert one.hash == other.hash and one.config.data.columns.text == "body"
+
+
 def test_sizes_are_numbers_of_training_examples_and_nothing_else_may_set_them(write):
     planned = cells(load_compare_config(write(grid={"methods": ["sft", "fgsm"], "sizes": [2, 4]})))
     assert [(c.arm, c.config.data.max_train, c.axes()["max_train"], c.name.split("-")[3]) for c in planned] == [
