@@ -61,7 +61,7 @@ def _batch(config: Config):
 def test_two_depths_give_every_depth(
     changes: dict, deep_folder: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ):
-    lora = {"lora.target_modules": ["q_proj"]}
+    lora = {"lora.targets": ["q_proj"]}
     config = make_config(**{"model.name_or_path": str(deep_folder), "method.name": "anit", **lora, **changes})
     followed = footprint(config, _batch(config), torch.float32, ahead=True)
     monkeypatch.setattr(footprints, "_MANY", 5)
@@ -88,7 +88,7 @@ def test_every_weight_that_is_trained_is_held(shallow_folder: Path, make_config:
 
 def test_weights_in_4_bits_are_those_that_are_held(deep_folder: Path, make_config: Callable[..., Config]):
     sft = {"method": {"name": "noisy_sft"}, "model.name_or_path": str(deep_folder)}
-    config = make_config(**sft, **{"model.load_in_4bit": True, "lora.target_modules": ["q_proj"]})
+    config = make_config(**sft, **{"model.load_in_4bit": True, "lora.targets": ["q_proj"]})
     holds = _holds(config)
     settings = transformers.AutoConfig.from_pretrained(deep_folder)
     transformers.AutoModelForCausalLM.from_config(settings).save_pretrained(deep_folder)
@@ -172,7 +172,7 @@ def test_ranks_that_wait_for_each_other_take_longer():
 
 def test_auto_takes_a_tree_where_the_trainer_would(shallow_folder: Path, make_config: Callable[..., Config]):
     auto = {**TREE, "method.schedule": "auto", "method.name": "anit", "model.name_or_path": str(shallow_folder),
-            "train.micro_batch": 2, "lora.target_modules": ["q_proj"]}  # fmt: skip
+            "train.micro_batch": 2, "lora.targets": ["q_proj"]}  # fmt: skip
     cluster = Cluster(ranks=1, memory=80, bandwidth=50, tflops=1)
     plans = Forecaster(Workload([made_up(n, 64) for n in range(4)]), torch.float32)
     assert plans.decided(make_config(**auto), cluster).method.schedule == "prefix_tree"
@@ -184,7 +184,7 @@ def test_the_command_says_what_does_not_fit_and_what_would(
 ):
     config = make_config(**{
         "model.name_or_path": str(shallow_folder), "method.name": "anit", "train.micro_batch": 2,
-        "train.global_batch": 32, "lora.target_modules": ["q_proj"],
+        "train.global_batch": 32, "lora.targets": ["q_proj"],
     })  # fmt: skip
     file = tmp_path / "plan.yaml"
     file.write_text(config.to_yaml())
