@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a run failed, 2 what the user gave is wrong.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from anit_ds.errors import InputError, RunFailed, ServiceError, first_line
 
 # Two OpenMP threads that spin while they wait burn four times the CPU on a busy machine. Said before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# bitsandbytes warns at each import on some CPUs that it has no kernel from the hub, which nobody has asked for.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 _FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
