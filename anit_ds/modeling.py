@@ -70,6 +70,14 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def stops_in(settings: Any, tokenizer: Any) -> list[int]:
+    """Every id that ends an answer: the tokenizer's EOS, which training writes, and those of a checkpoint's generation
+    settings, which may be None."""
+    own = getattr(settings, "eos_token_id", None)
+    own = [] if own is None else own if isinstance(own, list) else [own]
+    return sorted({tokenizer.eos_token_id, *own})
+
+
 def chat_template(config: ModelConfig) -> tuple[str, str, int] | None:
     """What the model's chat template puts before and behind a prompt, and how many tokens that is; None where its
     tokenizer is not on this machine, or has no template that takes one (training says why)."""

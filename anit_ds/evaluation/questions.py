@@ -11,6 +11,7 @@ from torch import nn
 
 from anit_ds.adversarial.causal import base_of
 from anit_ds.data.tasks.grammar import Grammar
+from anit_ds.modeling import stops_in
 from anit_ds.ranks import distributed
 
 
@@ -43,9 +44,7 @@ def texts_of(replies: Sequence[Reply], tokenizer: Any) -> list[str]:
 
 def stops_of(model: nn.Module, tokenizer: Any) -> list[int]:
     """Every id that ends an answer: the tokenizer's EOS, which training writes, and the checkpoint's own."""
-    own = getattr(base_of(model).generation_config, "eos_token_id", None)
-    own = [] if own is None else own if isinstance(own, list) else [own]
-    return sorted({tokenizer.eos_token_id, *own})
+    return stops_in(base_of(model).generation_config, tokenizer)
 
 
 class Ending:

@@ -20,6 +20,7 @@ from anit_ds.data.prompts import PromptEncoder, render_prompt, timeless
 from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.errors import shown
 from anit_ds.files import write_atomically, write_json
+from anit_ds.modeling import stops_in
 
 _PLACE = "\x00"  # stands for the text; no data set's text may hold it
 
@@ -32,7 +33,7 @@ def write_prompt(folder: Path, config: Config, data: RunData, tokenizer: Any, li
     """
     write_json(folder / "prompt.json", {s.name: _described(s, config, limits.get(s.name)) for s in data.sets})
     own = _own_settings(config)
-    settings = {"do_sample": False, "eos_token_id": _stops(own, tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    settings = {"do_sample": False, "eos_token_id": stops_in(own, tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if (penalty := own.repetition_penalty) not in (None, 1.0):  # which every answer that was scored had
         settings["repetition_penalty"] = penalty
     longest = max((limit for s in data.sets if (limit := limits.get(s.name))), default=None)
@@ -53,12 +54,6 @@ def _own_settings(config: Config) -> GenerationConfig:
     with suppress(OSError):
         return GenerationConfig.from_pretrained(config.model.name_or_path, revision=config.model.revision or "main")
     return GenerationConfig()
-
-
-def _stops(own: GenerationConfig, tokenizer: Any) -> list[int]:
-    """What ends an answer: the tokenizer's EOS, which training writes, and the checkpoint's own."""
-    ends = own.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
 
 
 def chat_template(sample: Sample, config: Config, tokenizer: Any) -> str:
