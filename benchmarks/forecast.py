@@ -195,7 +195,7 @@ def _model(config: Config, settings: transformers.PretrainedConfig, dtype: torch
 
 def _measured(method: Method, lm: PerturbableLM, batch: Batch, steps: int) -> dict[str, float]:
     """The peak in MiB, and on a GPU the median seconds, of a step's forward and backward passes."""
-    batches = [lm.prepare(batch.to(device())) for _ in range(2 if isinstance(method, PipelinedNRM) else 1)]
+    batches = [lm.prepare(batch).to(device()) for _ in range(2 if isinstance(method, PipelinedNRM) else 1)]
     batches += [dataclasses.replace(batches[0], step=replay) for replay in range(1, method.replays)]
 
     def step() -> None:

@@ -11,6 +11,7 @@ restarts=0
 dry_run=no
 ranks=
 cluster=
+of_cluster=()
 hostfile=
 master_addr=
 master_port=
@@ -73,10 +74,15 @@ load_cluster() {
     if [[ ! -f $cluster ]]; then cluster=$repository/launch/clusters/$cluster.env; fi
     [[ -f $cluster ]] || refuse "no cluster file $cluster; there are $(cd "$repository/launch/clusters" && echo *.env)"
     cluster=$(realpath "$cluster")
+    local before
+    before=$(export -p)
     set -a
     # shellcheck disable=SC1090
     source "$cluster"
     set +a
+    # What it has set is for every host, whatever its name.
+    mapfile -t of_cluster < <(comm -13 <(sort <<<"$before") <(export -p | sort) |
+        sed -n 's/^declare -[a-z]* \([A-Za-z_][A-Za-z0-9_]*\).*/\1/p')
 }
 
 # The folder of the run that `command_line` trains (or reads): `out` of the configuration, overrides applied.

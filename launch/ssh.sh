@@ -13,10 +13,10 @@
 #   --dry-run         print what would be started
 #   --help            this text
 #
-# PDSH_SSH_ARGS_APPEND holds further options of ssh (-p 2222). The variables listed below, and those that FORWARD names
-# (NAME, or PREFIX*), go to the hosts in a file that only you can read, and that is gone afterwards. Ctrl-C, TERM, USR1
-# and USR2 make the run save and end with 0. If this machine dies the hosts' ranks save and end too. Exit code: 0 done,
-# 1 failed, 2 wrong input.
+# PDSH_SSH_ARGS_APPEND holds further options of ssh (-p 2222). The variables listed below, those of --cluster and those
+# that FORWARD names (NAME, or PREFIX*) go to the hosts in a file that only you can read, and that is gone afterwards.
+# Ctrl-C, TERM, USR1 and USR2 make the run save and end with 0. If this script is killed the hosts' ranks save and end
+# too; of a machine that loses its power they hear nothing. Exit code: 0 done, 1 failed, 2 wrong input.
 set -uo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -62,7 +62,7 @@ every_host=$(IFS=, && echo "${hosts[*]}")
 forwarded() {
     local name pattern
     for name in $(compgen -e); do
-        for pattern in "${forward[@]}"; do
+        for pattern in "${forward[@]}" "${of_cluster[@]}"; do
             # shellcheck disable=SC2053 # a pattern is meant
             if [[ $name == $pattern ]]; then printf 'export %s=%q\n' "$name" "${!name}" && break; fi
         done
@@ -146,5 +146,7 @@ if [[ $dry_run == yes ]]; then
     exit 0
 fi
 command -v pdsh >/dev/null || refuse "pdsh is not installed (apt-get install pdsh)"
+# A host that has lost power or network answers nothing, which ssh by itself takes two hours to see.
+export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=8 ${PDSH_SSH_ARGS_APPEND:-}"
 make_private || exit 2
 with_restarts start_all

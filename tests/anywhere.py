@@ -154,7 +154,8 @@ def trained() -> Undisturbed:
 def kill(whole: Undisturbed, tries: int, first: int = 1) -> None:
     expected, files, events = whole
     print(json.dumps({"events": events}), flush=True)
-    places = {1 + n * (events - 1) // max(1, tries - 1) for n in range(tries)}
+    # Each in the middle of its share: at the very ends there is nothing yet, or nothing left to resume.
+    places = {1 + (2 * n + 1) * (events - 1) // (2 * tries) for n in range(tries)}
     for place in sorted(place for place in places if place >= first):
         shutil.rmtree("run", ignore_errors=True)
         ended, _ = forked("train", "c.yaml", before=lambda place=place: at_event(place, Path("unused")))

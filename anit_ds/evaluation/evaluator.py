@@ -48,18 +48,19 @@ class Evaluator(Answerer):
         Beside the score of greedy answers the report has `nll` and `nll_per_token`, the gold answers' mean negative
         log-likelihood, and for classification `labels`, what `labels_report` says, and its `ece`. `nonfinite` counts
         gold answers whose likelihood is NaN or infinite: then the first two are None; the others, where a label is.
-        Several data sets: each is scored, and `micro_f1` is their mean, the two likelihoods their geometric mean (one
-        of long answers weighs as much as one of short ones), and what was counted their sum. `heartbeat` is called
-        after every batch. All ranks call this together.
+        Several data sets: each is scored, `micro_f1` and `parse_failures` are their means, the two likelihoods their
+        geometric mean (one of long answers weighs as much as one of short ones), and what was counted their sum.
+        `heartbeat` is called after every batch. All ranks call this together.
         """
         parts = [self._one_set(model, s, split, noise, constrained, progress, heartbeat) for s in self.data.sets]
         if len(parts) == 1:
             return parts[0]
         mean = sum(p.micro_f1 for p in parts) / len(parts)
         by_set = {s.name: p.report for s, p in zip(self.data.sets, parts, strict=True)}
-        counted = {key: sum(p.report[key] for p in parts) for key in ("n", "parse_failures", "nonfinite")}
+        counted = {key: sum(p.report[key] for p in parts) for key in ("n", "nonfinite")}
+        unparsed = sum(p.report["parse_failures"] for p in parts) / len(parts)
         likely = {key: _geometric_mean([p.report[key] for p in parts]) for key in ("nll", "nll_per_token")}
-        report = {"micro_f1": mean, **counted, **likely, "datasets": by_set}
+        report = {"micro_f1": mean, "parse_failures": unparsed, **counted, **likely, "datasets": by_set}
         return Evaluation(report, [row for p in parts for row in p.predictions])
 
     def _one_set(
@@ -170,7 +171,7 @@ class Evaluator(Answerer):
         these answers is the gold one."""
         prompts = self.encoder.encode_prompts(samples)
         words = data_set.instructions.labels
-        if data_set.task is CLASSIFICATION and len(words) <= MOST_LABELS:
+        if data_set.task is CLASSIFICATION and (len(words) <= MOST_LABELS or self.thresholds):
             labels, places = self._answers(list(words.values())), {label: at for at, label in enumerate(words)}
             return [Question(prompt, labels) for prompt in prompts], [places[s.items[0][0]] for s in samples]
         answers = self._answers([s.answer for s in samples])

@@ -26,12 +26,14 @@ from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.errors import InputError
+from anit_ds.evaluation.answerer import MOST_LABELS
 from anit_ds.evaluation.evaluator import Evaluator
 from anit_ds.evaluation.labels import temperatures_of
 from anit_ds.evaluation.none_threshold import thresholds_of
 from anit_ds.evaluation.report import AnsweredBy, Evaluation, read_evaluation, write_evaluation
 from anit_ds.evaluation.robustness import beside_raw
 from anit_ds.evaluation.thresholds import FITTED, Thresholds
+from anit_ds.identity import configuration_hash
 from anit_ds.modeling import (
     base_fingerprint,
     dtype_name,
@@ -119,9 +121,9 @@ class FinishedRun:
         file = self.folder.eval / f"{self._name('dev', constrained=constrained)}.json"
         try:
             report = read_sealed(file) if file.is_file() else {}
-            return report if AnsweredBy.of(report).step == self._step else {}
         except Damaged as error:
             raise Damaged(f"{error}; {self._line_of_dev(constrained)} writes it again") from error
+        return report if AnsweredBy.of(report).step == self._step else {}
 
     def _line_of_dev(self, constrained: bool = False) -> str:
         return f"`anit eval {self.folder.path} --split dev{' --constrained' if constrained else ''}`"
@@ -134,7 +136,8 @@ class FinishedRun:
     @cached_property
     def _answers(self) -> AnsweredBy:
         dtype = resolve_dtype(self.dtype or self.config.model.dtype, distributed.device().type)
-        return AnsweredBy(self._step, dtype_name(dtype), dict(self.evaluator.answer_limits))
+        limits = dict(self.evaluator.answer_limits)
+        return AnsweredBy(self._step, dtype_name(dtype), limits, configuration_hash(self.config))
 
     @property
     def _classified(self) -> list[DataSet]:
@@ -192,7 +195,8 @@ class FinishedRun:
 
     def uncalibrated(self) -> str | None:
         """What to know of labels' probabilities where dev has found no temperature for them."""
-        if all(s.name in self.evaluator.temperatures for s in self._classified):
+        fitted = [s for s in self._classified if len(s.instructions.labels) <= MOST_LABELS]
+        if all(s.name in self.evaluator.temperatures for s in fitted):
             return None
         return f"the probabilities are not calibrated; {self._line_of_dev()} does it"
 
@@ -247,8 +251,13 @@ class FinishedRun:
     def _raw_in(self, folder: Path, name: str) -> Evaluation | None:
         """Earlier answers to raw instructions, None where there are none. Raises ValueError for another model's."""
         raw = read_evaluation(folder, name)
-        if raw and (theirs := AnsweredBy.of(raw.report)) != self._answers:
-            raise ValueError(f"{folder / name}.json is of {theirs}, and this of {self._answers}")
+        if not raw:
+            return None
+        theirs, own = AnsweredBy.of(raw.report), self._answers
+        if folder == self.folder.eval:  # where no other run writes, and a longer one goes on
+            own = own._replace(configuration=theirs.configuration)
+        if theirs != own:
+            raise ValueError(f"{folder / name}.json is of {theirs}, and this of {own}")
         return raw
 
     def _name(self, split: str, noise: str = "none", constrained: bool = False) -> str:
@@ -283,7 +292,7 @@ class FinishedRun:
             for place, (where, row) in enumerate(chunk):
                 of, text = self.check(row, where)
                 number += 1
-                samples.setdefault(of.name, []).append((place, of.asked(text, str(row.get("id", number)))))
+                samples.setdefault(of.name, []).append((place, of.asked(text, str(number))))
             answered: dict[int, dict[str, Any]] = {}
             for name, asked in samples.items():
                 told = self.evaluator.answer(self.model, self.data[name], [s for _, s in asked], **how)

@@ -46,15 +46,19 @@ class AnsweredBy(NamedTuple):
     dtype: str
     limits: dict[str, int]
     """Of each data set the tokens that an answer may have."""
+    configuration: str | None = None
+    """The hash of the run's configuration; None where an older version did not say."""
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> AnsweredBy:
         """That of a report; of nothing in particular where it does not say."""
         said = report.get("answered_by") or {}
-        return cls(said.get("step"), said.get("dtype", ""), said.get("limits", {}))
+        return cls(said.get("step"), said.get("dtype", ""), said.get("limits", {}), said.get("configuration"))
 
     def __str__(self) -> str:
-        return f"step {self.step} in {self.dtype}, {', '.join(f'{n} tokens for {s}' for s, n in self.limits.items())}"
+        of = f" of configuration {self.configuration[:8]}" if self.configuration else ""
+        limits = ", ".join(f"{n} tokens for {s}" for s, n in self.limits.items())
+        return f"step {self.step}{of} in {self.dtype}, {limits}"
 
 
 def write_evaluation(folder: Path, name: str, evaluation: Evaluation, by: AnsweredBy) -> None:

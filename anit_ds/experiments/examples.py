@@ -27,6 +27,7 @@ class Answered:
     method: str
     score: float
     text: str
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Telling:
     @property
     def baseline_ahead(self) -> bool:
         """Whether `sft` scores above the others' mean; False where it is not among them."""
-        own = [a.score for a in self.answers if a.method == BASELINE]
-        others = [a.score for a in self.answers if a.method != BASELINE]
-        return bool(own and others) and own[0] > mean(others)
+        own = [a.score for a in self.answers if a.baseline]
+        others = [a.score for a in self.answers if not a.baseline]
+        return bool(own and others) and mean(own) > mean(others)
 
 
 def telling_examples(results: Sequence[Result]) -> list[Telling]:
@@ -67,7 +68,10 @@ def _compared(results: Sequence[Result]) -> list[Telling]:
         for number, row in enumerate(rows):
             answers = [
                 Answered(
-                    method, mean(_score(r, dataset, row["place"]) for r in group), _said(group[0], dataset, number)
+                    method,
+                    mean(_score(r, dataset, row["place"]) for r in group),
+                    _said(group[0], dataset, number),
+                    group[0]["arm"] == BASELINE,
                 )
                 for method, group in methods.items()
                 if all(_asked_the_same(r, dataset, number, row) for r in group)

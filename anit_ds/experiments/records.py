@@ -134,6 +134,12 @@ def _began_with(result: Result) -> Iterator[tuple[tuple[Any, ...], str, str]]:
         yield ("source", dataset, name), f"another file for {name}", hashed
     for name, hashed in result.get("instructions_hash", {}).items():
         yield ("instructions", name, result["instructions"]), "other instructions", hashed
+    for name, of in result.get("confusion", {}).items():
+        yield (
+            ("labels", name, result["instructions"]),
+            "other labels, or the same in another order,",
+            repr(of["labels"]),
+        )
     if model := result.get("model_hash"):
         yield ("weights", result["model"]), "another base model", model
 

@@ -72,7 +72,9 @@ def _from_srun(environment: MutableMapping[str, str]) -> dict[str, str] | None:
     if not environment.get("MASTER_ADDR"):
         found["MASTER_ADDR"] = _first_host(environment.get("SLURM_STEP_NODELIST", ""))
     if not environment.get("MASTER_PORT"):
-        found["MASTER_PORT"] = str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
+        # Below 32768, where systems begin to give out ports by themselves; a job's steps may run side by side.
+        job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        found["MASTER_PORT"] = str(20000 + (job + 7919 * step) % 12000)
     return found
 
 

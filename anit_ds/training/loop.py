@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class Trainer:
     step: int  # optimizer steps made
     saved: int  # those that the last checkpoint has
     spent: float  # seconds of training before this start
-    begun: float  # when training would have begun in one go, on the process's clock
+    begun: float  # when training alone would have begun, in one go and never evaluated, on the process's clock
     before: float | None  # the untouched model's score, where it was asked for
     earlier: list[int]  # the steps that it was to make before it was asked for more
     dev_due: bool  # whether a signal cut the evaluation on dev short that belongs to this step
@@ -222,7 +222,7 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Of training, that of earlier starts included."""
+        """Of training and its checkpoints, without evaluations, that of earlier starts included."""
         return time.perf_counter() - self.begun
 
     def _optimizer_step(self) -> None:
@@ -259,7 +259,7 @@ class Trainer:
         self.begun = time.perf_counter() - self.spent
         try:
             if self.config.eval.before and self.before is None:
-                with self._gathered_weights():
+                with self._evaluating():
                     self.before = self.scores.untouched(self.module)
             if self.dev_due:
                 self._evaluate_dev()
@@ -364,13 +364,20 @@ class Trainer:
             write_atomically(self.run.requeue, f"{why} at step {self.step}\n")
         logger.info("%s: saved at step %d of %d; start again to go on", why, self.step, self.length.steps)
 
-    def _gathered_weights(self) -> AbstractContextManager[None]:
-        return whole_for_evaluation(self.lm.engine, self.config.eval.whole_weights)
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The weights whole where they fit, and the time no time of training."""
+        started = time.perf_counter()
+        try:
+            with whole_for_evaluation(self.lm.engine, self.config.eval.whole_weights):
+                yield
+        finally:
+            self.begun += time.perf_counter() - started
 
     def _evaluate_dev(self) -> None:
         self.monitor.flush()
         self.dev_due = True
-        with self._gathered_weights():
+        with self._evaluating():
             evaluation, better = self.scores.dev(
                 self.module, self.step, usable=self.lost.finite > 0, in_turn=self.length.is_in_turn(self.step)
             )
@@ -386,9 +393,8 @@ class Trainer:
             save_best(self.lm.engine, self.best, about)
 
     def _finish(self) -> dict[str, Any]:
-        seconds = self.seconds  # those of training, not of the test split
         after, robustness = self._score_the_best()
-        summary = self._summary(seconds, after, robustness)
+        summary = self._summary(after, robustness)
         best = self.scores.best
         self.monitor.conclude(self.step, {
             "final/dev_micro_f1": best.micro_f1 if best.step else None,
@@ -405,15 +411,13 @@ class Trainer:
         if not self.config.eval.test and self.scores.dev_of_best() is not None:
             return None, {}
         load_weights(self.lm.engine, read_best(self.module, self.best), masters=False)
-        with self._gathered_weights():
+        with self._evaluating():
             if self.config.eval.test:
                 return self.scores.test(self.module)
             self.scores.dev_again(self.module)
         return None, {}
 
-    def _summary(
-        self, seconds: float, after: dict[str, Any] | None, robustness: dict[str, dict[str, float]]
-    ) -> dict[str, Any]:
+    def _summary(self, after: dict[str, Any] | None, robustness: dict[str, dict[str, float]]) -> dict[str, Any]:
         """What summary.json says of the run (docs/run-folder.md)."""
         best = self.scores.best
         return {
@@ -429,7 +433,7 @@ class Trainer:
             "steps": self.step,
             "stopped_early": self.length.why_it_stopped(self.step, best),
             "extended_from": [steps for steps in self.earlier if steps < self.length.steps],
-            "train_seconds": round(seconds, 3),
+            "train_seconds": round(self.seconds, 3),
             "nonfinite_steps": self.lost.nonfinite,
             "scaler_skips": self.lost.scaler_skips,
             "passes": METHODS[self.config.method.name].passes(self.config.method),

@@ -14,6 +14,7 @@ from anit_ds.data.noise import NoSource
 from anit_ds.evaluation import Evaluation, Evaluator, beside_raw, write_evaluation
 from anit_ds.evaluation.labels import temperatures_of
 from anit_ds.evaluation.report import AnsweredBy
+from anit_ds.identity import configuration_hash
 from anit_ds.modeling import adapter_off
 from anit_ds.ranks import distributed
 from anit_ds.runfolder import RunFolder
@@ -103,5 +104,6 @@ class Scores:
         return evaluation.report
 
     def _write(self, name: str, evaluation: Evaluation, step: int) -> None:
-        by = AnsweredBy(step, self.dtype, dict(self.evaluator.answer_limits))
+        limits = dict(self.evaluator.answer_limits)
+        by = AnsweredBy(step, self.dtype, limits, configuration_hash(self.evaluator.config))
         write_evaluation(self.run.eval, name, evaluation, by)

@@ -182,12 +182,22 @@ def test_scores_of_earlier_weights_are_none_of_these(
     seal_folder(adapter, WEIGHTS_SEAL, {"step": about["step"] + 1, "configuration": about["configuration"]})
     anit(monkeypatch, "eval", run.out, "--noise", "shuffle")
     said = capsys.readouterr()
-    assert f"test.json is of step {about['step']} in float32" in said.out + said.err
+    assert f"test.json is of step {about['step']} of configuration" in said.out + said.err
     assert "gap" not in json.loads((folder / "test-shuffle.json").read_text())
     anit(monkeypatch, "export", run.out, tmp_path / "adapter")
     assert f"test.json is of step {about['step']}, the weights of {about['step'] + 1}" in capsys.readouterr().out
     card = ModelCard.load(tmp_path / "adapter" / "README.md").text
     assert "| jsonl | bent by shuffle |" in card and "| jsonl | raw |" not in card
+
+
+def test_answers_of_another_run_are_none_of_these(run: Config, tmp_path: Path, monkeypatch, capsys):
+    """Two runs that were asked alike, but for their seeds, and write into one folder."""
+    other = run.model_copy(update={"train": run.train.model_copy(update={"seed": 7}), "out": str(tmp_path / "other")})
+    train(other)
+    anit(monkeypatch, "eval", other.out, "--output", tmp_path / "both")
+    anit(monkeypatch, "eval", run.out, "--noise", "shuffle", "--output", tmp_path / "both")
+    assert "no gap and no share of equal answers" in "".join(capsys.readouterr())
+    assert "gap" not in json.loads((tmp_path / "both" / "test-shuffle.json").read_text())
 
 
 def test_what_noises_do_to_known_answers_is_in_the_summary_in_eval_and_on_the_card(

@@ -35,8 +35,10 @@ def test_a_task_of_srun_takes_slurm_s() -> None:
         "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "20007",
         "MASTER_ADDR": "n1",
     }  # fmt: skip
-    assert ranks_from(environment) == Ranks(3, 1, 4)
-    assert environment["MASTER_PORT"] == "20007"
+    beside = {**environment, "SLURM_STEP_ID": "1"}
+    assert ranks_from(environment) == ranks_from(beside) == Ranks(3, 1, 4)
+    assert environment["MASTER_PORT"] == "28007"
+    assert beside["MASTER_PORT"] == "23926", "two steps of one job"
 
 
 def test_a_bare_sbatch_shell_is_one_process() -> None:

@@ -66,7 +66,7 @@ def gradients(method: str, layout: str, device: str, dtype: torch.dtype) -> Tens
     lm = (PrefixTreeLM if "schedule" in LAYOUTS[layout] else PerturbableLM)(model)
     lm.spare_masks()
     built = build_method(MethodConfig(**SWITCHED.get(method, {"name": method})), seed=1, scale=1.0)
-    batch = lm.prepare(samples(layout).to(device))
+    batch = lm.prepare(samples(layout)).to(device)
     for _ in range(2):  # kernels are compiled in the first, which waits
         model.zero_grad()
         with nothing_waits(device):

@@ -65,7 +65,9 @@ def test_a_slurm_dry_run_shows_what_sbatch_asks_for_and_the_step() -> None:
     code, text, _ = launch("slurm.sbatch", "--dry-run", "anit", "train", "c.yaml", "train.lr=1e-4")
     assert code == 0
     assert "sbatch: --signal=USR1@300" in text and "sbatch: --requeue" in text
-    assert text.splitlines()[-1].endswith("srun --kill-on-bad-exit=1 --label anit train c.yaml train.lr=1e-4")
+    assert text.splitlines()[-1].endswith(
+        "srun --export=ALL --kill-on-bad-exit=1 --label anit train c.yaml train.lr=1e-4"
+    )
     _, text, _ = launch("slurm.sbatch", "--ranks", 8, "--dry-run", "anit", "train", "c.yaml")
     assert "launch/node.sh --first SLURM --ranks 8 --world SLURM" in text
 
@@ -205,10 +207,11 @@ def test_ssh_runs_no_text_of_the_user_s_as_a_command_and_forwards_only_what_is_l
     (tmp_path / "bin" / "pdsh").chmod(0o755)
     (tmp_path / "hosts").write_text("localhost slots=1\n" + "".join(f"node{n} slots=1\n" for n in range(32)))
     runs = tmp_path / "runs"
+    (tmp_path / "own.env").write_text("RDMAV_FORK_SAFE=1\n")
     given = {"HF_AUTH": "hunter2", "HF_TOKEN": "hunter3", "NCCL_DEBUG": 'it\'s "quoted"', "MINE": "hunter4"}
     given |= {"RUNS": str(runs), "SEEN": str(tmp_path / "seen"), "FORWARD": "MINE"}
     code, _, said = launch(
-        "ssh.sh", "--hostfile", tmp_path / "hosts", "anit", "config",
+        "ssh.sh", "--hostfile", tmp_path / "hosts", "--cluster", tmp_path / "own.env", "anit", "config",
         f"{runs}/a'; touch {tmp_path}/pwned; echo 'b $(touch {tmp_path}/pwned) 100%n",
         PATH=f"{tmp_path}/bin:{os.environ['PATH']}", **given,
     )  # fmt: skip
@@ -217,6 +220,7 @@ def test_ssh_runs_no_text_of_the_user_s_as_a_command_and_forwards_only_what_is_l
     assert code == 2 and "cannot read the configuration" in said, said  # the host's ranks ran
     assert seen.splitlines()[:2] == ["700", "600"]
     assert "hunter2" not in seen and "hunter3" not in seen and "MINE=hunter4" in seen and "NCCL_DEBUG=" in seen
+    assert "RDMAV_FORK_SAFE=1" in seen, "it stands in the cluster's file"
     assert not list(runs.glob("**/ssh.*")), "nothing of it is left"
     assert set((tmp_path / "seen.at-once").read_text().split()) == {"33"}, "pdsh would keep the last host waiting"
 
