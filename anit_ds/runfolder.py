@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ class RunFolder:
         self.eval = self.path / "eval"
         self.summary = self.path / "summary.json"
         self.requeue = self.path / "requeue"
+        self._replaced = self.path / ".replaced"  # what --fresh has set aside
 
     def best(self, config: Config) -> Path:
         """The folder of the best weights: the adapter, or the whole model where that is trained."""
@@ -54,11 +57,12 @@ class RunFolder:
         """Make the folder and write the resolved configuration into it; returns that, its local paths absolute.
 
         One that asks for another length of the run that is here is not written yet: `note` does, once it is accepted.
-        Raises InputError when the folder cannot be written, or holds a run of another configuration (unless `fresh`,
-        which empties it first).
+        `fresh` sets what an earlier run left aside first, until `accept`; inside `kept_until_accepted` it comes back
+        by itself. Raises InputError when the folder cannot be written, or holds a run of another configuration.
         """
+        self._put_back()  # that of a start that was killed
         if fresh:
-            self.empty()
+            self._set_aside()
         config = with_absolute_paths(config)
         if self.has_results():
             self._refuse_another(config)
@@ -138,6 +142,7 @@ class RunFolder:
         }  # fmt: skip
         write_sealed(self.record, content)
         self._write_config(config)
+        self.accept()
 
     def earlier(self) -> list[dict[str, Any]]:
         """What the run was before it was asked for more: the hash of each configuration, and its steps."""
@@ -192,14 +197,33 @@ class RunFolder:
         built = [self.metrics, self.checkpoints, self.summary, *self.data.glob("**/manifest.json")]
         return any(path.exists() for path in built)
 
-    def empty(self) -> None:
-        """Delete what an earlier run left here."""
-        for name in _OURS:
-            target = self.path / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+    @contextmanager
+    def kept_until_accepted(self) -> Iterator[None]:
+        """Inside, a new run that is refused before `accept` costs the earlier one nothing."""
+        try:
+            yield
+        finally:
+            self._put_back()
+
+    def accept(self) -> None:
+        """The new run stands: what it replaces is deleted."""
+        if self._replaced.is_dir():
+            shutil.rmtree(self._replaced)
+
+    def _set_aside(self) -> None:
+        there = [path for name in _OURS if (path := self.path / name).exists()]
+        if there:
+            self._replaced.mkdir()
+        for path in there:
+            path.rename(self._replaced / path.name)
+
+    def _put_back(self) -> None:
+        if not self._replaced.is_dir():
+            return
+        for path in sorted(self._replaced.iterdir()):
+            _remove(self.path / path.name)
+            path.rename(self.path / path.name)
+        self._replaced.rmdir()
 
     def load_config(self) -> Config:
         """The configuration of a run that exists. Raises InputError when there is none here, or not the run's own."""
@@ -209,6 +233,13 @@ class RunFolder:
         if self.noted().get("configuration") not in (None, configuration_hash(config)):
             raise self._edited()
         return config
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

@@ -323,6 +323,29 @@ with only_writer(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        ("train", "data.path=nowhere.csv"),
+        ("train", "model.name_or_path=nowhere"),
+        ("train", "deepspeed=nowhere.json"),
+        ("data", "data.instructions=detailed"),
+    ],
+)
+def test_a_fresh_start_that_is_refused_costs_nothing(run: Path, anit: Anit, command: str, wrong: str):
+    before = files(run)
+    anit(command, run, "--fresh", wrong, code=2)
+    assert files(run) == before and "micro-F1" in anit("eval", run)
+    anit("data", run, "--fresh")
+    assert not (run / "summary.json").exists() and not (run / ".replaced").exists()
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """What lies there, logs aside."""
+    there = (path for path in run.rglob("*") if path.is_file() and "log" not in path.name and path.name != ".lock")
+    return {str(path.relative_to(run)): path.read_bytes() for path in there}
+
+
 def test_one_writer(run: Path, anit: Anit):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"

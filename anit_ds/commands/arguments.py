@@ -23,9 +23,12 @@ def config_and_overrides(*, required: bool = True) -> Callable[[Command], Comman
 # The deepspeed launcher adds it; the ranks are told by the environment.
 ignored_local_rank = click.option("--local_rank", type=int, hidden=True, expose_value=False)
 
-fresh = click.option("--fresh", is_flag=True, help="Empty the run's folder first.")
+fresh = click.option("--fresh", is_flag=True, help="In place of the run that is in the folder.")
 
-dtype = click.option("--dtype", default=None, help="Load the weights in another dtype than the run's.")
+dtype = click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Load the weights in another dtype than the run's.",
+)  # fmt: skip
 
 threshold = click.option(
     "--threshold", "thresholds", multiple=True, metavar="LABEL=p", help="Classification: choose LABEL where its "

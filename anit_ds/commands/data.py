@@ -30,9 +30,10 @@ def data(config: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) ->
         click.echo("\n".join(RunData.estimate(settings)))
         return
     run = RunFolder(settings.out)
-    with only_writer(run.path):
+    with only_writer(run.path), run.kept_until_accepted():
         settings = run.begin(settings, fresh=fresh)
         built = RunData.load(settings, run.data, begun=run.begun_data())
+        run.accept()
     template: Template | None = PLAIN
     if settings.prompt.style == "chat":
         from anit_ds.modeling import chat_template  # and with it transformers, which plain prompts need not wait for

@@ -15,7 +15,7 @@ Made = TypeVar("Made")
 
 @click.command(short_help="The whole way in minutes; nothing to prepare.")
 @click.option("--out", default="runs/demo", show_default=True, help="The run's folder; emptied first.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, bfloat16 or float32.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
 def demo(out: str, dtype: str) -> None:
     """The whole way on a model and data that come as packages: noisy set, F1 before, training, F1 after, the
     adapter."""
@@ -31,9 +31,10 @@ def demo(out: str, dtype: str) -> None:
     model = clock("model", lambda: prepare_model(cache, click.echo))
     config = demo_config(model, data, Path(out), dtype)
     run = RunFolder(out)
-    with only_writer(run.path):
+    with only_writer(run.path), run.kept_until_accepted():
         config = run.begin(config, fresh=True)
         noisy = clock("noisy set", lambda: RunData.load(config, run.data))
+        run.accept()
     click.echo(describe_data(noisy, run.data) + "\n")
 
     from anit_ds.training import train

@@ -81,6 +81,7 @@ def train(
     signals, run = signals or Signals(), RunFolder(config.out)
     with distributed.watched(config.train.rank_timeout, run.path) as watchdog, ExitStack() as held:
         distributed.from_main(lambda: held.enter_context(only_writer(run.path)))
+        distributed.from_main(lambda: held.enter_context(run.kept_until_accepted()))
         config = distributed.from_main(lambda: run.begin(_with_whole_lora(config, run, fresh), fresh=fresh))
         log_to(run.path, distributed.rank())
         there = distributed.from_main(lambda: run.of_another_length(config))
