@@ -111,6 +111,7 @@ class RunFolder:
             if same:
                 return  # config.yaml is damaged, and is written anew
             raise
+        self._refuse_lost(there, config)
         other = differences(there, config, places=same)
         if other:
             more = f" and {len(other) - 1} more" if len(other) > 1 else ""
@@ -120,6 +121,14 @@ class RunFolder:
             )
         if begun not in (None, configuration_hash(config), configuration_hash(there)):
             raise self._edited()
+
+    @staticmethod
+    def _refuse_lost(there: Config, config: Config) -> None:
+        """Raises InputError for a file that is not found from here any more, which makes no other configuration."""
+        for field in ("path", "instructions_file"):
+            was, now = getattr(there.data, field), getattr(config.data, field)
+            if was and now and was != now and not Path(now).exists() and Path(was).name == Path(now).name:
+                raise InputError(f"data.{field}: there is no {now} here; the run in this folder began with {was}")
 
     def note(
         self, config: Config, *, data: dict[str, str], model: str | None, answer_limits: dict[str, int],

@@ -139,6 +139,14 @@ def test_all_noises_without_opposites(run: Path, anit: Anit):
     assert said.count("equal answers") == 4
 
 
+def test_data_that_are_gone_are_no_other_configuration(unfinished: Path, anit: Anit, tmp_path: Path, monkeypatch):
+    """As where they were moved, or where the command is given in another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    said = anit("train", unfinished, "data.path=names", code=2)
+    assert "data.path: there is no names here; the run in this folder began with /" in said and "--fresh" not in said
+
+
 def test_data_that_changed_refuse_to_go_on(unfinished: Path, trained: Path, anit: Anit):
     source = trained.parent / "names" / "train.jsonl"
     text, before = source.read_text(), content(unfinished / "data")

@@ -27,10 +27,13 @@ def export(run: str, out: str, merge: bool, repository: str | None, public: bool
     Beside the weights stand README.md, a model card with the scores; prompt.json; a chat template that asks the model
     as training did; and generation settings.
     """
+    from anit_ds.errors import InputError
     from anit_ds.export import export_best, export_merged, push, refuse_push
 
     if repository is not None:
         refuse_push(repository)
+    elif public:
+        raise InputError("--public: is of the repository that --push names, and there is none")
 
     def beside(folder: Path) -> list[str]:
         return _beside(folder, Path(run), merged=merge)

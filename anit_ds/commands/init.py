@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def init(
     from anit_ds.errors import InputError
     from anit_ds.files import write_atomically
 
-    name = name or Path(source).stem
+    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem)
     place, instructions, config = Path(folder), Path(folder) / "instructions.yaml", Path(folder) / f"{name}.yaml"
     if config == instructions:
         raise InputError("--name: instructions.yaml holds the instructions; give the data another name with --name")

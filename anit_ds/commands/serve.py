@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from contextlib import suppress
 
 import click
@@ -45,9 +47,24 @@ def serve(run: str, host: str, port: int, constrained: bool, thresholds: tuple[s
     key = os.environ.get("ANIT_API_KEY") or None
     if host not in _LOOPBACK and key is None:
         click.echo(f"note: anyone who reaches {host}:{port} can ask; set ANIT_API_KEY to ask for a key", err=True)
+    _refuse_taken(host, port)
     asked = FinishedRun(run, dtype=dtype, thresholds=thresholds)
     constrained = asked.constrains(constrained)
     asked.model  # noqa: B018 (what is wrong with it is said before the port is open)
     app = build_app(asked, api_key=key, constrained=constrained)
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has answered what had come
         uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="info")).run()
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Raises InputError where nothing can listen there, before a model is loaded in vain."""
+    from anit_ds.errors import InputError
+
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except socket.gaierror as error:
+        raise InputError(f"--host: {host} is no address ({error.strerror})") from error
+    except OSError as error:
+        cure = "; give another --port, or 0 for any free one" if error.errno == errno.EADDRINUSE else ""
+        raise InputError(f"--host, --port: cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}){cure}") from error

@@ -77,6 +77,7 @@ def test_what_is_exported_is_sent(hub: Any, make_config: Callable[..., Config], 
     assert TOKEN not in said and not any(TOKEN.encode() in content for content in hub.files.values())
 
     hub.full = True
+    assert "--public: is of the repository" in anit("export", config.out, tmp_path / "none", "--public", code=2)
     said = anit("export", config.out, tmp_path / "again", "--push", "ada/spam", "--public", code=1)
     assert "again is written and was not sent to ada/spam: " in said and "403" in said and TOKEN not in said
     assert (tmp_path / "again" / "README.md").is_file()

@@ -191,5 +191,9 @@ def test_what_is_wrong_with_a_run_is_said_before_the_port_is_open(
             main()
         return capsys.readouterr().err
 
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in serve(run, "--port", port)
+    assert "--host: nohost.invalid is no address" in serve(run, "--host", "nohost.invalid")
     assert "no run here" in serve(tmp_path)
     assert "--constrained: is for tasks with spans" in serve(run, "--constrained")
