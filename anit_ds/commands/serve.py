@@ -67,4 +67,5 @@ def _refuse_taken(host: str, port: int) -> None:
         raise InputError(f"--host: {host} is no address ({error.strerror})") from error
     except OSError as error:
         cure = "; give another --port, or 0 for any free one" if error.errno == errno.EADDRINUSE else ""
-        raise InputError(f"--host, --port: cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}){cure}") from error
+        why = os.strerror(error.errno or 0)
+        raise InputError(f"--host, --port: cannot listen on {host}:{port} ({why}){cure}") from error
