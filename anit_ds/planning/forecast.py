@@ -21,14 +21,14 @@ from anit_ds.planning.simulation import GB, Cluster, Step, play
 from anit_ds.planning.workload import Workload
 from anit_ds.training.auto_schedule import candidates, cheapest
 from anit_ds.training.batching import Split
-from anit_ds.training.ds_config import read_deepspeed_json, zero_stage
+from anit_ds.training.ds_config import REDUCE_BUCKET, read_deepspeed_json, zero_stage
 
 _FLOAT32 = 4
 _ADAM = 2 * _FLOAT32
 # bitsandbytes' own: weights that share a scale, and scales that share one where they are quantised too.
 _BLOCK, _BLOCKS_OF_A_SCALE = 64, 256
-# DeepSpeed's own defaults, in elements.
-_LIVE_PARAMETERS, _BUCKET = 1_000_000_000, 500_000_000
+# DeepSpeed's own default, in elements.
+_LIVE_PARAMETERS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _holds(
         "trained weights": trained * size / (ranks if stage == 3 else 1),
         "gradients": passing * size + trained * _FLOAT32 / (ranks if stage >= 2 else 1),
         "optimizer": 0 if offloaded else trained * states / (ranks if stage >= 1 else 1),
-        "ZeRO's buckets": 2 * min(int(zero.get("reduce_bucket_size", _BUCKET)), trained) * size if stage else 0,
+        "ZeRO's buckets": 2 * min(int(zero.get("reduce_bucket_size", REDUCE_BUCKET)), trained) * size if stage else 0,
         "activations": counted.peak(micro_batches),
     }
     return {name: round(count) for name, count in parts.items() if count}

@@ -21,6 +21,8 @@ from anit_ds.modeling import dtype_name
 from anit_ds.training.batching import Split
 from anit_ds.training.ds_fields import check_deepspeed_config
 
+REDUCE_BUCKET = 50_000_000  # elements
+
 
 def deepspeed_config(config: Config, *, split: Split, dtype: torch.dtype) -> dict[str, Any]:
     """The dictionary given to `deepspeed.initialize`, with every "auto" decided.
@@ -106,6 +108,9 @@ def _with_our_defaults(result: dict[str, Any], dtype: torch.dtype) -> dict[str, 
     result.setdefault("steps_per_print", 2**31)
     # Its throughput timer waits for the device six times in a step, the attack's passes included.
     result.setdefault("timers", {"throughput": {"enabled": False}})
+    if zero_stage(result):
+        # DeepSpeed makes the buffer whole, of 2 GB by its own default, however few weights a LoRA trains.
+        result["zero_optimization"] = {"reduce_bucket_size": REDUCE_BUCKET, **result["zero_optimization"]}
     if dtype is not torch.float32:
         # Sums of half-precision gradients round away what many micro-batches or ranks add: 1% at 64, 2% at 256.
         result["data_types"] = {"grad_accum_dtype": "fp32", **result.get("data_types", {})}
