@@ -182,7 +182,7 @@ def _attention(
     if query.device.type == "cpu" and plain and query.shape[-1] == value.shape[-1]:
         return merged_attention(query, key, value, layout, scale)
     attend = _capped_attention if softcap else _sdpa
-    if query.device.type != "cpu" and layout.chains and layout.tokens * sum(layout.all_lengths) <= _LARGEST_MASK:
+    if query.device.type != "cpu" and any(layout.chains) and layout.tokens * sum(layout.all_lengths) <= _LARGEST_MASK:
         seen = layout.visible(window, query.device)
         return attend(query, key, value, seen, dropout, scale, softcap).transpose(1, 2).contiguous()
     keys, values = key.split(layout.all_lengths, 2), value.split(layout.all_lengths, 2)
