@@ -1,7 +1,8 @@
 """What killed writers left in a run's folder: swept when the next one begins there.
 
-Only names that `replacing`, `replacing_folder` and the making of a noisy set give, and only where a run keeps its own
-files. Whoever sweeps must be the only writer of the run; eval/ alone has others, whose files are left while they live.
+Only names that `replacing`, `replacing_folder`, `RunFolder.accept` and the making of a noisy set give, and only where a
+run keeps its own files. Whoever sweeps must be the only writer of the run; eval/ alone has others, whose files are left
+while they live.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from pathlib import Path
 from anit_ds.files import remove_unless_written
 
 _FILE, _FOLDER, _PARTS = (
-    re.compile(pattern) for pattern in (r"\.(.+)\.[0-9]+", r"\.(.+)\.(writing|old)", r"\.parts-[0-9a-f]{16}")
+    re.compile(pattern) for pattern in (r"\.(.+)\.[0-9]+", r"\.(.+)\.(writing|old|gone)", r"\.parts-[0-9a-f]{16}")
 )
-_IN_THE_RUN = {"config.yaml", "run.json", "metrics.jsonl", "summary.json", "requeue", "adapter", "model"}
+_IN_THE_RUN = {"config.yaml", "run.json", "metrics.jsonl", "summary.json", "requeue", "adapter", "model", "replaced"}
 _READERS_WRITE_FOR = 3600.0  # seconds
 
 

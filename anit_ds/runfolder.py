@@ -215,9 +215,11 @@ class RunFolder:
             self._put_back()
 
     def accept(self) -> None:
-        """The new run stands: what it replaces is deleted."""
+        """The new run stands: what it replaces is deleted. A kill leaves all of it to put back, or none."""
         if self._replaced.is_dir():
-            shutil.rmtree(self._replaced)
+            gone = self._replaced.with_name(f"{self._replaced.name}.gone")
+            self._replaced.rename(gone)
+            shutil.rmtree(gone)
 
     def _set_aside(self) -> None:
         there = [path for name in _OURS if (path := self.path / name).exists()]

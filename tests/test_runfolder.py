@@ -348,6 +348,22 @@ def test_a_fresh_start_that_is_refused_costs_nothing(run: Path, anit: Anit, comm
     assert not (run / "summary.json").exists() and not (run / ".replaced").exists()
 
 
+def test_a_fresh_start_that_was_killed_leaves_one_run_whole(run: Path, anit: Anit):
+    """Before it was accepted, the earlier one; while the earlier one was being deleted, the new one."""
+    before = files(run)
+    (run / ".replaced").mkdir()
+    for name in ("adapter", "eval", "summary.json"):
+        (run / name).rename(run / ".replaced" / name)
+    (run / "eval").mkdir()
+    assert "is finished" in anit("train", run)
+    assert {name: content for name, content in files(run).items() if name != "config.yaml"} == {
+        name: content for name, content in before.items() if name != "config.yaml"
+    }
+    (run / ".replaced.gone" / "adapter").mkdir(parents=True)
+    assert "is finished" in anit("train", run)
+    assert not (run / ".replaced.gone").exists() and (run / "adapter" / "adapter_config.json").is_file()
+
+
 def files(run: Path) -> dict[str, bytes]:
     """What lies there, logs aside."""
     there = (path for path in run.rglob("*") if path.is_file() and "log" not in path.name and path.name != ".lock")

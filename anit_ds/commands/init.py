@@ -54,7 +54,7 @@ def init(
     from anit_ds.errors import InputError
     from anit_ds.files import write_atomically
 
-    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem)
+    name = name or re.sub(r"[^\w.-]+", "-", Path(source).stem)
     place, instructions, config = Path(folder), Path(folder) / "instructions.yaml", Path(folder) / f"{name}.yaml"
     if config == instructions:
         raise InputError("--name: instructions.yaml holds the instructions; give the data another name with --name")

@@ -30,8 +30,6 @@ from anit_ds.evaluation.questions import Question, Reply, texts_of
 _MARGIN, _SHARE = 8, 0.25
 _COUNTED_AT_ONCE = 10_000
 _DIGITS = 6
-# More labels than this are not scored one by one: their passes would take longer than the answers.
-MOST_LABELS = 16
 
 Ask = Callable[[Sequence[Question]], list[Reply]]
 
@@ -73,7 +71,7 @@ class Answerer:
         `none_thresholds` it is the answer from there on. Where a text has several labels, the items as `labels`
         too."""
         labels = self.labels(data_set)
-        if labels and not (len(labels.names) <= MOST_LABELS if probabilities is None else probabilities):
+        if labels and not (labels.are_few if probabilities is None else probabilities):
             labels = None
         given = self._answers(list(data_set.instructions.labels.values())) if labels else ()
         self.encoder.cut.pop("", None)

@@ -18,8 +18,7 @@ from anit_ds.data.examples import Item, Sample
 from anit_ds.data.noise import NoSource, noisy_split
 from anit_ds.data.rundata import DataSet
 from anit_ds.data.tasks import Parsed, score
-from anit_ds.data.tasks.classification import CLASSIFICATION
-from anit_ds.evaluation.answerer import MOST_LABELS, Answerer, Ask, none_probability, told_if_cut
+from anit_ds.evaluation.answerer import Answerer, Ask, none_probability, told_if_cut
 from anit_ds.evaluation.labels import fitted_temperature, labels_report
 from anit_ds.evaluation.none_threshold import chosen, fitted_threshold, nothing_report
 from anit_ds.evaluation.questions import Question, Reply
@@ -58,7 +57,7 @@ class Evaluator(Answerer):
         mean = sum(p.micro_f1 for p in parts) / len(parts)
         by_set = {s.name: p.report for s, p in zip(self.data.sets, parts, strict=True)}
         counted = {key: sum(p.report[key] for p in parts) for key in ("n", "nonfinite")}
-        unparsed = sum(p.report["parse_failures"] for p in parts) / len(parts)
+        unparsed = fmean(p.report["parse_failures"] for p in parts)
         likely = {key: _geometric_mean([p.report[key] for p in parts]) for key in ("nll", "nll_per_token")}
         report = {"micro_f1": mean, "parse_failures": unparsed, **counted, **likely, "datasets": by_set}
         return Evaluation(report, [row for p in parts for row in p.predictions])
@@ -170,10 +169,11 @@ class Evaluator(Answerer):
         """Each sample's prompt with its gold answer, or with all labels where an answer is one of a few; and which of
         these answers is the gold one."""
         prompts = self.encoder.encode_prompts(samples)
-        words = data_set.instructions.labels
-        if data_set.task is CLASSIFICATION and (len(words) <= MOST_LABELS or self.thresholds):
-            labels, places = self._answers(list(words.values())), {label: at for at, label in enumerate(words)}
-            return [Question(prompt, labels) for prompt in prompts], [places[s.items[0][0]] for s in samples]
+        labels = self.labels(data_set)
+        if labels and (labels.are_few or labels.thresholds):
+            words = self._answers(list(data_set.instructions.labels.values()))
+            places = {label: at for at, label in enumerate(labels.names)}
+            return [Question(prompt, words) for prompt in prompts], [places[s.items[0][0]] for s in samples]
         answers = self._answers([s.answer for s in samples])
         return [Question(p, [answer]) for p, answer in zip(prompts, answers, strict=True)], [0] * len(samples)
 

@@ -26,7 +26,6 @@ from anit_ds.data.rundata import DataSet, RunData
 from anit_ds.data.tasks.classification import CLASSIFICATION
 from anit_ds.data.tasks.multilabel import MULTILABEL
 from anit_ds.errors import InputError
-from anit_ds.evaluation.answerer import MOST_LABELS
 from anit_ds.evaluation.evaluator import Evaluator
 from anit_ds.evaluation.labels import temperatures_of
 from anit_ds.evaluation.none_threshold import thresholds_of
@@ -195,8 +194,8 @@ class FinishedRun:
 
     def uncalibrated(self) -> str | None:
         """What to know of labels' probabilities where dev has found no temperature for them."""
-        fitted = [s for s in self._classified if len(s.instructions.labels) <= MOST_LABELS]
-        if all(s.name in self.evaluator.temperatures for s in fitted):
+        labels = [self.evaluator.labels(s) for s in self._classified]
+        if all(of is None or of.temperature is not None or not of.are_few for of in labels):
             return None
         return f"the probabilities are not calibrated; {self._line_of_dev()} does it"
 

@@ -24,6 +24,9 @@ from anit_ds.evaluation.report import reports_of
 # would ask for infinity.
 _TEMPERATURES = torch.logspace(-1.3, 1.3, 401, dtype=torch.float64)
 _DIGITS = 6
+# More labels than this are not scored one by one unless that is asked for: their passes would take longer than the
+# answers.
+_FEW = 16
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Labels:
     names: Sequence[str]
     temperature: float | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def are_few(self) -> bool:
+        return len(self.names) <= _FEW
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """scores [N, labels] -> probabilities [N, labels] float64, of which each row's sum is 1."""

@@ -22,12 +22,12 @@ SHOWN = 10
 @dataclass(frozen=True)
 class Answered:
     """One method's answer to an example. `score` in [0, 1]: its F1 there, the mean over seeds; `text`: the answer with
-    the first seed."""
+    the first seed; `baseline`: whether the method is `sft`."""
 
     method: str
     score: float
     text: str
-    baseline: bool = False
+    baseline: bool
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _with_our_defaults(result: dict[str, Any], dtype: torch.dtype) -> dict[str, 
     # Its throughput timer waits for the device six times in a step, the attack's passes included.
     result.setdefault("timers", {"throughput": {"enabled": False}})
     if zero_stage(result):
-        # DeepSpeed makes the buffer whole, of 2 GB by its own default, however few weights a LoRA trains.
+        # DeepSpeed makes the buffer whole, of up to 2 GB by its own default, however few weights a LoRA trains.
         result["zero_optimization"] = {"reduce_bucket_size": REDUCE_BUCKET, **result["zero_optimization"]}
     if dtype is not torch.float32:
         # Sums of half-precision gradients round away what many micro-batches or ranks add: 1% at 64, 2% at 256.

@@ -182,7 +182,8 @@ def test_scores_of_earlier_weights_are_none_of_these(
     seal_folder(adapter, WEIGHTS_SEAL, {"step": about["step"] + 1, "configuration": about["configuration"]})
     anit(monkeypatch, "eval", run.out, "--noise", "shuffle")
     said = capsys.readouterr()
-    assert f"test.json is of step {about['step']} of configuration" in said.out + said.err
+    whose = f"step {about['step']} of configuration {about['configuration'][:8]} in float32"
+    assert f"test.json is of {whose}" in said.out + said.err
     assert "gap" not in json.loads((folder / "test-shuffle.json").read_text())
     anit(monkeypatch, "export", run.out, tmp_path / "adapter")
     assert f"test.json is of step {about['step']}, the weights of {about['step'] + 1}" in capsys.readouterr().out
@@ -271,6 +272,36 @@ def test_texts_in_any_table_have_the_answers_that_they_have_in_json_lines(
         anit(monkeypatch, "predict", run.out, "--input", source, "--output", answers)
         found.append([json.loads(line) for line in answers.read_text().splitlines()])
     assert found[0] == found[1] and len(found[0]) == 3
+
+
+def test_a_text_that_is_cut_is_told_by_its_place_not_its_id(run: Config, tmp_path: Path, monkeypatch, capsys):
+    rows = [{"id": 7, "text": "long " * 2000}, {"id": 7, "text": "short"}, {"id": "4", "text": "short"}]
+    rows.append({"text": "long " * 2000})  # the fourth
+    texts, answers = tmp_path / "texts.jsonl", tmp_path / "answers.jsonl"
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    anit(monkeypatch, "predict", run.out, "--input", texts, "--output", answers)
+    told = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row.get("text_cut", False) for row in told] == [True, False, False, True]
+    assert [row.get("id") for row in told] == [7, 7, "4", None]
+
+
+def test_a_threshold_scores_labels_that_are_many(run: Config, monkeypatch, capsys):
+    monkeypatch.setattr("anit_ds.evaluation.labels._FEW", 1)
+    report = Path(run.out) / "eval" / "test.json"
+    anit(monkeypatch, "eval", run.out)
+    assert "labels" not in json.loads(report.read_text())
+    anit(monkeypatch, "eval", run.out, "--threshold", "positive=0.9")
+    assert "labels" in json.loads(report.read_text())
+
+
+def test_a_damaged_adapter_is_not_told_as_a_damaged_evaluation(run: Config, tmp_path: Path, monkeypatch, capsys):
+    with (Path(run.out) / "adapter" / "adapter_model.safetensors").open("ab") as file:
+        file.write(b"x")
+    (tmp_path / "texts.jsonl").write_text('{"text": "fine"}\n')
+    with pytest.raises(SystemExit) as exit:
+        anit(monkeypatch, "predict", run.out, "--input", tmp_path / "texts.jsonl")
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and "adapter_model.safetensors: damaged or edited" in said and "--split dev" not in said
 
 
 def test_a_gold_label_is_not_taken_for_an_answer(run: Config, tmp_path: Path, monkeypatch, capsys):
