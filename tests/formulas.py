@@ -43,6 +43,10 @@ class Step:
         b = self.batch
         return nrm_init(torch.zeros_like(self.e), scope, b.attended, self.seed, b.step, b.sample_ids, eps, beta)
 
+    def way(self, g: Tensor) -> Tensor:
+        """Where `anit` steps to; nowhere in a sample without a token in scope."""
+        return g.sign() if self.settings.step == "sign" else g / norm(g).clamp_min(1e-8)
+
     def on_ball(self, delta: Tensor) -> Tensor:
         eps, ball = self.settings.eps, self.settings.ball
         if ball != "frobenius":
@@ -137,15 +141,13 @@ class Anit:
             self.g = s.gradient(torch.zeros_like(s.e))
             return s.loss(s.e)
         assert self.g is not None
-        way = self.g.sign() if s.settings.step == "sign" else self.g / norm(self.g)
-        return s.settings.lambda_ * s.loss(s.e + s.on_ball(delta0(s) + s.settings.alpha * way))
+        return s.settings.lambda_ * s.loss(s.e + s.on_ball(delta0(s) + s.settings.alpha * s.way(self.g)))
 
 
 def anit(s: Step) -> Tensor:
     start = delta0(s)
     g = s.gradient(start if s.settings.gradient == "attack" else torch.zeros_like(start))
-    way = g.sign() if s.settings.step == "sign" else g / norm(g)
-    return s.clean_and_at(s.on_ball(start + s.settings.alpha * way))
+    return s.clean_and_at(s.on_ball(start + s.settings.alpha * s.way(g)))
 
 
 def formulas() -> dict[str, Callable[[Step], Tensor]]:

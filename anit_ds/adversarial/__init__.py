@@ -4,7 +4,7 @@ The trainer knows one thing: a method turns a batch into a loss that has been ba
 plain PyTorch loop:
 
     lm = PerturbableLM(model)
-    method = NRM(alpha=0.01 * embedding_scale(model, "element"), step="sign", start=0.0, ball="none", gradient="clean")
+    method = NRM(alpha=0.05 * embedding_scale(model), start=0.0, ball="none", gradient="clean")
     stats = method.backward(lm, Batch.from_labels(input_ids, attention_mask, labels, step=step))
 
 Names are imported when they are first asked for: reading a configuration needs `adversarial.rules`, and no torch.

@@ -35,13 +35,13 @@ def _rules(
 _BALL = ("eps", "eps_unit", "tokens", "attack_none")
 _NOISE = (*_BALL, "lambda_", "loss", "warmup", "ball", "start", "beta_scope", "beta", "passes")
 # `paper` is the published text, `authors` what their code ran, `ours` what the study chose by its rules
-# (docs/results.md): small signs of the clean gradient on a sample's text, an optimizer step for each loss, and raw
+# (docs/results.md): a small step along the clean gradient on a sample's text, an optimizer step for each loss, and raw
 # instructions. Where there is nothing to find an attack only teaches the model to say None sooner.
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"ball": "frobenius", "tokens": "prompt", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3},
     "authors": {"ball": "none", "tokens": "all", "eps": 1.0, "eps_unit": "absolute", "alpha": 1e-3, "beta": 0.0},
     "ours": {
-        "step": "sign", "alpha": 0.01, "eps": 0.3, "eps_unit": "element", "gradient": "clean", "start": 0.0,
+        "alpha": 0.05, "eps": 0.3, "eps_unit": "relative", "gradient": "clean", "start": 0.0,
         "ball": "none", "tokens": "text", "attack_none": False, "updates": "alternating",
     },
 }  # fmt: skip

@@ -107,7 +107,7 @@ class Grid(Section):
     methods: list[Annotated[MethodSpec, BeforeValidator(_as_method)]] = Field(min_length=1)
     """Names of methods, or {name: ..., and fields of a run's `method`}. Beside them: `label`, what tables call it;
     `set: {train.lr: 3e-4}`, other fields of the run; `epochs_factor: 2`, twice a data set's epochs;
-    `tune: {alpha: [0.003, 0.01]}`, values to try on dev, of which each data set gets the best; `stays: true`, see
+    `tune: {alpha: [0.02, 0.05]}`, values to try on dev, of which each data set gets the best; `stays: true`, see
     survivors."""
     noises: list[NoiseKind | Literal["auto"]] = Field(["auto"], min_length=1)
     """Noises of the training instructions. `auto` is what a run without noise.kind has: none for sft, and for anit with
@@ -141,7 +141,7 @@ EXAMPLE: dict[str, Any] = {
         "methods": [
             "sft",
             "noisy_sft",
-            {"name": "anit", "preset": "ours", "tune": {"alpha": [0.003, 0.01]}},
+            {"name": "anit", "preset": "ours", "tune": {"alpha": [0.02, 0.05]}},
             {"name": "pgd", "label": "pgd-3", "eps": 0.3, "eps_unit": "relative", "tune": {"alpha": [0.03, 0.1]}},
         ],
         "noises": ["replacement"],

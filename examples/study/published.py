@@ -23,7 +23,7 @@ SHORT = {
     "sft, four times the epochs": "`sft`, four times",
     "ours, joint updates": "`joint`",
     "ours": "`ours`",
-    "ours, along g": "`along g`",
+    "ours, signs": "`signs`",
     "ours, twice the epochs": "`ours`, twice",
 }
 """What the page calls an arm; others keep their label."""

@@ -41,12 +41,16 @@ def _perturbations(samples: Samples, width: int) -> Iterator[tuple[Tensor, Tenso
     eps = samples.eps if isinstance(samples.eps, Tensor) else torch.full_like(samples.beta, samples.eps)
     for i, sample_id in enumerate(samples.sample_ids.tolist()):
         tokens, scope = _scope(samples, i)
-        noise = uniforms(len(scope) * width, samples.seed, samples.step, sample_id, scope.device)
         count = torch.full_like(eps[i], max(len(tokens), 1) * width)
         # Tensor by tensor: PyTorch computes `number / tensor` as a reciprocal and a product, which rounds twice, and
         # delta0 is promised to the bit.
         scale = torch.full_like(count, INIT_SCALE) / count.sqrt() * eps[i] * (1.0 - samples.beta[i])
-        yield tokens, noise.view(len(scope), width)[scope].mul_(scale), eps[i]
+        if scale:
+            noise = uniforms(len(scope) * width, samples.seed, samples.step, sample_id, scope.device)
+            delta0 = noise.view(len(scope), width)[scope].mul_(scale)
+        else:  # no random start: drawing for nothing would be most of what a step costs here
+            delta0 = torch.zeros(len(tokens), width, device=scope.device)
+        yield tokens, delta0, eps[i]
 
 
 def _scope(samples: Samples, i: int) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ CASES: dict[str, dict[str, object]] = {
     "anit-no start": {**ANIT, "start": 0.0},
     "anit-sign": {**ANIT, "step": "sign", "alpha": 0.05, "eps": 0.3, "start": 0.3, "ball": "linf"},
     "anit-sign, frobenius": {**ANIT, "step": "sign"},
-    "anit-ours": {"preset": "ours", "updates": "joint", "alpha": 0.05, "lambda": LAMBDA, "eps_unit": "absolute"},
+    "anit-ours": {"preset": "ours", "updates": "joint", "alpha": ALPHA, "lambda": LAMBDA, "eps_unit": "absolute"},
     "anit-consistency": {**ANIT, "loss": "consistency"},
     "anit-consistency, sign": {**ANIT, "loss": "consistency", "step": "sign", "alpha": 0.1, "start": 0.0},
     "random-consistency": {"eps": EPS, "lambda": LAMBDA, "loss": "consistency"},

@@ -21,7 +21,7 @@ METHODS: dict[str, dict[str, object]] = {
     "freelb": {"eps": 1.0, "alpha": 0.4, "steps": 3, "init_norm": 2.0},
     "freeat": {"eps": 1.0, "alpha": 0.4, "steps": 2},
     "anit": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "ball": "frobenius"},
-    "anit-ours": {"preset": "ours", "alpha": 0.02, "eps_unit": "absolute"},
+    "anit-ours": {"preset": "ours", "alpha": 0.3, "eps_unit": "absolute"},
     "anit-alternating": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "clean",
                          "updates": "alternating", "ball": "frobenius"},
     "anit-switches": {**FULL_NRM, "eps": 1.0, "alpha": 0.02, "eps_unit": "absolute", "ball": "frobenius", "start": 0.3,

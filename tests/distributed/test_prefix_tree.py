@@ -20,7 +20,7 @@ METHODS = {
     "anit": ANIT,
     # Several backward passes a micro-batch, each with a gradient that the method reads.
     "anit-clean": {**FULL_NRM, "eps": 1.0, "alpha": 0.3, "eps_unit": "absolute", "gradient": "clean"},
-    "ours": {"name": "anit", "preset": "ours", "alpha": 0.02, "eps_unit": "absolute"},
+    "ours": {"name": "anit", "preset": "ours", "alpha": 0.3, "eps_unit": "absolute"},
     "fgm": {"name": "fgm", "eps": 0.3, "tokens": "instruction"},
     "pgd": {"name": "pgd", "eps": 1.0, "alpha": 0.3, "steps": 2, "tokens": "instruction"},
     "freelb": {"name": "freelb", "eps": 1.0, "alpha": 0.3, "steps": 3, "init_norm": 0.5, "tokens": "instruction"},
