@@ -370,7 +370,7 @@ def test_what_is_committed_of_a_study_is_still_its_own(study: str):
 
 
 def test_a_screen_reads_dev_alone_draws_each_step_and_goes_on_with_the_best(write, monkeypatch: pytest.MonkeyPatch):
-    step = {"name": "anit", "eps_unit": "absolute", "ball": "linf"}
+    step = {"name": "anit", "step": "sign", "eps_unit": "absolute", "ball": "linf"}
     methods = [{"name": "sft", "stays": True}]
     methods += [{**step, "label": "small", "alpha": 0.1}, {**step, "label": "large", "alpha": 1.0}]
     file = write(
