@@ -88,18 +88,21 @@ class Layout:
 
 @lru_cache(maxsize=8)
 def _visible(layout: Layout, window: int | None, device: torch.device) -> Tensor:
-    seen = torch.zeros(layout.tokens, sum(layout.all_lengths), dtype=torch.bool)
-    start = 0
-    for number, length in enumerate(layout.lengths):
-        chain = (*layout.chain(number), len(layout.kept) + number)
-        mask = banded(length, sum(layout.all_lengths[j] for j in chain), window, torch.device("cpu"))
-        at = 0
-        for run in chain:
-            first, end = layout.places[run]
-            seen[start : start + length, first:end] = mask[:, at : at + end - first]
-            at += end - first
-        start += length
-    return seen.to(device)
+    """Put together on the device from a few numbers a token: a mask made by the host would be waited for in each pass."""
+    kept, lengths = len(layout.kept), layout.all_lengths
+    chained = [[False] * len(lengths) for _ in layout.lengths]
+    shift = [0] * len(lengths)  # from a token's place in [kept; row] to its place in its sample
+    for number in range(len(layout.lengths)):
+        depth = 0
+        for run in (*layout.chain(number), kept + number):
+            chained[number][run], shift[run] = True, depth - layout.places[run][0]
+            depth += lengths[run]
+    run_of = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    place_of = torch.arange(len(run_of)) + torch.tensor(shift)[run_of]
+    runs, places, sees = (t.to(device, non_blocking=True) for t in (run_of, place_of, torch.tensor(chained)))
+    queries = slice(len(runs) - layout.tokens, None)
+    seen = sees[runs[queries] - kept][:, runs] & (places <= places[queries, None])
+    return seen if window is None else seen & (places > places[queries, None] - window)
 
 
 def banded(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:

@@ -200,6 +200,11 @@ def test_one_masked_product_sees_what_the_merged_blocks_see():
             q, k, v, attn_mask=layout.visible(None, q.device), scale=0.3, enable_gqa=True
         )
         assert torch.allclose(merged_attention(q, k, v, layout, 0.3), masked.transpose(1, 2), atol=1e-6)
+        narrow = layout.visible(3, q.device)
+        assert (
+            torch.equal(narrow.sum(1), (row.positions + 1).clamp(max=3))
+            and (narrow <= layout.visible(None, q.device)).all()
+        )
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
