@@ -124,7 +124,7 @@ def _context(launcher: str | None) -> Any:
     if torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anit_ds.training"])
+    context.set_forkserver_preload(["anit_ds.commands.entry", "anit_ds.training"])  # in the order of `anit train`
     return context
 
 
