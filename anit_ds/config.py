@@ -92,6 +92,8 @@ class Columns(Section):
             raise ValueError("label: names no column")
         if self.separator is not None and not isinstance(self.label, str):
             raise ValueError("separator: is for labels in one column, which `label` names")
+        if self.entities is not None and not isinstance(self.text, str):
+            raise ValueError("entities: their places are in the text of one column, so `text` must name one")
         return self
 
 

@@ -12,12 +12,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anit_ds.data.examples import Sample
+from anit_ds.data.examples import Sample, hash_of_id
 from anit_ds.data.instructions import Instructions, Version
 from anit_ds.data.mixture import portions
 from anit_ds.data.noise import NoisySet, build_noisy_set, estimate_embedding, opposites_for, read_noisy_set
@@ -121,6 +122,9 @@ class RunData:
                 for note in noisy.manifest["notes"]:
                     logger.info("%s: %s", portion.dataset, note)
             sets.append(DataSet(portion.dataset, recipe.instructions, recipe.version, noisy, portion.weight))
+        if epoch == 0:
+            for note in _texts_across(sets):
+                logger.warning(note)
         return cls(sets)
 
     @classmethod
@@ -173,6 +177,20 @@ class RunData:
                 drawn = np.random.default_rng([seed, epoch, number]).permutation(size)
                 samples += [list(train[i * views : (i + 1) * views]) for i in sorted(drawn[: round(part * size)])]
         return samples
+
+
+def _texts_across(sets: Sequence[DataSet]) -> list[str]:
+    """What to say of texts of one set's dev and test on which a mixture trains in another set."""
+    if len(sets) < 2:
+        return []
+    trained = {s.name: {hash_of_id(sample.text, 8) for sample in s.split("train")} for s in sets}
+    notes = []
+    for asked, split in product(sets, ("dev", "test")):
+        texts = [hash_of_id(sample.text, 8) for sample in asked.split(split)]
+        for other in sets:
+            if other is not asked and (both := sum(text in trained[other.name] for text in texts)):
+                notes.append(f"{asked.name}: {both} of {len(texts)} texts of {split} stand in the train of {other.name}")
+    return notes
 
 
 def _stored_identities(config: Config, folder: Path) -> dict[str, str]:

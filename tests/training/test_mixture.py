@@ -72,3 +72,12 @@ def test_weights_say_how_often_a_set_is_drawn(mixture: Config):
     samples = [sample for (sample,) in RunData.load(mixture, None).train_samples(seed=1, epoch=0)]
     drawn = [s.dataset for s in samples]
     assert drawn.count("movie-reviews") == 4 and drawn.count("14lap") == 12
+
+
+def test_texts_of_one_set_on_which_another_trains_are_told(mixture: Config, caplog: pytest.LogCaptureFixture):
+    RunData.load(mixture, None)
+    assert "stand in" not in caplog.text.replace("stand in train too", "")
+    with (Path(mixture.data.mix[0].path or "") / "test.jsonl").open("a") as reviews:
+        reviews.write(json.dumps({"text": "The screen 1 is great .", "label": "positive"}) + "\n")
+    RunData.load(mixture, None)
+    assert "movie-reviews: 1 of 9 texts of test stand in the train of 14lap" in caplog.text

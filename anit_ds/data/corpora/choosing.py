@@ -1,7 +1,7 @@
 """Which examples are used: a carved split, a few-shot fraction, a maximum.
 
-Every choice is by the hash of (seed, id), so it does not depend on the order of a file, and a smaller choice is
-contained in a larger one.
+Every choice is by the hash of (seed, id), so where examples have ids of their own it does not depend on the order of a
+file, and a smaller choice is contained in a larger one.
 """
 
 from __future__ import annotations
@@ -38,31 +38,47 @@ WHOLE = Cut()
 
 
 def carve_missing(
-    splits: Splits, group_of: Callable[[str], str], seed: int, dataset: str, *, stratify: bool = False
+    splits: Splits,
+    group_of: Callable[[str], str],
+    seed: int,
+    dataset: str,
+    *,
+    stratify: bool = False,
+    same_texts_together: bool = False,
 ) -> dict[str, str]:
     """Carve a dev or test split that is not there from train; returns for each carved one what was done, in words.
 
-    Examples of one group stay together; with `stratify` (then a group is an example) the share is taken of each label's
-    examples. Raises InputError where train is too small for it.
+    Examples of one group stay together, and those of one text where that is asked for; with `stratify` the share is
+    taken of each label's groups, by their first example. Raises InputError where train is too small for it.
     """
     said = {}
+    first: dict[bytes, str] = {}
+
+    def group(example: Example) -> str:
+        own = group_of(example.id)
+        return first.setdefault(hash_of_id(example.text, 8), own) if same_texts_together else own
+
     for split in ("test", "dev"):
         if split in splits.examples:
             continue
         whole = splits.examples["train"]
         strata: dict[object, dict[str, None]] = defaultdict(dict)
+        seen: set[str] = set()
         for example in whole:
-            strata[example.items if stratify else None][group_of(example.id)] = None
+            if (of := group(example)) not in seen:
+                seen.add(of)
+                strata[example.items if stratify else None][of] = None
         groups = sum(map(len, strata.values()))
         size = max(1, round(CARVED_SHARE * groups))
         if size >= groups:
             told = "".join(f"; {note}" for note in splits.notes)
-            raise InputError(f"{dataset}: {groups} training examples are too few to carve a {split} split{told}")
+            what = "different texts" if same_texts_together else "training examples"
+            raise InputError(f"{dataset}: {groups} {what} are too few to carve a {split} split{told}")
         sizes = _shares([len(ids) for ids in strata.values()], size)
         chosen_ids = (chosen(list(ids), n, seed, purpose=split) for ids, n in zip(strata.values(), sizes, strict=True))
         carved = set(chain.from_iterable(chosen_ids))
-        splits.examples[split] = collected(example for example in whole if group_of(example.id) in carved)
-        splits.examples["train"] = collected(example for example in whole if group_of(example.id) not in carved)
+        splits.examples[split] = collected(example for example in whole if group(example) in carved)
+        splits.examples["train"] = collected(example for example in whole if group(example) not in carved)
         by_label = " of each label" if stratify else ""
         said[split] = f"seeded {CARVED_SHARE:.0%} of train{by_label}, {len(splits.examples[split])} examples"
     return said

@@ -152,4 +152,4 @@ def _entities(text: str, value: Any) -> tuple[Item, ...]:
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             raise Broken(f"the entity {shown(entity)} lies outside of its text, which has {len(text)} characters")
         found.append((start, end, label))
-    return tuple((label.strip(), text[start:end]) for start, end, label in sorted(found))
+    return tuple((label.strip(), text[start:end]) for start, end, label in sorted(set(found)))

@@ -54,8 +54,8 @@ def load_corpus(
     """Read `dataset` from a folder with its usual file names, from one file that all splits are carved from, from the
     Hugging Face hub (`owner/name` or `owner/name:config`), or from a folder of Parquet files in the hub's columns.
 
-    A missing dev split is a seeded 10% of train, by label for classification, and so is a missing test split. Where the
-    test split is there without labels, as in GLUE, dev becomes the test. `task` says what the items of a `jsonl` set
+    A missing dev split is a seeded 10% of train, by label for classification, and so is a missing test split; in data of
+    the user's own equal texts stay together then. Where the test split is there without labels, as in GLUE, dev becomes the test. `task` says what the items of a `jsonl` set
     must look like, `known` which labels they may have, `cut` how much of the set is used. With `own`, the columns of a
     table of the user's, `dataset` is the name that the user gives it.
 
@@ -74,7 +74,9 @@ def load_corpus(
         notes.append(f"{faults.skipped} broken lines left out, such as {faults.first[0]}")
     notes += [f"{count} {what} left out" for what, count in faults.left_out.items()]
     stratify = task == "classification"
-    carved = carve_missing(splits, info.group_of, seed, dataset, stratify=stratify)
+    carved = carve_missing(
+        splits, info.group_of, seed, dataset, stratify=stratify, same_texts_together=info.task is None
+    )
     whole = splits.examples
     train = thin(whole["train"], seed, cut.fraction, cut.max_train, stratify=stratify)
     dev, test = thin(whole["dev"], seed, at_most=cut.max_dev), thin(whole["test"], seed, at_most=cut.max_test)

@@ -41,8 +41,8 @@ class Adapter:
 def hub_splits(
     dataset: str, info: DatasetInfo, path: str, task: str | None
 ) -> dict[str, Callable[[Faults], Iterator[Row]] | None]:
-    """For each split that is there, a function that streams its rows, for a task; None for one whose labels are all -1
-    (GLUE's test).
+    """For each split that is there, a function that streams its rows, for a task; None for one of a set known by name
+    whose labels are -1 (GLUE's test).
 
     Raises InputError when the set cannot be loaded, has no train split, or has columns that this data set's adapter
     does not know.
@@ -53,7 +53,7 @@ def hub_splits(
         stream = next((loaded[name] for name in names if name in loaded), None)
         if stream is not None:
             own = info.row and Adapter(info.row(task))
-            unlabelled = _is_unlabelled(sound(stream.take(1), path, split))
+            unlabelled = own is None and _is_unlabelled(sound(stream.take(1), path, split))
             splits[split] = None if unlabelled else _reader(dataset, own, path, split, stream)
     if splits.get("train") is None:
         raise InputError(f"data.path: {path} has no train split with labels, only {', '.join(loaded)}")

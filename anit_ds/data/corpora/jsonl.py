@@ -30,7 +30,7 @@ def object_row(fields: object) -> Row:
     id = fields.get("id")
     if not isinstance(id, str | int | None) or isinstance(id, bool):
         raise Broken(f'"id" is {shown(id)}, neither a string nor a whole number')
-    return Row(text, _items(fields), None if id is None else str(id))
+    return Row(text, _items(fields), None if id is None or id == "" else str(id))
 
 
 def _items(fields: Mapping[str, object]) -> tuple[Item, ...]:

@@ -32,7 +32,7 @@ class Splits:
 def read_splits(dataset: str, info: DatasetInfo, path: str, faults: Faults) -> Splits:
     """The splits that are there; train always is. Raises InputError where it is not, or a split is empty."""
     splits = Splits()
-    if is_hub_path(path):
+    if is_hub_path(path) and not _lies_in_files(info, Path(path)):
         found = hub_splits(dataset, info, path, faults.task)
         if "test" in found and found["test"] is None and found.get("dev") is not None:
             splits.notes.append("test: carries no labels, so the validation split is the test")
@@ -67,6 +67,12 @@ def _files(dataset: str, info: DatasetInfo, path: Path, notes: list[str]) -> dic
     return {split: paths for split, paths in found.items() if paths}
 
 
+def _lies_in_files(info: DatasetInfo, path: Path) -> bool:
+    """Whether a folder with Parquet files has splits in other files too, which nothing would stream."""
+    found = (file for split in SPLITS for file in _matches(path, info.files[split])) if path.is_dir() else ()
+    return any(file.suffix.lower() != ".parquet" for file in found)
+
+
 def _matches(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """The files of the first pattern that matches any, sorted; upper and lower case count as one in a file's name."""
     names = [(path.name.lower(), path) for path in sorted(folder.iterdir())]
@@ -87,8 +93,11 @@ def _of_one_language(paths: list[Path], notes: list[str]) -> list[Path]:
 
 
 def _examples(rows: Iterable[Row], source: str, prefix: str) -> Iterator[Example]:
-    seen = set()
+    seen: set[int] = set()
     for number, row in enumerate(rows):
+        if number and bool(seen) is (row.id is None):
+            place = f"example {number + 1} {'has one' if row.id is not None else 'has none'}"
+            raise InputError(f"{source}: give all examples of a split an id, or none of them; {place}")
         id = f"{prefix}/{number if row.id is None else row.id}"
         if row.id is not None:
             key = sample_key(id)  # eight bytes, where an id may be a long text

@@ -87,12 +87,14 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _parquet_files(folder: Path) -> dict[str, list[str]]:
-    """For each name of a split the files whose names begin with it: train.parquet, train-00000-of-00001.parquet."""
+    """For each name of a split its files: train.parquet alone where there is one, else all that begin with the name, as
+    train-00000-of-00001.parquet does and values.parquet does not."""
     names = sorted((name for split in NAMES.values() for name in split), key=len, reverse=True)
     files: dict[str, list[str]] = {}
     for path in sorted(map(str, folder.rglob("*.parquet"))):
-        if name := next((name for name in names if Path(path).name.lower().startswith(name)), None):
+        if name := next((name for name in names if re.match(rf"{name}(?![a-z])", Path(path).name.lower())), None):
             files.setdefault(name, []).append(path)
     if not files:
         raise InputError(f"data.path: no Parquet file in {folder} has a name that begins with train, dev or test")
-    return files
+    whole = {name: [path for path in of if Path(path).name.lower() == f"{name}.parquet"] for name, of in files.items()}
+    return {name: whole[name] or of for name, of in files.items()}

@@ -63,7 +63,10 @@ class Instructions(BaseModel):
             if self.task != "classification" and is_none(words):
                 raise ValueError(f"labels: {shown(raw)} is called {shown(words)}, which says that there is nothing")
             if fold(words) in said:
-                raise ValueError(f"labels: {shown(raw)} and {said[fold(words)]} are both called {shown(words)}")
+                raise ValueError(
+                    f"labels: {shown(raw)} and {said[fold(words)]} are both called {shown(words)}, apart from case and "
+                    "blanks; give them other words, or where they are one label make them one in the data"
+                )
             said[fold(words)] = shown(raw)
         return self
 

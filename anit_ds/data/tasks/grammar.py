@@ -114,7 +114,7 @@ class SpanGrammar(Grammar):
     """Items of known labels and spans of the text.
 
     A span is a part of the text that begins and ends where a word does, and no item is stated more often than the
-    rarest of its spans occurs. Words are cut at ASCII letters and digits only, so that scripts without blanks are free.
+    most frequent of its spans occurs: two of one screen's mentions may share the one word that is said of them. Words are cut at ASCII letters and digits only, so that scripts without blanks are free.
     """
 
     def __init__(self, task: SetTask, text: str, words: Mapping[str, str]) -> None:
@@ -125,7 +125,7 @@ class SpanGrammar(Grammar):
         self._labels = {escape(said, task.label_separators): raw for raw, said in words.items()}
 
     def _may_stand(self, items: Sequence[Item]) -> bool:
-        return all(count <= min(self._text.count(span) for span in item[1:]) for item, count in Counter(items).items())
+        return all(count <= max(self._text.count(span) for span in item[1:]) for item, count in Counter(items).items())
 
     def _item(self, body: str) -> Item | None:
         head, *rest = split_unescaped(body, ":", at_most=1)

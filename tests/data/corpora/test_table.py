@@ -78,9 +78,10 @@ def test_a_tsv_has_no_quotation_marks_and_a_folder_has_splits(tmp_path: Path) ->
 def test_entities_by_their_places(tmp_path: Path) -> None:
     text = "Ada met Bo in Bern"
     objects = [{"start": 14, "end": 18, "label": "LOC"}, {"start": 0, "end": 3, "label": "PER"}]
-    rows = [{"t": text, "spans": objects}, {"t": text, "spans": [[8, 10, "PER"]]}, {"t": text, "spans": []}]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
-    separated(tmp_path / "b.csv", ",", [{**row, "spans": json.dumps(row["spans"])} for row in rows * 4])
+    said = [objects, [[8, 10, "PER"], [8, 10, "PER"]], []]
+    rows = [{"t": f"{text} {number}", "spans": spans} for number in range(4) for spans in said]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    separated(tmp_path / "b.csv", ",", [{**row, "spans": json.dumps(row["spans"])} for row in rows])
     columns = Columns(text="t", entities="spans")
     for file in ("a.jsonl", "b.csv"):
         corpus = load_corpus("own", tmp_path / file, task="ner", own=columns)
@@ -88,8 +89,14 @@ def test_entities_by_their_places(tmp_path: Path) -> None:
         assert items == {(("PER", "Ada"), ("LOC", "Bern")), (("PER", "Bo"),), ()}
 
 
+def test_entities_lie_in_the_text_of_one_column() -> None:
+    with pytest.raises(ValueError, match="entities: their places are in the text of one column"):
+        Columns(text=("title", "body"), entities="spans")
+
+
 def test_labels_of_any_kind(tmp_path: Path) -> None:
-    rows = [{"text": "a", "label": value} for value in (1, 1.0, True, " high ", "010", "null")] * 3
+    values = (1, 1.0, True, " high ", "010", "null")
+    rows = [{"text": f"{value} {number}", "label": value} for number in range(3) for value in values]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = load_corpus("own", tmp_path / "a.jsonl", own=Columns())
     assert labels_of(corpus) == ("010", "1", "high", "null", "true")
@@ -170,3 +177,43 @@ def test_a_header_that_cannot_be_read_is_never_left_out(tmp_path: Path):
     (tmp_path / "own.csv").write_bytes("Stra\u00dfe,label\nsome text,a\n".encode("latin-1") * 20)
     with pytest.raises(InputError, match=r"own.csv:1: the first line is not UTF-8 .*save the file as UTF-8"):
         load_corpus("own", tmp_path / "own.csv", own=Columns(text="some text", label="a"), on_error="skip")
+
+
+def test_equal_texts_are_never_carved_apart(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number % 60}", "label": "ab"[number % 2]} for number in range(180)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = load_corpus("own", tmp_path / "a.jsonl", task="classification", own=Columns())
+    parts = [{example.text for example in split} for split in (corpus.train, corpus.dev, corpus.test)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 60 and all(parts)
+    assert sum(map(len, (corpus.train, corpus.dev, corpus.test))) == 180 and not any("too" in n for n in corpus.notes)
+
+
+def test_a_folder_of_several_formats_has_all_its_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for name, size in (("train", 40), ("train_old", 30), ("values", 20)):
+        rows = [{"text": f"{name} {number}", "label": "ab"[number % 2]} for number in range(size)]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"{name}.parquet"))
+    streamed = load_corpus("own", tmp_path, own=Columns())
+    assert sum(map(len, (streamed.train, streamed.dev, streamed.test))) == 40
+    for name, size in (("dev", 5), ("test", 6)):
+        separated(tmp_path / f"{name}.csv", ",", [{"text": f"{name} {n}", "label": "a"} for n in range(size)])
+    corpus = load_corpus("own", tmp_path, own=Columns())
+    assert tuple(map(len, (corpus.train, corpus.dev, corpus.test))) == (40, 5, 6)
+
+
+def test_a_label_of_minus_one_is_a_label(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for split, size in (("train", 40), ("test", 6)):
+        rows = [{"text": f"{split} {number}", "label": number % 3 - 1} for number in range(size)]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"{split}.parquet"))
+    corpus = load_corpus("own", tmp_path, own=Columns())
+    assert len(corpus.test) == 6 and labels_of(corpus) == ("-1", "0", "1")
+
+
+def test_examples_have_ids_or_are_counted(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "a", "key": f"k{number}" if number < 9 else ""} for number in range(12)]
+    separated(tmp_path / "a.csv", ",", rows)
+    with pytest.raises(InputError, match="give all examples of a split an id, or none of them; example 10 has none"):
+        load_corpus("own", tmp_path / "a.csv", own=Columns(id="key"))
+    separated(tmp_path / "a.csv", ",", [{**row, "key": ""} for row in rows])
+    assert load_corpus("own", tmp_path / "a.csv", own=Columns(id="key")).train[0].id.startswith("own/train/")
