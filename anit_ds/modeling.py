@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -23,10 +22,8 @@ from torch import nn
 
 from anit_ds.config import Config, LoraConfig, ModelConfig
 from anit_ds.errors import InputError, first_line, nearest, shown
-from anit_ds.files import read_json
+from anit_ds.files import checkpoint_hash, read_json
 from anit_ds.sealed import read_sealed_folder
-
-_SAMPLES, _SAMPLE = 64, 4096  # of a weight file what `base_fingerprint` reads: so many places, so many bytes at each
 
 # The names the YAML has for peft.LoraConfig's fields; all other fields keep their own.
 _LORA_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
@@ -97,25 +94,14 @@ def chat_template(config: ModelConfig) -> tuple[str, str, int] | None:
 
 
 def base_fingerprint(config: ModelConfig) -> str | None:
-    """One hash of a checkpoint: its configuration, and its weight files' sizes with samples of what they hold (reading
-    a large model whole takes minutes). None where its files are not on this machine."""
+    """The `checkpoint_hash` of the base model. None where its files are not on this machine."""
     folder = Path(config.name_or_path)
     if not folder.is_dir():
         cached = try_to_load_from_cache(config.name_or_path, "config.json", revision=config.revision)
         if not isinstance(cached, str):
             return None
         folder = Path(cached).parent
-    digest = sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        if not file.is_file():
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as opened:
-            for place in range(_SAMPLES):
-                opened.seek(place * size // _SAMPLES)
-                digest.update(opened.read(_SAMPLE))
-    return digest.hexdigest()
+    return checkpoint_hash(folder)
 
 
 def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:

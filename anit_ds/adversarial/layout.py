@@ -88,7 +88,7 @@ class Layout:
 
 @lru_cache(maxsize=8)
 def _visible(layout: Layout, window: int | None, device: torch.device) -> Tensor:
-    """Put together on the device from a few numbers a token: a mask made by the host would be waited for in each pass."""
+    """Put together on the device from a few numbers a token: a mask of the host would be waited for in each pass."""
     kept, lengths = len(layout.kept), layout.all_lengths
     chained = [[False] * len(lengths) for _ in layout.lengths]
     shift = [0] * len(lengths)  # from a token's place in [kept; row] to its place in its sample

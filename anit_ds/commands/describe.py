@@ -122,6 +122,7 @@ def describe_evaluation(name: str, report: dict[str, Any]) -> str:
             f"recall {r['recall']:.4f}  unparsed answers {r['parse_failures']:.1%}  n {r['n']}"
         )
         lines += [f"  {r['cut']} answers were cut off at their limit"] if r["cut"] else []
+        lines += [f"  {r['text_cut']} texts lost their end to data.max_length"] if r.get("text_cut") else []
         lines += _describe_labels(r["labels"]) if r.get("labels") else []
         lines += _describe_multilabel(r) if r.get("task") == "multilabel" else []
         lines += _describe_nothing(r["nothing"], r["micro_f1"]) if r.get("nothing") else []

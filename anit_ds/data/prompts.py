@@ -119,11 +119,18 @@ class PromptEncoder:
         self.left_out: set[int] = set()
         self._plain = PlainText(tokenizer)
         self._template = timeless(tokenizer.chat_template) if style == "chat" else None
+        self._blank = " " if style == "plain" and self._needs_blank() else ""
 
     @classmethod
     def of(cls, config: Config, tokenizer: Any) -> PromptEncoder:
         """The encoder that a run's configuration asks for."""
         return cls(tokenizer, style=config.prompt.style, order=config.prompt.order, max_length=config.data.max_length)
+
+    def _needs_blank(self) -> bool:
+        """Whether " a" is what stands behind a prompt's colon in "Answer: a". Not where a tokenizer puts a blank of its own
+        before any text (Mistral's, Phi-3's): with a second one an answer would begin with an empty word."""
+        whole, bare, spaced = (list(of.ids) for of in self._plain.tokens(["Answer: a", "a", " a"]))
+        return whole[-len(spaced) :] == spaced or whole[-len(bare) :] != bare
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
         """Prompt and answer of training samples, at most max_length tokens together.
@@ -156,8 +163,7 @@ class PromptEncoder:
 
     def encode_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Answers as the model is to say them behind a prompt, ended by EOS."""
-        space = " " if self.style == "plain" else ""
-        return [[*of.ids, self.tokenizer.eos_token_id] for of in self._plain.tokens([space + a for a in answers])]
+        return [[*of.ids, self.tokenizer.eos_token_id] for of in self._plain.tokens([self._blank + a for a in answers])]
 
     def _encode_answered(self, samples: list[Sample]) -> Iterator[Encoded]:
         answers = self.encode_answers([sample.answer for sample in samples])

@@ -189,7 +189,8 @@ def _texts_across(sets: Sequence[DataSet]) -> list[str]:
         texts = [hash_of_id(sample.text, 8) for sample in asked.split(split)]
         for other in sets:
             if other is not asked and (both := sum(text in trained[other.name] for text in texts)):
-                notes.append(f"{asked.name}: {both} of {len(texts)} texts of {split} stand in the train of {other.name}")
+                where = f"stand in the train of {other.name}"
+                notes.append(f"{asked.name}: {both} of {len(texts)} texts of {split} {where}")
     return notes
 
 

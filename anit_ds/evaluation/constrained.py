@@ -65,8 +65,8 @@ class Constraint:
     def __init__(self, grammar: Grammar, tokenizer: Any, bytes_of: Bytes, stops: frozenset[int]) -> None:
         self.grammar, self._tokenizer, self._bytes, self._stops = grammar, tokenizer, bytes_of, stops
 
-    def choose(self, tokens: list[int], logits: Tensor) -> tuple[int, float]:
-        """The most probable token that may follow `tokens`, and its log-probability among all. logits [V] float32.
+    def choose(self, tokens: list[int], logits: Tensor) -> int:
+        """The most probable token that may follow `tokens`. logits [V] float32.
 
         Where none may, the answer ends: what is valid of it is kept by `Grammar.whole_part`.
         """
@@ -74,9 +74,8 @@ class Constraint:
         for size in (_FIRST, len(logits)):
             for token in logits.topk(min(size, len(logits))).indices.tolist():
                 if self._may_follow(tokens, said, token):
-                    return token, float(logits[token] - logits.logsumexp(0))
-        stop = min(self._stops)
-        return stop, float(logits[stop] - logits.logsumexp(0))
+                    return token
+        return min(self._stops)
 
     def _may_follow(self, tokens: list[int], said: str, token: int) -> bool:
         if token in self._stops:

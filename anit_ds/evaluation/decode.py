@@ -192,18 +192,19 @@ class _Share:
 
     def _take_tokens(self, live: Sequence[int], logits: Tensor) -> None:
         """The most probable token of each row that goes on. logits [B, V]"""
-        logits = logits.float()
+        own = logits = logits.float()
         if self.penalty != 1.0:
+            logits = logits.clone()
             for i, row in zip(live, logits, strict=True):
                 said = torch.tensor(self.questions[i].prompt + self.replies[i].tokens, device=row.device)
                 row[said] = torch.where(row[said] < 0, row[said] * self.penalty, row[said] / self.penalty)
-        for i, token, row in zip(live, logits.argmax(-1).tolist(), logits, strict=True):
+        for i, token, row, unbent in zip(live, logits.argmax(-1).tolist(), logits, own, strict=True):
             reply = self.replies[i]
             if reply.tokens and self._is_finished(i):
                 continue
             if (constraint := self.constraints.get(i)) is not None:
-                token, score = constraint.choose(reply.tokens, row)
-                reply.token_scores.append(score)
+                token = constraint.choose(reply.tokens, row)
+                reply.token_scores.append(float(unbent[token] - unbent.logsumexp(0)))
             reply.tokens.append(token)
 
     def _take_scores(self, new: Sequence[int], scores: Sequence[list[float]]) -> None:

@@ -74,7 +74,9 @@ class Evaluator(Answerer):
     ) -> Evaluation:
         started = time.perf_counter()
         samples = self.samples(data_set, split, noise)
+        self.encoder.cut.pop("", None)
         asked, gold = self.questions(data_set, samples)
+        text_cut = len(self.encoder.cut[""])
         if constrained:
             asked = [self._constrained(q, data_set, sample) for q, sample in zip(asked, samples, strict=True)]
         bar = f"{split} {data_set.name}" if progress else None
@@ -92,6 +94,7 @@ class Evaluator(Answerer):
         report = {
             **result.to_dict(),
             "cut": sum(reply.cut for reply in replies),
+            "text_cut": text_cut,
             **likelihood,
             **beside,
             "dataset": data_set.name,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from anit_ds.config import Config
 from anit_ds.data.examples import Sample, sample_key
@@ -215,3 +216,15 @@ def test_the_encoder_of_a_configuration(make_config: Callable[..., Config]) -> N
     samples = [SAMPLE, replace(SAMPLE, text="many words " * 40)]
     same = PromptEncoder(made, style="chat", order="instruction_last", max_length=230)
     assert PromptEncoder.of(config, made).encode(samples) == same.encode(samples)
+
+
+def test_an_answer_begins_as_it_would_behind_the_prompt() -> None:
+    """Mistral's and Phi-3's tokenizers put a blank before any text; most leave texts as they are."""
+    blank = "▁"
+    pieces = [blank, "a", "A", "n", "s", "w", "e", "r", ":", f"{blank}a", "an", f"{blank}an", "<eos>"]
+    merges = [(blank, "a"), ("a", "n"), (f"{blank}a", "n")]
+    own = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, merges))
+    own.normalizer = normalizers.Sequence([normalizers.Prepend(blank), normalizers.Replace(" ", blank)])
+    made = PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<eos>")
+    assert made.convert_ids_to_tokens(PromptEncoder(made).encode_answers(["an"])[0]) == [f"{blank}an", "<eos>"]
+    assert made.tokenize("Answer: an")[-1] == f"{blank}an"

@@ -54,10 +54,11 @@ def load_corpus(
     """Read `dataset` from a folder with its usual file names, from one file that all splits are carved from, from the
     Hugging Face hub (`owner/name` or `owner/name:config`), or from a folder of Parquet files in the hub's columns.
 
-    A missing dev split is a seeded 10% of train, by label for classification, and so is a missing test split; in data of
-    the user's own equal texts stay together then. Where the test split is there without labels, as in GLUE, dev becomes the test. `task` says what the items of a `jsonl` set
-    must look like, `known` which labels they may have, `cut` how much of the set is used. With `own`, the columns of a
-    table of the user's, `dataset` is the name that the user gives it.
+    A missing dev split is a seeded 10% of train, by label for classification, and so is a missing test split; in data
+    of the user's own equal texts stay together then. Where the test split is there without labels, as in GLUE, dev
+    becomes the test. `task` says what the items of a `jsonl` set must look like, `known` which labels they may have,
+    `cut` how much of the set is used. With `own`, the columns of a table of the user's, `dataset` is the name that the
+    user gives it.
 
     Raises InputError: no such data set, no such files, a broken line (unless `on_error` is "skip"), an empty split,
     a label that is not known.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from anit_ds.data.distortion.cache import EmbeddingCache, Vector
 from anit_ds.data.distortion.embedders import Embedder, LocalEmbedder, ServiceEmbedder
 from anit_ds.errors import ServiceError, shown
-from anit_ds.files import user_cache
+from anit_ds.files import checkpoint_hash, user_cache
 
 if TYPE_CHECKING:
     from anit_ds.config import DistortionConfig
@@ -50,7 +50,11 @@ class LmDistortion:
 
     def __init__(self, config: DistortionConfig) -> None:
         self._config = config
-        name = f"local {config.model}" if config.local else f"service {config.base_url or 'openai'} {config.model}"
+        if config.local:  # a folder is known by what is in it: another project's may have the same name
+            folder = Path(config.model)
+            name = f"local {checkpoint_hash(folder) if folder.is_dir() else config.model}"
+        else:
+            name = f"service {config.base_url or 'openai'} {config.model}"
         path = Path(config.cache) if config.cache else user_cache() / "embeddings.sqlite"
         self._cache = EmbeddingCache(path, name)
 

@@ -114,7 +114,8 @@ class SpanGrammar(Grammar):
     """Items of known labels and spans of the text.
 
     A span is a part of the text that begins and ends where a word does, and no item is stated more often than the
-    most frequent of its spans occurs: two of one screen's mentions may share the one word that is said of them. Words are cut at ASCII letters and digits only, so that scripts without blanks are free.
+    most frequent of its spans occurs: two mentions of a screen may share the one word that is said of them. Words are
+    cut at ASCII letters and digits only, so that scripts without blanks are free.
     """
 
     def __init__(self, task: SetTask, text: str, words: Mapping[str, str]) -> None:

@@ -24,6 +24,7 @@ from anit_ds.data.examples import Example
 from anit_ds.data.instructions import load_instructions
 from anit_ds.data.noise import NoisySet, Recipe, build_noisy_set, estimate_embedding
 from anit_ds.errors import InputError, ServiceError
+from anit_ds.tiny import save_tiny
 
 sys.path.insert(0, str(Path(__file__).parent))
 from embedding_server import EmbeddingServer, hashing_embedder  # noqa: E402
@@ -189,3 +190,14 @@ def test_service_and_local_model_agree(tmp_path: Path) -> None:
         remote = build(config(served, tmp_path, timeout=60.0), size=20)
     assert build(local, size=20).beta == pytest.approx(remote.beta, abs=1e-4)
     assert 0.02 < remote.beta < 0.9
+
+
+def test_another_model_in_the_same_folder_is_asked_anew(tmp_path: Path) -> None:
+    where = DistortionConfig(kind="lme", local=True, model=str(tmp_path / "emb"), cache=str(tmp_path / "kept.sqlite"))
+    save_tiny(where.model)
+    first = LmDistortion(where).distances(PAIRS)
+    assert LmDistortion(where).estimate(text for pair in PAIRS for text in pair).texts == 5
+    assert LmDistortion(where).estimate(text for pair in PAIRS for text in pair).calls == 0
+    save_tiny(where.model, seed=1)
+    assert LmDistortion(where).estimate(text for pair in PAIRS for text in pair).cached == 0
+    assert LmDistortion(where).distances(PAIRS) != first
