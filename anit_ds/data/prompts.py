@@ -127,8 +127,8 @@ class PromptEncoder:
         return cls(tokenizer, style=config.prompt.style, order=config.prompt.order, max_length=config.data.max_length)
 
     def _needs_blank(self) -> bool:
-        """Whether " a" is what stands behind a prompt's colon in "Answer: a". Not where a tokenizer puts a blank of its own
-        before any text (Mistral's, Phi-3's): with a second one an answer would begin with an empty word."""
+        """Whether " a" is what stands behind a prompt's colon in "Answer: a". Not where a tokenizer puts a blank of its
+        own before any text (Mistral's, Phi-3's): with a second one an answer would begin with an empty word."""
         whole, bare, spaced = (list(of.ids) for of in self._plain.tokens(["Answer: a", "a", " a"]))
         return whole[-len(spaced) :] == spaced or whole[-len(bare) :] != bare
 
