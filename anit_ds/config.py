@@ -320,7 +320,15 @@ class MethodConfig(Section):
                 reads = ", ".join(sorted(k.rstrip("_") for k in rules.reads))
                 raise ValueError(f"{name} does not use {key!r}; it reads {reads}")
         preset = raw.get("preset", "ours")
-        filled = {**(rules.presets.get(preset, {}) if isinstance(preset, str) else {}), **raw}
+        fills = rules.presets.get(preset, {}) if isinstance(preset, str) else {}
+        filled = {**fills, **raw}
+        # The preset's alpha is a whole text's length in its unit: as a step of each element it would drown the text.
+        for key, own, said in (("step", "frobenius", ("alpha", "eps_unit")), ("eps_unit", "relative", ("alpha",))):
+            if preset == "ours" and fills and raw.get(key, own) != own and not set(said) <= raw.keys():
+                raise ValueError(
+                    f"{key}: {shown(raw[key])} changes what the preset's alpha means, so give {' and '.join(said)} too; "
+                    "signs were measured with step: sign, alpha: 0.01, eps_unit: element"
+                )
         if "updates" not in raw and filled.get("gradient") != "clean":
             filled.pop("updates", None)  # a preset's alternating updates go with its gradient
         return filled
@@ -384,7 +392,7 @@ class TrainConfig(Section):
     epochs: float = Field(3.0, gt=0, le=_MANY)
     """Passes over the training samples."""
     max_steps: int | None = Field(None, ge=1, le=1 << 40)
-    """Stop after this many optimizer steps; the schedule ends there."""
+    """Optimizer steps of the run, in place of `epochs`, fewer or more; the schedule ends there."""
     global_batch: int = Field(32, ge=1, le=_MANY)
     """Samples an optimizer step over all ranks, which share them as evenly as they go."""
     micro_batch: int = Field(4, ge=1, le=_MANY)

@@ -150,9 +150,14 @@ def _places(config: CompareConfig, datasets: Sequence[DataSpec] | None = None) -
     return itertools.starmap(_Place, axes)
 
 
+def _settings(spec: MethodSpec, dataset: str, chosen: Chosen) -> dict[str, Any]:
+    """What trials chose; the first of them until they have: a method may have no sound setting but those it tries."""
+    return chosen.get((spec.label, dataset)) or (spec.trials()[0] if spec.tune else {})
+
+
 def _grid_cells(config: CompareConfig, chosen: Chosen) -> Iterator[Cell]:
     for place, spec in itertools.product(_places(config), config.grid.methods):
-        yield _cell(config, place, spec, chosen.get((spec.label, place.data.name), {}))
+        yield _cell(config, place, spec, _settings(spec, place.data.name, chosen))
 
 
 def _transfer_cells(config: CompareConfig, chosen: Chosen) -> Iterator[Cell]:
@@ -162,7 +167,7 @@ def _transfer_cells(config: CompareConfig, chosen: Chosen) -> Iterator[Cell]:
         _places(config, config.grid.datasets[:1]), config.transfers, config.grid.methods
     ):
         first = replace(place, data=by_name[transfer.source], fraction=1.0)
-        source = _cell(config, first, arm, chosen.get((arm.label, transfer.source), {}))
+        source = _cell(config, first, arm, _settings(arm, transfer.source, chosen))
         yield source
         then = replace(place, data=by_name[transfer.target])
         several = len(config.grid.noises) > 1 and source.config.noise.kind != "none"

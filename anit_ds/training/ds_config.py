@@ -97,6 +97,11 @@ def _refuse_combinations(source: str, result: dict[str, Any], config: Config, dt
                 f"{source}: ZeRO stage 3 leaves each rank a part of every weight, and lora.{field} begins from whole "
                 f"ones; use stage 2, or leave lora.{field} out"
             )
+    if result.get("torch_autocast", {}).get("enabled"):
+        raise InputError(
+            f"{source}: torch_autocast computes in another dtype than model.dtype, {dtype_name(dtype)}; remove it from "
+            "the JSON"
+        )
     # Off, these let a gradient with a NaN in it into the weights.
     for part, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
         if part in result and result[part].get(key) is False:

@@ -232,6 +232,7 @@ def test_what_is_trained_beside_lora_comes_back(make_config: MakeConfig, monkeyp
         ({"train_micro_batch_size_per_gpu": 3}, "train_micro_batch_size_per_gpu is 3, but the run's YAML says 8"),
         ({"optimizer": {"type": "Adam"}}, "optimizer is decided by the run's YAML"),
         ({"bf16": {"enabled": True}}, "bf16.enabled is true, but model.dtype is float32"),
+        ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "torch_autocast computes in another dtype"),
         ({"gradient_clipping": 0.3}, "gradient_clipping is 0.3, but the run's YAML says 1.0"),
     ],
 )
