@@ -191,7 +191,9 @@ class PerturbableLM:
 
         `start` as in `input_gradient`. What is backpropagated is weight * (sum of the answer losses) / batch.mean_over;
         `last` as in `backward`. Returns (e [B, T, D], g [B, T, D], each sample's summed loss [S], a scalar that g is
-        multiplied by): beside weight / mean_over an engine scales by accumulation and, in float16, for range.
+        multiplied by). What weight, mean_over, accumulation and float16's loss scale make of the summed loss's g is taken
+        back to within a power of two: that changes no bit of its direction, and a clamp of ||g|| means the same in a
+        batch of any size.
         """
         point = AttackPoint(start)
         scale: list[Tensor] = []
@@ -200,7 +202,8 @@ class PerturbableLM:
         total.register_hook(scale.append)
         self.backward(weight * total / batch.mean_over, last=last)
         assert point.x.grad is not None
-        return point.e, point.x.grad, losses, scale[0]
+        back = torch.ldexp(torch.ones_like(scale[0]), -torch.frexp(scale[0]).exponent) * self.attack_scale(point.x)
+        return point.e, point.x.grad * back, losses, scale[0] * back
 
     def _trained_through(self) -> Any:
         """What a training pass calls."""

@@ -273,6 +273,15 @@ def test_a_sign_step_has_the_statistics_of_a_frobenius_step(ball: str, packed: b
     assert torch.allclose(sign.grad_norm, frobenius.grad_norm, rtol=1e-5)
 
 
+@pytest.mark.parametrize("gradient", ["attack", "clean"])
+def test_a_step_has_its_length_in_a_batch_of_any_size(gradient: str):
+    """||g|| is clamped at 1e-8, and is that of the summed loss: not of its share in a mean over very many tokens."""
+    nrm = NRM(alpha=0.1, start=0.0, ball="none", gradient=gradient)
+    for tokens in (6.0, 1e9):
+        _, stats = gradients_after(nrm, replace(ragged_batch(), denominator=tokens))
+        assert stats["nrm/delta1_norm"] == pytest.approx(0.1) and stats["nrm/grad_norm"] > 1e-3
+
+
 @pytest.mark.parametrize("step", ["frobenius", "sign"])
 def test_a_gradient_that_is_not_finite_is_counted_and_the_rest_goes_on(step: str):
     model, batch = lora_model(), ragged_batch()
