@@ -5,7 +5,8 @@ A checkpoint is a folder step-000200/ with
     weights.safetensors     the trainable weights, float32 masters, gathered
     optimizer.safetensors   AdamW's two moments, gathered
     adapter/ or model/      the best weights so far, where dev has chosen them
-    state.json              step, best dev score, beta, ... and the SHA-256 of all files, its own content included
+    state.json              step, best dev score, beta, float16's loss scale, ... and the SHA-256 of all files, its own
+                            content included
 
 It takes its place when complete, so it is whole or absent (see `replacing_folder`). Everything else a run needs
 (schedule, sampler, dropout masks, delta0) is a function of the configuration and the step, and has no state to save.
@@ -154,6 +155,8 @@ def load_checkpoint(engine: Any, path: Path, *, configurations: Collection[str |
     load_weights(engine, weights, masters=True)
     if moments:
         _load_moments(engine, moments, state["optimizer_steps"])
+    for name, value in state.get("loss_scale", {}).items():
+        setattr(engine.optimizer.loss_scaler, name, value)
     return state
 
 
@@ -192,6 +195,14 @@ def optimizer_steps(engine: Any) -> int:
     """How many updates AdamW has made (fewer than the steps where float16 skipped some)."""
     states = list(_base_optimizer(engine).state.values())
     return int(states[0]["step"]) if states and "step" in states[0] else 0
+
+
+def loss_scale(engine: Any) -> dict[str, float]:
+    """Where float16's search for its scale stands, the same on every rank; empty where there is none."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if not getattr(scaler, "dynamic", False):
+        return {}
+    return {name: getattr(scaler, name) for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")}
 
 
 def _gather_moments(engine: Any) -> dict[str, Tensor]:

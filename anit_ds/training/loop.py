@@ -46,6 +46,7 @@ from anit_ds.training.checkpoint import (
     latest_good,
     load_checkpoint,
     load_weights,
+    loss_scale,
     optimizer_steps,
     prune,
     restore_best,
@@ -345,6 +346,7 @@ class Trainer:
         state = {
             "step": self.step,
             "optimizer_steps": optimizer_steps(self.lm.engine),
+            "loss_scale": loss_scale(self.lm.engine),
             "best": vars(self.scores.best),
             "before": self.before,
             "dev_due": self.dev_due,

@@ -56,3 +56,19 @@ def test_losses_are_finite_and_a_resume_is_exact(make_config: Callable[..., Conf
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) >= 6 and all(math.isfinite(line["loss/clean"]) for line in lines if "loss/clean" in line)
     assert_a_resume_is_exact(config, last="step-000006")
+
+
+def test_a_resume_goes_on_with_the_scale_that_was_found(make_config: Callable[..., Config]) -> None:
+    """From a scale at which gradients overflow: a resume that began with it anew would throw its first steps away."""
+    config = make_config(
+        **{
+            "model.dtype": "float16",
+            "deepspeed": {"zero_optimization": {"stage": 1}, "fp16": {"initial_scale_power": 22, "hysteresis": 1}},
+            "method": {"name": "anit", "preset": "ours"},
+            "train.epochs": 4,
+            "eval.test": False,
+        }
+    )
+    summary = train(config)
+    assert summary is not None and 0 < summary["scaler_skips"] < 12
+    assert_a_resume_is_exact(config, last=f"step-{summary['steps']:06d}")
