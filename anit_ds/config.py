@@ -326,8 +326,8 @@ class MethodConfig(Section):
         for key, own, said in (("step", "frobenius", ("alpha", "eps_unit")), ("eps_unit", "relative", ("alpha",))):
             if preset == "ours" and fills and raw.get(key, own) != own and not set(said) <= raw.keys():
                 raise ValueError(
-                    f"{key}: {shown(raw[key])} changes what the preset's alpha means, so give {' and '.join(said)} too; "
-                    "signs were measured with step: sign, alpha: 0.01, eps_unit: element"
+                    f"{key}: {shown(raw[key])} changes what the preset's alpha means, so give {' and '.join(said)} "
+                    "too; signs were measured with step: sign, alpha: 0.01, eps_unit: element"
                 )
         if "updates" not in raw and filled.get("gradient") != "clean":
             filled.pop("updates", None)  # a preset's alternating updates go with its gradient

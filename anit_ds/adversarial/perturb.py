@@ -191,9 +191,9 @@ class PerturbableLM:
 
         `start` as in `input_gradient`. What is backpropagated is weight * (sum of the answer losses) / batch.mean_over;
         `last` as in `backward`. Returns (e [B, T, D], g [B, T, D], each sample's summed loss [S], a scalar that g is
-        multiplied by). What weight, mean_over, accumulation and float16's loss scale make of the summed loss's g is taken
-        back to within a power of two: that changes no bit of its direction, and a clamp of ||g|| means the same in a
-        batch of any size.
+        multiplied by). What weight, mean_over, accumulation and float16's loss scale make of the summed loss's g is
+        taken back to within a power of two: that changes no bit of its direction, and a clamp of ||g|| means the same
+        in a batch of any size.
         """
         point = AttackPoint(start)
         scale: list[Tensor] = []

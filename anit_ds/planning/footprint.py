@@ -197,6 +197,9 @@ class _FakeRun:
             with ExitStack() as inside:
                 for context in (shapes_only(), torch.random.fork_rng(devices=[]), self._mode, ledger):
                     inside.enter_context(context)
+                for parameter in self._lm.module.parameters():
+                    if parameter.requires_grad:
+                        inside.callback(parameter.register_post_accumulate_grad_hook(ledger.leave_out_gradient).remove)
                 before = ledger.alive
                 carried = 0
                 for now, after in order:
@@ -211,11 +214,10 @@ class _FakeRun:
                 f"model.name_or_path: {self.config.model.name_or_path!r} computes what depends on the values of a "
                 f"tensor ({error}); a step of it cannot be counted without them"
             ) from error
-        gradients = self._forget_gradients()
-        peaks = {name: max(0, peak - gradients * (name == "training")) for name, peak in ledger.peaks.items()}
+        self._forget_gradients()
         first_visits, *others = counted
         return Footprint(
-            peaks,
+            dict(ledger.peaks),
             first=first_visits,
             last=others[0] if ahead else (),
             weights=self.weights,
@@ -224,19 +226,17 @@ class _FakeRun:
             carried=carried,
         )
 
-    def _forget_gradients(self) -> int:
-        """As an optimizer step does; the bytes they had."""
-        size = 0
+    def _forget_gradients(self) -> None:
+        """As an optimizer step does."""
         for parameter in self._lm.module.parameters():
-            size += 0 if parameter.grad is None else parameter.grad.nbytes
             parameter.grad = None
-        return size
 
 
 class _Ledger(TorchDispatchMode):
     """Of what is dispatched inside: bytes that are alive, their peak in each pass, and the weights that are visited.
 
-    The model's own tensors were there before, and views of them are nothing new.
+    The model's own tensors were there before, and views of them are nothing new. A parameter's gradient is left out from
+    the moment it is one: how much of it a rank keeps, and how long, is ZeRO's affair.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -245,7 +245,12 @@ class _Ledger(TorchDispatchMode):
         self.alive, self._pass = 0, "training"
         self._units = {p.untyped_storage()._cdata: unit for unit, p in _by_unit(model)}
         self._storages = {*self._units, *(b.untyped_storage()._cdata for b in model.buffers())}
+        self._sizes: dict[int, int] = {}  # of the storages that count
         self._visits: list[Visit] = []
+
+    def leave_out_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self.alive -= self._sizes.pop(parameter.grad.untyped_storage()._cdata, 0)
 
     def as_attack(self, call: Callable[..., T]) -> Callable[..., T]:
         """`call`, whose operations count as those of an attack's pass."""
@@ -287,13 +292,14 @@ class _Ledger(TorchDispatchMode):
         if key in self._storages:
             return
         self._storages.add(key)
+        self._sizes[key] = size
         self.alive += size
         self.peaks[self._pass] = max(self.peaks[self._pass], self.alive)
-        weakref.finalize(storage, self._died, key, size)
+        weakref.finalize(storage, self._died, key)
 
-    def _died(self, key: int, size: int) -> None:
+    def _died(self, key: int) -> None:
         self._storages.discard(key)
-        self.alive -= size
+        self.alive -= self._sizes.pop(key, 0)
 
 
 def _by_unit(model: nn.Module) -> Iterator[tuple[Unit, nn.Parameter]]:

@@ -19,7 +19,7 @@ from anit_ds.errors import InputError
 from anit_ds.planning.footprint import EMBEDDINGS, LAYER, Footprint, Weights, footprint
 from anit_ds.planning.simulation import GB, Cluster, Step, play
 from anit_ds.planning.workload import Workload
-from anit_ds.training.auto_schedule import candidates, cheapest
+from anit_ds.training.auto_schedule import candidates, cheapest, no_tree_for
 from anit_ds.training.batching import Split
 from anit_ds.training.ds_config import REDUCE_BUCKET, read_deepspeed_json, zero_stage
 
@@ -97,7 +97,9 @@ class Forecaster:
         split = _split(config, cluster)
         step = [self.workload.micro_batch(config, split.samples * config.noise.rows)]
         counted = candidates(config, step * split.micro_batches, sharded=zero_stage(settings) == 3, on_gpu=True)
-        possible = set(self.schedules(config, cluster)) - ({"prefix_tree"} if config.lora_dropout > 0 else set())
+        possible = set(self.schedules(config, cluster))
+        if no_tree_for(config, settings, head_is_trained=config.lora is None):
+            possible.discard("prefix_tree")
         chosen = cheapest([c for c in counted if c.schedule in possible], nodes=cluster.nodes)
         return _changed(config, {"method": {"schedule": chosen}})
 
@@ -157,15 +159,16 @@ def _holds(
     states = (_ADAM if config.train.optimizer == "adamw" else 0) + (_FLOAT32 if dtype.itemsize < 4 or stage > 0 else 0)
     # From stage 2 on a gradient goes into its partition as soon as it is there, a layer or the embeddings at a time.
     passing = min(trained, max(weights.of(LAYER), weights.of(EMBEDDINGS))) if stage >= 2 else trained
-    offloaded = bool(zero.get("offload_optimizer"))
+    place = (zero.get("offload_param") or {}).get("device", "none")
+    away = stage == 3 and place != "none"  # the weights are in main memory, but for those that are gathered
     parts = {
-        "frozen weights": (weights.frozen - weights.quantised) * size / (ranks if stage == 3 else 1),
+        "frozen weights": 0 if away else (weights.frozen - weights.quantised) * size / (ranks if stage == 3 else 1),
         "weights in 4 bits": weights.quantised * _bytes_in_4bit(config.model),
         "a layer in full": weights.largest_quantised * size,
-        "gathered layers": _live(weights, zero) * size if stage == 3 and ranks > 1 else 0,
-        "trained weights": trained * size / (ranks if stage == 3 else 1),
+        "gathered layers": _live(weights, zero) * size if stage == 3 and (ranks > 1 or away) else 0,
+        "trained weights": 0 if away else trained * size / (ranks if stage == 3 else 1),
         "gradients": passing * size + trained * _FLOAT32 / (ranks if stage >= 2 else 1),
-        "optimizer": 0 if offloaded else trained * states / (ranks if stage >= 1 else 1),
+        "optimizer": 0 if zero.get("offload_optimizer") else trained * states / (ranks if stage >= 1 else 1),
         "ZeRO's buckets": 2 * min(int(zero.get("reduce_bucket_size", REDUCE_BUCKET)), trained) * size if stage else 0,
         "activations": counted.peak(micro_batches),
     }

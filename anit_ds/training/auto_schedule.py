@@ -7,7 +7,7 @@ counts as much as the tokens that could be computed while it crosses the network
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,15 +116,22 @@ def _has_clean_rows(method: MethodConfig) -> bool:
     return method.name in ("sft", "noisy_sft", "random") or (method.name == "anit" and method.gradient == "attack")
 
 
+def no_tree_for(config: Config, ds_config: Mapping[str, Any], *, head_is_trained: bool) -> str | None:
+    """Why `auto` takes no prefix tree, as far as it shows without a model's weights."""
+    if config.lora_dropout > 0:
+        return "lora.dropout > 0 would share its masks between samples"
+    if head_is_trained and ds_config.get("zero_optimization", {}).get("offload_optimizer"):
+        return "the language-model head is trained under an offloaded optimizer"
+    return None
+
+
 def _refusal(schedule: str, config: Config, model: nn.Module, ds_config: dict[str, Any]) -> str | None:
     """Why the model cannot be trained in a schedule, as far as it shows before there is an engine."""
     if schedule == "prefix_tree":
-        if config.lora_dropout > 0:
-            return "lora.dropout > 0 would share its masks between samples"
         head = model.get_output_embeddings()  # type: ignore[operator]
-        offloaded = ds_config.get("zero_optimization", {}).get("offload_optimizer")
-        if offloaded and any(p.requires_grad for p in head.parameters()):
-            return "the language-model head is trained under an offloaded optimizer"
+        trained = any(p.requires_grad for p in head.parameters())
+        if why := no_tree_for(config, ds_config, head_is_trained=trained):
+            return why
     try:
         if schedule == "prefix_tree":
             SegmentAttention(model, trees=True, asked_by="method.schedule: prefix_tree").remove()

@@ -86,6 +86,21 @@ def test_every_weight_that_is_trained_is_held(shallow_folder: Path, make_config:
     assert holds["trained weights"] == 4 * size and holds["optimizer"] == 12 * size
 
 
+def test_activations_are_counted_beside_every_weights_gradient(deep_folder: Path, make_config: Callable[..., Config]):
+    """What a layer keeps for its backward pass does not shrink because that pass makes gradients."""
+    sft = {"method": {"name": "sft"}, "model.name_or_path": str(deep_folder)}
+    configs = [make_config(**sft, **given) for given in ({"lora": None}, {"lora.targets": ["q_proj"]})]
+    few = Workload([made_up(0, 64)]).micro_batch(configs[0], 1)
+    every, adapters = (footprint(config, few, torch.float32).peak(1) for config in configs)
+    assert adapters < every < 3 * adapters
+
+
+def test_weights_in_main_memory_are_not_on_the_gpu(deep_folder: Path, make_config: Callable[..., Config]):
+    zero = {"stage": 3, "stage3_max_live_parameters": 0, "offload_param": {"device": "cpu"}}
+    holds = _holds(make_config(deepspeed={"zero_optimization": zero}, **{"model.name_or_path": str(deep_folder)}))
+    assert "frozen weights" not in holds and "trained weights" not in holds and holds["gathered layers"] > 0
+
+
 def test_weights_in_4_bits_are_those_that_are_held(deep_folder: Path, make_config: Callable[..., Config]):
     sft = {"method": {"name": "noisy_sft"}, "model.name_or_path": str(deep_folder)}
     config = make_config(**sft, **{"model.load_in_4bit": True, "lora.targets": ["q_proj"]})
