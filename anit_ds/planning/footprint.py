@@ -235,8 +235,8 @@ class _FakeRun:
 class _Ledger(TorchDispatchMode):
     """Of what is dispatched inside: bytes that are alive, their peak in each pass, and the weights that are visited.
 
-    The model's own tensors were there before, and views of them are nothing new. A parameter's gradient is left out from
-    the moment it is one: how much of it a rank keeps, and how long, is ZeRO's affair.
+    The model's own tensors were there before, and views of them are nothing new. A parameter's gradient is left out
+    from the moment it is one: how much of it a rank keeps, and how long, is ZeRO's affair.
     """
 
     def __init__(self, model: nn.Module) -> None:

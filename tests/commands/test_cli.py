@@ -77,7 +77,7 @@ def line_of(file: Path, text: str) -> int:
         ({"noise.kind": "shufle"}, "noise.kind: input should be 'none', 'truncation', 'shuffle'"),
         ({"method": {"name": "anitt"}}, "no method is called 'anitt'"),
         ({"method": {"name": "fgsm", "alpha": 3.0}}, "fgsm does not use 'alpha'; it reads attack_none, eps, eps_unit"),
-        ({"method": {"step": "sign", "alpha": 0.05}}, "changes what the preset's alpha means, so give alpha and eps_unit"),
+        ({"method": {"step": "sign", "alpha": 0.05}}, "changes what the preset's alpha means, so give alpha and eps_"),
         ({"method": {"eps_unit": "element"}}, "changes what the preset's alpha means, so give alpha too"),
         ({"modle": {}}, "modle: unknown key; did you mean model?"),
         ({"train.learning_rate": 1e-4}, "train.learning_rate: unknown key; it is called train.lr here"),
