@@ -86,8 +86,9 @@ def test_what_init_writes_trains_in_half_precision_too(anit: Anit, tiny_folder: 
 
 
 def test_entities_with_offsets(anit: Anit, tiny_folder: Path):
-    row = {"text": "Ada met Bo", "entities": [{"start": 0, "end": 3, "label": "PER"}]}
-    Path("people.jsonl").write_text((json.dumps(row) + "\n") * 30)
+    entities = [{"start": 0, "end": 3, "label": "PER"}]
+    rows = [{"text": f"Ada met Bo {number}", "entities": entities} for number in range(30)]
+    Path("people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "30 rows of ner" in anit(
         "init", ".", "--data", "people.jsonl", "--model", tiny_folder, "--without-opposites"
     )
