@@ -155,8 +155,9 @@ def load_checkpoint(engine: Any, path: Path, *, configurations: Collection[str |
     load_weights(engine, weights, masters=True)
     if moments:
         _load_moments(engine, moments, state["optimizer_steps"])
-    for name, value in state.get("loss_scale", {}).items():
-        setattr(engine.optimizer.loss_scaler, name, value)
+    if loss_scale(engine):  # a fixed one is the JSON's
+        for name, value in state.get("loss_scale", {}).items():
+            setattr(engine.optimizer.loss_scaler, name, value)
     return state
 
 
